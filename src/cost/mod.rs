@@ -1,0 +1,98 @@
+//! What a kernel is predicted to take on a target: the roofline model plus a launch.
+//!
+//! `time = max(bytes / bandwidth, operations / rate) + launch`, with a small share of the bytes added so that ties
+//! break towards moving less (a plain maximum leaves plateaus a search cannot see across).
+
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::hint::nearest;
+use crate::lower::{BufferId, Kernel, Program};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+
+/// A device's rates, from one of the files in `src/cost/targets/`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Target {
+    pub name: String,
+    pub device: String,
+    pub bandwidth_gb_s: f64,
+    pub launch_us: f64,
+    /// Scalar instructions of generated kernels per second, in 10^9.
+    pub scalar_gflops: f64,
+    /// Dense product rates by operand format, in 10^12 per second; formats not listed are not multiplied.
+    pub product_tflops: BTreeMap<Format, f64>,
+}
+
+const FILES: [&str; 4] =
+    [include_str!("targets/cpu.toml"), include_str!("targets/sm_70.toml"), include_str!("targets/sm_80.toml"), include_str!("targets/sm_90.toml")];
+
+/// Seconds per byte added to break ties, as a share of the bandwidth term.
+const TIE: f64 = 0.02;
+
+impl Target {
+    /// All built-in targets.
+    pub fn all() -> Vec<Target> {
+        FILES.iter().map(|f| toml::from_str(f).expect("built-in profiles parse")).collect()
+    }
+
+    pub fn named(name: &str) -> Result<Target> {
+        let all = Target::all();
+        if let Some(t) = all.iter().find(|t| t.name == name) {
+            return Ok(t.clone());
+        }
+        let names: Vec<&str> = all.iter().map(|t| t.name.as_str()).collect();
+        let hint = nearest(name, names.iter().copied()).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+        Err(Error::Request(format!("unknown target `{name}`; targets are {}{hint}", names.join(", "))))
+    }
+
+    pub fn multiplies(&self, format: Format) -> bool {
+        self.product_tflops.contains_key(&format)
+    }
+
+    /// Refuses a format the target has no matrix units for, naming those that do.
+    pub fn require(&self, format: Format) -> Result<()> {
+        if self.multiplies(format) {
+            return Ok(());
+        }
+        let able: Vec<String> = Target::all().into_iter().filter(|t| t.multiplies(format)).map(|t| t.name).collect();
+        let who = if able.is_empty() { "no target has it".to_owned() } else { format!("these targets have it: {}", able.join(", ")) };
+        Err(Error::Request(format!("{} ({}) does not multiply {format}; {who}", self.name, self.device)))
+    }
+
+    /// Predicted time of a program: its kernels, and a launch for each group.
+    pub fn estimate_program(&self, program: &Program) -> Estimate {
+        let mut total = Estimate { seconds: program.launches.len() as f64 * self.launch_us * 1e-6, bytes: 0 };
+        for kernel in &program.kernels {
+            total += self.estimate(kernel, |b| program.buffers[b].ty.format);
+        }
+        total
+    }
+
+    /// Predicted time of one kernel, without its launch.
+    pub fn estimate(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> Estimate {
+        let bytes = kernel.bytes(format_of);
+        let (scalar, matrix) = kernel.operations();
+        let product_rate = match kernel {
+            Kernel::Gemm(g) => self.product_tflops.get(&g.format).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12,
+            Kernel::Loop(_) => f64::INFINITY,
+        };
+        let memory = bytes as f64 / (self.bandwidth_gb_s * 1e9);
+        let compute = scalar / (self.scalar_gflops * 1e9) + matrix / product_rate;
+        Estimate { seconds: memory.max(compute) + TIE * memory, bytes }
+    }
+}
+
+/// Predicted seconds and bytes moved.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    pub seconds: f64,
+    pub bytes: usize,
+}
+
+impl std::ops::AddAssign for Estimate {
+    fn add_assign(&mut self, other: Estimate) {
+        self.seconds += other.seconds;
+        self.bytes += other.bytes;
+    }
+}

@@ -1,0 +1,345 @@
+//! Number formats: one table, and correctly rounded conversion for all of them.
+//!
+//! Nothing else in the crate knows bit counts. Every conversion rounds to nearest, ties to even
+//! (IEEE 754-2019 §4.3.1). The two fp8 formats follow *FP8 Formats for Deep Learning*
+//! (Micikevicius et al., 2022): `f8e4m3` has no infinity and one NaN code per sign, `f8e5m2` is
+//! a small IEEE format.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+/// A format a tensor can have in memory, or a product can multiply in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    F64,
+    F32,
+    /// f32 in memory, 10 mantissa bits inside a tensor core.
+    Tf32,
+    F16,
+    Bf16,
+    F8E4M3,
+    F8E5M2,
+    I8,
+    I64,
+    I32,
+    U8,
+    Bool,
+}
+
+/// What a value above the largest finite number becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overflow {
+    /// The largest finite number of the same sign.
+    Saturate,
+    /// Infinity, or NaN in a format without infinity (ONNX `Cast` with `saturate=0`).
+    Ieee,
+}
+
+/// The parameters of a binary floating-point format.
+#[derive(Clone, Copy, Debug)]
+pub struct FloatSpec {
+    pub exponent_bits: u32,
+    pub mantissa_bits: u32,
+    pub bias: i32,
+    /// Largest finite magnitude.
+    pub max: f64,
+    /// `f8e4m3` spends the all-ones exponent on numbers and keeps only one NaN code per sign.
+    pub has_infinity: bool,
+}
+
+impl FloatSpec {
+    /// Smallest positive normal number, 2^(1 − bias).
+    pub fn min_normal(&self) -> f64 {
+        2f64.powi(1 - self.bias)
+    }
+    /// Smallest positive number, 2^(1 − bias − mantissa bits).
+    pub fn min_subnormal(&self) -> f64 {
+        2f64.powi(1 - self.bias - self.mantissa_bits as i32)
+    }
+    /// Unit roundoff: the largest relative error of rounding a normal number, 2^−(mantissa bits + 1).
+    pub fn unit_roundoff(&self) -> f64 {
+        2f64.powi(-(self.mantissa_bits as i32) - 1)
+    }
+}
+
+use Format::*;
+
+impl Format {
+    pub const ALL: [Format; 12] = [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I64, I32, U8, Bool];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            F64 => "f64",
+            F32 => "f32",
+            Tf32 => "tf32",
+            F16 => "f16",
+            Bf16 => "bf16",
+            F8E4M3 => "f8e4m3",
+            F8E5M2 => "f8e5m2",
+            I8 => "i8",
+            I64 => "i64",
+            I32 => "i32",
+            U8 => "u8",
+            Bool => "bool",
+        }
+    }
+
+    /// Bytes one element takes in memory.
+    pub fn bytes(self) -> usize {
+        match self {
+            F64 | I64 => 8,
+            F32 | Tf32 | I32 => 4,
+            F16 | Bf16 => 2,
+            F8E4M3 | F8E5M2 | I8 | U8 | Bool => 1,
+        }
+    }
+
+    /// The floating-point parameters, or `None` for integers and booleans.
+    pub fn float(self) -> Option<FloatSpec> {
+        let spec = |e, m, max, inf| {
+            Some(FloatSpec { exponent_bits: e, mantissa_bits: m, bias: (1 << (e - 1)) - 1, max, has_infinity: inf })
+        };
+        match self {
+            F64 => spec(11, 52, f64::MAX, true),
+            F32 => spec(8, 23, f32::MAX as f64, true),
+            Tf32 => spec(8, 10, 3.401162134214653e38, true),
+            F16 => spec(5, 10, 65504.0, true),
+            Bf16 => spec(8, 7, 3.3895313892515355e38, true),
+            F8E4M3 => spec(4, 3, 448.0, false),
+            F8E5M2 => spec(5, 2, 57344.0, true),
+            I8 | I64 | I32 | U8 | Bool => None,
+        }
+    }
+
+    pub fn is_float(self) -> bool {
+        self.float().is_some()
+    }
+
+    /// Narrower than f32 in memory: the formats a precision plan saves bytes with.
+    pub fn is_low(self) -> bool {
+        self.is_float() && self.bytes() < 4
+    }
+
+    /// Rounds `x` to the nearest number of this format, ties to even. Integers truncate towards zero
+    /// and saturate; booleans are `x != 0`.
+    pub fn round(self, x: f64, overflow: Overflow) -> f64 {
+        match self {
+            F64 => x,
+            F32 => x as f32 as f64,
+            I8 => x as i8 as f64,
+            I64 => x as i64 as f64,
+            I32 => x as i32 as f64,
+            U8 => x as u8 as f64,
+            Bool => (x != 0.0) as u8 as f64,
+            Tf32 | F16 | Bf16 | F8E4M3 | F8E5M2 => self.float().map_or(x, |s| round_float(s, x, overflow)),
+        }
+    }
+
+    /// The bit pattern of `x` rounded to this format, in the low bits. Floating-point formats of at most 16 bits.
+    pub fn encode(self, x: f64, overflow: Overflow) -> u16 {
+        let spec = self.float().expect("encode takes a floating-point format");
+        assert!(self.bytes() <= 2, "encode takes a format of at most 16 bits");
+        let sign = (x.is_sign_negative() as u16) << (spec.exponent_bits + spec.mantissa_bits);
+        let (m, e_ones) = (spec.mantissa_bits, (1u16 << spec.exponent_bits) - 1);
+        let y = round_float(spec, x, overflow).abs();
+        let bits = if y.is_nan() {
+            // The quiet NaN: top mantissa bit set, or all ones where only that code is a NaN.
+            if spec.has_infinity { (e_ones << m) | 1 << (m - 1) } else { (e_ones << m) | ((1 << m) - 1) }
+        } else if y.is_infinite() {
+            e_ones << m
+        } else if y < spec.min_normal() {
+            (y / spec.min_subnormal()) as u16
+        } else {
+            let e = exponent(y);
+            let fraction = y / 2f64.powi(e) - 1.0;
+            (((e + spec.bias) as u16) << m) | (fraction * f64::from(1u32 << m)) as u16
+        };
+        sign | bits
+    }
+
+    /// The number a bit pattern stands for. Floating-point formats of at most 16 bits.
+    pub fn decode(self, bits: u16) -> f64 {
+        let spec = self.float().expect("decode takes a floating-point format");
+        let m = spec.mantissa_bits;
+        let e_ones = (1u16 << spec.exponent_bits) - 1;
+        let sign = if bits >> (spec.exponent_bits + m) & 1 == 1 { -1.0 } else { 1.0 };
+        let (e, fraction) = ((bits >> m) & e_ones, bits & ((1 << m) - 1));
+        let special = e == e_ones && (spec.has_infinity || fraction == (1 << m) - 1);
+        sign * match (special, e) {
+            (true, _) if spec.has_infinity && fraction == 0 => f64::INFINITY,
+            (true, _) => f64::NAN,
+            (false, 0) => f64::from(fraction) * spec.min_subnormal(),
+            (false, _) => (1.0 + f64::from(fraction) / f64::from(1u32 << m)) * 2f64.powi(e as i32 - spec.bias),
+        }
+    }
+}
+
+/// Floor of log2 of a positive finite number, exact (`log2` rounds up just below powers of two).
+fn exponent(x: f64) -> i32 {
+    let biased = (x.to_bits() >> 52 & 0x7ff) as i32;
+    if biased == 0 { (x * 2f64.powi(64)).to_bits().wrapping_shr(52) as i32 - 1023 - 64 } else { biased - 1023 }
+}
+
+/// Rounds to a grid of spacing 2^(e − mantissa bits): exact scaling, one rounding, exact scaling back.
+fn round_float(spec: FloatSpec, x: f64, overflow: Overflow) -> f64 {
+    if x.is_nan() || x == 0.0 {
+        return x;
+    }
+    let over = |sign: f64| match overflow {
+        Overflow::Saturate => spec.max.copysign(sign),
+        Overflow::Ieee if spec.has_infinity => f64::INFINITY.copysign(sign),
+        Overflow::Ieee => f64::NAN.copysign(sign),
+    };
+    if x.is_infinite() {
+        return over(x);
+    }
+    let e = exponent(x.abs()).max(1 - spec.bias);
+    let ulp = 2f64.powi(e - spec.mantissa_bits as i32);
+    let y = (x / ulp).round_ties_even() * ulp;
+    if y.abs() > spec.max { over(x) } else { y }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = UnknownFormat;
+    fn from_str(s: &str) -> Result<Format, UnknownFormat> {
+        Format::ALL.into_iter().find(|f| f.name() == s).ok_or_else(|| UnknownFormat(s.to_owned()))
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("unknown format `{0}`; formats are f64 f32 tf32 f16 bf16 f8e4m3 f8e5m2 i8 i64 i32 u8 bool")]
+pub struct UnknownFormat(pub String);
+
+/// Widens `len` elements of raw memory in `format` to f32, exactly where f32 holds them.
+///
+/// `src` must hold `dst.len() * format.bytes()` bytes. Integers above 2^24 lose their low bits.
+pub fn widen(format: Format, src: &[u8], dst: &mut [f32]) {
+    use half::slice::HalfFloatSliceExt;
+    match format {
+        F32 | Tf32 => dst.copy_from_slice(bytemuck::cast_slice(src)),
+        F16 => bytemuck::cast_slice::<u8, half::f16>(src).convert_to_f32_slice(dst),
+        Bf16 => bytemuck::cast_slice::<u8, half::bf16>(src).convert_to_f32_slice(dst),
+        F64 => convert(bytemuck::cast_slice::<u8, f64>(src), dst, |x| x as f32),
+        I64 => convert(bytemuck::cast_slice::<u8, i64>(src), dst, |x| x as f32),
+        I32 => convert(bytemuck::cast_slice::<u8, i32>(src), dst, |x| x as f32),
+        U8 => convert(src, dst, f32::from),
+        Bool => convert(src, dst, |x| (x != 0) as u8 as f32),
+        I8 => convert(bytemuck::cast_slice::<u8, i8>(src), dst, f32::from),
+        F8E4M3 | F8E5M2 => convert(src, dst, |b| format.decode(b.into()) as f32),
+    }
+}
+
+/// Rounds f32 values to `format` and writes them to raw memory; the inverse of [`widen`].
+///
+/// f16, bf16 and f8e5m2 overflow to infinity as the hardware's conversions do (loss scaling needs to see it);
+/// f8e4m3 saturates.
+pub fn narrow(format: Format, src: &[f32], dst: &mut [u8]) {
+    use half::slice::HalfFloatSliceExt;
+    match format {
+        F32 | Tf32 => dst.copy_from_slice(bytemuck::cast_slice(src)),
+        F16 => bytemuck::cast_slice_mut::<u8, half::f16>(dst).convert_from_f32_slice(src),
+        Bf16 => bytemuck::cast_slice_mut::<u8, half::bf16>(dst).convert_from_f32_slice(src),
+        F64 => convert(src, bytemuck::cast_slice_mut::<u8, f64>(dst), f64::from),
+        I64 => convert(src, bytemuck::cast_slice_mut::<u8, i64>(dst), |x| x as i64),
+        I32 => convert(src, bytemuck::cast_slice_mut::<u8, i32>(dst), |x| x as i32),
+        U8 => convert(src, dst, |x| x as u8),
+        Bool => convert(src, dst, |x| (x != 0.0) as u8),
+        I8 => convert(src, bytemuck::cast_slice_mut::<u8, i8>(dst), |x| x as i8),
+        F8E4M3 => convert(src, dst, |x| F8E4M3.encode(x.into(), Overflow::Saturate) as u8),
+        F8E5M2 => convert(src, dst, |x| F8E5M2.encode(x.into(), Overflow::Ieee) as u8),
+    }
+}
+
+fn convert<A: Copy, B>(src: &[A], dst: &mut [B], f: impl Fn(A) -> B) {
+    for (d, &s) in dst.iter_mut().zip(src) {
+        *d = f(s);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use half::{bf16, f16};
+
+    fn same(a: f64, b: f64) -> bool {
+        (a.is_nan() && b.is_nan()) || a.to_bits() == b.to_bits()
+    }
+
+    #[test]
+    fn every_16_bit_code_decodes_as_half_does() {
+        for bits in 0..=u16::MAX {
+            assert!(same(F16.decode(bits), f16::from_bits(bits).to_f64()), "f16 {bits:#06x}");
+            assert!(same(Bf16.decode(bits), bf16::from_bits(bits).to_f64()), "bf16 {bits:#06x}");
+        }
+    }
+
+    #[test]
+    fn encode_inverts_decode_on_every_code() {
+        for format in [F16, Bf16, F8E4M3, F8E5M2] {
+            for bits in 0..=(u16::MAX >> (16 - 8 * format.bytes())) {
+                let x = format.decode(bits);
+                if !x.is_nan() {
+                    assert_eq!(format.encode(x, Overflow::Ieee), bits, "{format} {bits:#06x}");
+                }
+            }
+        }
+    }
+
+    /// Ties and neighbours of ties: halfway between each pair of adjacent codes, and one f32 ulp to each side.
+    #[test]
+    fn rounding_between_neighbours_is_to_nearest_even() {
+        for format in [F16, Bf16, F8E4M3, F8E5M2] {
+            let top = format.encode(format.float().unwrap().max, Overflow::Ieee);
+            for bits in 0..top {
+                let (lo, hi) = (format.decode(bits), format.decode(bits + 1));
+                let tie = (lo + hi) / 2.0;
+                let even = if bits % 2 == 0 { lo } else { hi };
+                assert_eq!(format.round(tie, Overflow::Ieee), even);
+                assert_eq!(format.round(tie.next_up(), Overflow::Ieee), hi);
+                assert_eq!(format.round(tie.next_down(), Overflow::Ieee), lo);
+                assert_eq!(format.round(-tie, Overflow::Ieee), -even);
+            }
+        }
+    }
+
+    #[test]
+    fn half_and_the_generic_rounding_agree() {
+        for i in 0..200_000u32 {
+            let x = f32::from_bits(i.wrapping_mul(2_654_435_761));
+            if x.is_nan() {
+                continue;
+            }
+            assert!(same(F16.round(x.into(), Overflow::Ieee), f16::from_f32(x).to_f64()), "f16 {x}");
+            assert!(same(Bf16.round(x.into(), Overflow::Ieee), bf16::from_f32(x).to_f64()), "bf16 {x}");
+        }
+    }
+
+    #[test]
+    fn overflow_saturates_or_not() {
+        assert_eq!(F8E4M3.round(464.0, Overflow::Saturate), 448.0); // ties to even: 464 is halfway to 480
+        assert_eq!(F8E4M3.round(1e9, Overflow::Saturate), 448.0);
+        assert!(F8E4M3.round(1e9, Overflow::Ieee).is_nan());
+        assert_eq!(F8E5M2.round(-1e9, Overflow::Saturate), -57344.0);
+        assert_eq!(F8E5M2.round(-1e9, Overflow::Ieee), f64::NEG_INFINITY);
+        assert_eq!(F16.round(65519.9, Overflow::Ieee), 65504.0);
+        assert_eq!(F16.round(65520.0, Overflow::Ieee), f64::INFINITY);
+    }
+
+    #[test]
+    fn table_matches_the_codes() {
+        for format in [F16, Bf16, F8E4M3, F8E5M2] {
+            let s = format.float().unwrap();
+            assert_eq!(format.decode(1), s.min_subnormal());
+            assert_eq!(format.decode(1 << s.mantissa_bits), s.min_normal());
+            assert_eq!(1.0 + 2.0 * s.unit_roundoff(), format.decode(format.encode(1.0, Overflow::Ieee) + 1));
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Attribute values: what stands between an operation's parentheses besides operands.
+
+use super::Shape;
+use crate::format::Format;
+use std::fmt;
+
+/// An f64 that can be compared and hashed by its bits, so operations can be.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Num(u64);
+
+impl Num {
+    pub fn new(x: f64) -> Num {
+        Num(x.to_bits())
+    }
+    pub fn get(self) -> f64 {
+        f64::from_bits(self.0)
+    }
+}
+
+impl fmt::Debug for Num {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+impl fmt::Display for Num {
+    /// The shortest text that reads back to the same bits.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let x = self.get();
+        if x.is_nan() {
+            f.write_str("nan")
+        } else if x != 0.0 && x.is_finite() && !(1e-4..1e15).contains(&x.abs()) {
+            write!(f, "{x:e}")
+        } else {
+            write!(f, "{x}")
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attr {
+    Int(i64),
+    Ints(Vec<i64>),
+    Float(Num),
+    Bool(bool),
+    Dims(Shape),
+    Format(Format),
+    Word(String),
+}
+
+impl fmt::Display for Attr {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Attr::Int(i) => write!(f, "{i}"),
+            Attr::Ints(v) => write!(f, "{v:?}"),
+            Attr::Float(x) => write!(f, "{x}"),
+            Attr::Bool(b) => write!(f, "{b}"),
+            Attr::Dims(s) => write!(f, "{s}"),
+            Attr::Format(x) => write!(f, "{x}"),
+            Attr::Word(w) => f.write_str(w),
+        }
+    }
+}
+
+/// Attributes by name, as a parser found them: bracketed lists are [`Attr::Dims`], numbers ints or floats.
+#[derive(Clone, Debug, Default)]
+pub struct Attrs(pub Vec<(String, Attr)>);
+
+impl Attrs {
+    fn get(&self, name: &str) -> Option<&Attr> {
+        self.0.iter().find(|(n, _)| n == name).map(|(_, a)| a)
+    }
+
+    fn need<T>(&self, name: &str, what: &str, f: impl Fn(&Attr) -> Option<T>) -> Result<T, String> {
+        let attr = self.get(name).ok_or_else(|| format!("needs {name}={what}"))?;
+        f(attr).ok_or_else(|| format!("{name}={attr} is not {what}"))
+    }
+
+    pub fn int(&self, name: &str) -> Result<usize, String> {
+        self.need(name, "a whole number", |a| if let Attr::Int(i) = a { usize::try_from(*i).ok() } else { None })
+    }
+
+    pub fn int_or(&self, name: &str, default: usize) -> Result<usize, String> {
+        if self.get(name).is_none() { Ok(default) } else { self.int(name) }
+    }
+
+    pub fn ints(&self, name: &str) -> Result<Vec<usize>, String> {
+        self.need(name, "a list of whole numbers", |a| match a {
+            Attr::Ints(v) => v.iter().map(|&i| usize::try_from(i).ok()).collect(),
+            Attr::Dims(s) => s.fixed(),
+            _ => None,
+        })
+    }
+
+    pub fn dims(&self, name: &str) -> Result<Shape, String> {
+        self.need(name, "a shape", |a| if let Attr::Dims(s) = a { Some(s.clone()) } else { None })
+    }
+
+    pub fn float(&self, name: &str) -> Result<Num, String> {
+        self.need(name, "a number", |a| match a {
+            Attr::Float(x) => Some(*x),
+            Attr::Int(i) => Some(Num::new(*i as f64)),
+            _ => None,
+        })
+    }
+
+    pub fn float_or(&self, name: &str, default: f64) -> Result<Num, String> {
+        if self.get(name).is_none() { Ok(Num::new(default)) } else { self.float(name) }
+    }
+
+    pub fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
+        if self.get(name).is_none() {
+            return Ok(default);
+        }
+        self.need(name, "true or false", |a| if let Attr::Bool(b) = a { Some(*b) } else { None })
+    }
+
+    pub fn format(&self, name: &str) -> Result<Format, String> {
+        self.need(name, "a format", |a| if let Attr::Format(f) = a { Some(*f) } else { None })
+    }
+
+    pub fn format_or(&self, name: &str, default: Format) -> Result<Format, String> {
+        if self.get(name).is_none() { Ok(default) } else { self.format(name) }
+    }
+
+    pub fn word_or(&self, name: &str, default: &str) -> Result<String, String> {
+        if self.get(name).is_none() {
+            return Ok(default.to_owned());
+        }
+        self.need(name, "a word", |a| if let Attr::Word(w) = a { Some(w.clone()) } else { None })
+    }
+}

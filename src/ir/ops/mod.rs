@@ -1,0 +1,303 @@
+//! The operations. Each family file holds, for its operations, everything there is to know about them: type rule,
+//! gradient, reference evaluation and attributes (which are also their text form and their e-graph form).
+
+mod attr;
+mod elementwise;
+mod index;
+mod matmul;
+mod memory;
+mod nn;
+mod reduce;
+mod shape;
+mod source;
+
+pub use attr::{Attr, Attrs, Num};
+pub use elementwise::{Binary, Unary};
+pub(crate) use elementwise::{GELU_CUBIC, GELU_SCALE};
+pub use nn::Loss;
+pub(crate) use nn::standardise;
+pub use reduce::ReduceKind;
+pub use source::Init;
+
+use super::graph::{Graph, NodeId};
+use super::tensor::Tensor;
+use super::types::{Shape, Type};
+use crate::error::Result;
+use crate::format::Format;
+use std::collections::BTreeMap;
+
+/// An operation with its attributes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Op {
+    /// A tensor of the batch; labels are excluded from differentiation and range checks.
+    /// A staged input is another one rounded by the loader.
+    Input { label: bool, ty: Type, copy_of: Option<String> },
+    /// A trained tensor.
+    Param { init: Init, ty: Type },
+    /// A tensor the step carries along: optimizer moments, loss scale, counters.
+    State { init: Init, ty: Type },
+    /// A scalar known at compile time.
+    Const(Num),
+    /// The position along `axis`.
+    Iota { dims: Shape, axis: usize },
+    Unary(Unary),
+    Binary(Binary),
+    /// `select(c, a, b)`: a where c, else b. The value not chosen may be NaN.
+    Select,
+    Reduce { kind: ReduceKind, axes: Vec<usize>, keep: bool },
+    Broadcast { dims: Shape },
+    Reshape { dims: Shape },
+    Transpose { perm: Vec<usize> },
+    /// Elements `start, start + step, …` below `stop` of one axis.
+    Slice { axis: usize, start: usize, stop: usize, step: usize },
+    /// Zeros around (`lo`, `hi`) and between (`inner`) the elements of one axis: the transpose of `Slice`.
+    Pad { axis: usize, lo: usize, hi: usize, inner: usize },
+    Concat { axis: usize },
+    /// `gather(x, i)`: rows of x along `axis` at the integer positions i.
+    Gather { axis: usize },
+    /// `scatter_add(dy, i)`: the transpose of `Gather` into `size` rows; accumulates in f32.
+    ScatterAdd { axis: usize, size: Dim },
+    /// Batched product over the last two axes, each side optionally transposed, multiplied in `format`, accumulated in f32.
+    MatMul { ta: bool, tb: bool, format: Format },
+    Softmax { axis: usize },
+    LogSoftmax { axis: usize },
+    /// Standardises over the last axis, then scales and shifts. Statistics in f32.
+    LayerNorm { eps: Num },
+    /// Unreduced losses.
+    Loss(Loss),
+    /// Rounds a value to a format and writes it to memory.
+    Put(Format),
+    /// Copies memory to another format.
+    Cast(Format),
+}
+
+pub use super::types::Dim;
+
+/// What a family says about its operations.
+pub(crate) struct Context<'a> {
+    pub graph: &'a mut Graph,
+    /// The node being differentiated, its operands, and the gradient of its result.
+    pub node: NodeId,
+    pub x: &'a [NodeId],
+    pub dy: NodeId,
+}
+
+type Gradients = Result<Vec<Option<NodeId>>>;
+
+impl Op {
+    /// The name in text and in rules.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input { label: false, .. } => "input",
+            Op::Input { label: true, .. } => "label",
+            Op::Param { .. } => "param",
+            Op::State { .. } => "state",
+            Op::Const(_) => "const",
+            Op::Iota { .. } => "iota",
+            Op::Unary(u) => u.name(),
+            Op::Binary(b) => b.name(),
+            Op::Select => "select",
+            Op::Reduce { kind, .. } => kind.name(),
+            Op::Broadcast { .. } => "broadcast",
+            Op::Reshape { .. } => "reshape",
+            Op::Transpose { .. } => "transpose",
+            Op::Slice { .. } => "slice",
+            Op::Pad { .. } => "pad",
+            Op::Concat { .. } => "concat",
+            Op::Gather { .. } => "gather",
+            Op::ScatterAdd { .. } => "scatter_add",
+            Op::MatMul { .. } => "matmul",
+            Op::Softmax { .. } => "softmax",
+            Op::LogSoftmax { .. } => "log_softmax",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::Loss(l) => l.name(),
+            Op::Put(_) => "put",
+            Op::Cast(_) => "cast",
+        }
+    }
+
+    pub fn is_source(&self) -> bool {
+        matches!(self, Op::Input { .. } | Op::Param { .. } | Op::State { .. })
+    }
+
+    /// Yields memory rather than registers.
+    pub fn is_buffer(&self) -> bool {
+        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_))
+    }
+
+    /// One result element from one element of each operand, after broadcasting.
+    pub fn is_elementwise(&self) -> bool {
+        matches!(self, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Const(_) | Op::Iota { .. })
+            || matches!(self, Op::Loss(l) if l.is_elementwise())
+    }
+
+    /// Moves elements without computing.
+    pub fn is_view(&self) -> bool {
+        matches!(self, Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. })
+    }
+
+    /// The result type, or what the operands miss.
+    pub fn infer(&self, x: &[&Type]) -> Result<Type, String> {
+        if let Some(arity) = self.arity()
+            && x.len() != arity
+        {
+            return Err(format!("takes {arity} operand{}, not {}", if arity == 1 { "" } else { "s" }, x.len()));
+        }
+        match self {
+            Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => Ok(ty.clone()),
+            Op::Const(_) => Ok(Type::new(Shape::scalar(), Format::F32)),
+            Op::Iota { dims, axis } => source::infer_iota(dims, *axis),
+            Op::Unary(u) => u.infer(x[0]),
+            Op::Binary(b) => b.infer(x[0], x[1]),
+            Op::Select => elementwise::infer_select(x),
+            Op::Reduce { axes, keep, .. } => reduce::infer(axes, *keep, x[0]),
+            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => {
+                shape::infer(self, x)
+            }
+            Op::Gather { axis } => index::infer_gather(*axis, x[0], x[1]),
+            Op::ScatterAdd { axis, size } => index::infer_scatter(*axis, size, x[0], x[1]),
+            Op::MatMul { ta, tb, .. } => matmul::infer(*ta, *tb, x[0], x[1]),
+            Op::Softmax { axis } | Op::LogSoftmax { axis } => nn::infer_softmax(*axis, x[0]),
+            Op::LayerNorm { .. } => nn::infer_layer_norm(x),
+            Op::Loss(l) => l.infer(x[0], x[1]),
+            Op::Put(f) | Op::Cast(f) => memory::infer(self, *f, x[0]),
+        }
+    }
+
+    /// Operand count; `None` where any positive number will do.
+    pub fn arity(&self) -> Option<usize> {
+        match self {
+            Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Some(0),
+            Op::Select | Op::LayerNorm { .. } => Some(3),
+            Op::Binary(_) | Op::Gather { .. } | Op::ScatterAdd { .. } | Op::MatMul { .. } | Op::Loss(_) => Some(2),
+            Op::Concat { .. } => None,
+            _ => Some(1),
+        }
+    }
+
+    /// The value in exact (f64) arithmetic, but for `put` and `cast`, which round.
+    pub fn eval(&self, x: &[&Tensor], ty: &Type) -> Tensor {
+        match self {
+            Op::Input { .. } | Op::Param { .. } | Op::State { .. } => panic!("sources are given, not evaluated"),
+            Op::Const(c) => Tensor::scalar(c.get()),
+            Op::Iota { axis, .. } => Tensor::from_fn(&ty.dims(), |i| i[*axis] as f64),
+            Op::Unary(u) => x[0].map(|v| u.eval(v)),
+            Op::Binary(b) => Tensor::from_fn(&ty.dims(), |i| b.eval(x[0].at_broadcast(i), x[1].at_broadcast(i))),
+            Op::Select => Tensor::from_fn(&ty.dims(), |i| x[if x[0].at_broadcast(i) != 0.0 { 1 } else { 2 }].at_broadcast(i)),
+            Op::Reduce { kind, axes, .. } => reduce::eval(*kind, axes, x[0], ty),
+            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => {
+                shape::eval(self, x, ty)
+            }
+            Op::Gather { axis } => index::eval_gather(*axis, x, ty),
+            Op::ScatterAdd { axis, .. } => index::eval_scatter(*axis, x, ty),
+            Op::MatMul { ta, tb, format } => matmul::eval(*ta, *tb, *format, x, ty),
+            Op::Softmax { axis } => nn::eval_softmax(*axis, x[0], false),
+            Op::LogSoftmax { axis } => nn::eval_softmax(*axis, x[0], true),
+            Op::LayerNorm { eps } => nn::eval_layer_norm(eps.get(), x),
+            Op::Loss(l) => l.eval(x[0], x[1], ty),
+            Op::Put(f) | Op::Cast(f) => x[0].map(|v| f.round(v, memory::overflow(*f))),
+        }
+    }
+
+    /// Gradients with respect to the operands: `None` where there is none (labels, indices, comparisons).
+    pub(crate) fn vjp(&self, c: Context) -> Gradients {
+        match self {
+            Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Ok(Vec::new()),
+            Op::Unary(u) => u.vjp(c),
+            Op::Binary(b) => b.vjp(c),
+            Op::Select => elementwise::vjp_select(c),
+            Op::Reduce { kind, axes, .. } => reduce::vjp(*kind, axes, c),
+            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => {
+                shape::vjp(self, c)
+            }
+            Op::Gather { axis } => index::vjp_gather(*axis, c),
+            Op::ScatterAdd { axis, .. } => index::vjp_scatter(*axis, c),
+            Op::MatMul { ta, tb, .. } => matmul::vjp(*ta, *tb, c),
+            Op::Softmax { axis } => nn::vjp_softmax(*axis, c),
+            Op::LogSoftmax { axis } => nn::vjp_log_softmax(*axis, c),
+            Op::LayerNorm { eps } => nn::vjp_layer_norm(eps.get(), c),
+            Op::Loss(l) => l.vjp(c),
+            Op::Put(_) | Op::Cast(_) => Ok(vec![Some(c.dy)]),
+        }
+    }
+
+    /// Attributes in the order text and rules write them.
+    pub fn attrs(&self) -> Vec<(&'static str, Attr)> {
+        let n = |x: &usize| Attr::Int(*x as i64);
+        let ints = |v: &[usize]| Attr::Ints(v.iter().map(|&x| x as i64).collect());
+        match self {
+            Op::Const(c) => vec![("value", Attr::Float(*c))],
+            Op::Iota { dims, axis } => vec![("dims", Attr::Dims(dims.clone())), ("axis", n(axis))],
+            Op::Reduce { axes, keep, .. } => vec![("axes", ints(axes)), ("keep", Attr::Bool(*keep))],
+            Op::Broadcast { dims } | Op::Reshape { dims } => vec![("dims", Attr::Dims(dims.clone()))],
+            Op::Transpose { perm } => vec![("perm", ints(perm))],
+            Op::Slice { axis, start, stop, step } => {
+                vec![("axis", n(axis)), ("start", n(start)), ("stop", n(stop)), ("step", n(step))]
+            }
+            Op::Pad { axis, lo, hi, inner } => vec![("axis", n(axis)), ("lo", n(lo)), ("hi", n(hi)), ("inner", n(inner))],
+            Op::Concat { axis } | Op::Gather { axis } | Op::Softmax { axis } | Op::LogSoftmax { axis } => vec![("axis", n(axis))],
+            Op::ScatterAdd { axis, size } => vec![("axis", n(axis)), ("size", Attr::Dims(Shape(vec![size.clone()])))],
+            Op::MatMul { ta, tb, format } => vec![("format", Attr::Format(*format)), ("t", Attr::Word(matmul::side(*ta, *tb).into()))],
+            Op::LayerNorm { eps } => vec![("eps", Attr::Float(*eps))],
+            Op::Loss(_) => vec![("reduction", Attr::Word("none".into()))],
+            Op::Put(f) | Op::Cast(f) => vec![("format", Attr::Format(*f))],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The operation of this name with these attributes; the inverse of [`Op::name`] and [`Op::attrs`].
+    /// Sources are declared, not applied, and are not built here.
+    pub fn build(name: &str, a: &Attrs) -> Result<Op, String> {
+        if let Some(u) = Unary::ALL.into_iter().find(|u| u.name() == name) {
+            return Ok(Op::Unary(u));
+        }
+        if let Some(b) = Binary::ALL.into_iter().find(|b| b.name() == name) {
+            return Ok(Op::Binary(b));
+        }
+        if let Some(kind) = ReduceKind::ALL.into_iter().find(|k| k.name() == name) {
+            return Ok(Op::Reduce { kind, axes: a.ints("axes")?, keep: a.flag("keep", false)? });
+        }
+        if let Some(loss) = Loss::ALL.into_iter().find(|l| l.name() == name) {
+            return Ok(Op::Loss(loss));
+        }
+        Ok(match name {
+            "const" => Op::Const(a.float("value")?),
+            "iota" => Op::Iota { dims: a.dims("dims")?, axis: a.int("axis")? },
+            "select" => Op::Select,
+            "broadcast" => Op::Broadcast { dims: a.dims("dims")? },
+            "reshape" => Op::Reshape { dims: a.dims("dims")? },
+            "transpose" => Op::Transpose { perm: a.ints("perm")? },
+            "slice" => Op::Slice { axis: a.int("axis")?, start: a.int_or("start", 0)?, stop: a.int("stop")?, step: a.int_or("step", 1)? },
+            "pad" => Op::Pad { axis: a.int("axis")?, lo: a.int_or("lo", 0)?, hi: a.int_or("hi", 0)?, inner: a.int_or("inner", 0)? },
+            "concat" => Op::Concat { axis: a.int("axis")? },
+            "gather" => Op::Gather { axis: a.int_or("axis", 0)? },
+            "scatter_add" => Op::ScatterAdd { axis: a.int_or("axis", 0)?, size: a.dims("size")?.0.pop().ok_or("size takes one extent")? },
+            "matmul" => {
+                let (ta, tb) = matmul::parse_side(&a.word_or("t", "nn")?)?;
+                Op::MatMul { ta, tb, format: a.format_or("format", Format::F32)? }
+            }
+            "softmax" => Op::Softmax { axis: a.int("axis")? },
+            "log_softmax" => Op::LogSoftmax { axis: a.int("axis")? },
+            "layer_norm" => Op::LayerNorm { eps: a.float_or("eps", 1e-5)? },
+            "put" => Op::Put(a.format("format")?),
+            "cast" => Op::Cast(a.format("format")?),
+            _ => return Err(format!("there is no operation `{name}`")),
+        })
+    }
+
+    /// The operation with named extents replaced by sizes.
+    pub fn bind(&self, sizes: &BTreeMap<String, usize>) -> Op {
+        let mut op = self.clone();
+        match &mut op {
+            Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => ty.shape = ty.shape.bind(sizes),
+            Op::Iota { dims, .. } | Op::Broadcast { dims } | Op::Reshape { dims } => *dims = dims.bind(sizes),
+            Op::ScatterAdd { size, .. } => {
+                if let Some(bound) = Shape(vec![size.clone()]).bind(sizes).0.pop() {
+                    *size = bound;
+                }
+            }
+            _ => {}
+        }
+        op
+    }
+}

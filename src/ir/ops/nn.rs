@@ -1,0 +1,190 @@
+//! Operations whose numerics deserve a name: softmax, layer norm, losses.
+//!
+//! They stay whole until kernels are built, so that no format can come between a maximum and the exponential it
+//! protects, and no variance is ever computed in a narrow format.
+
+use super::elementwise::named_enum;
+use super::reduce::unbroadcast;
+use super::{Binary, Context, Format, Gradients, Op, ReduceKind, Shape, Type, Unary};
+use crate::error::Result;
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::tensor::Tensor;
+use crate::ir::types::Dim;
+
+named_enum! {
+    /// Losses before they are averaged.
+    Loss {
+        /// −log softmax(x)[label] for each row of the last axis; labels are class indices.
+        CrossEntropy = "cross_entropy",
+        /// (x − y)².
+        SquaredError = "mse",
+        /// max(x, 0) − x·y + log(1 + e^−|x|): binary cross-entropy of sigmoid(x), which never overflows.
+        BceWithLogits = "bce_with_logits",
+    }
+}
+
+pub(super) fn infer_softmax(axis: usize, x: &Type) -> Result<Type, String> {
+    if axis >= x.shape.rank() {
+        return Err(format!("axis {axis} is outside {}", x.shape));
+    }
+    Unary::Exp.infer(x)
+}
+
+pub(super) fn eval_softmax(axis: usize, x: &Tensor, log: bool) -> Tensor {
+    let line = |i: &[usize], f: &mut dyn FnMut(f64)| {
+        let mut j = i.to_vec();
+        for k in 0..x.dims[axis] {
+            j[axis] = k;
+            f(x.at(&j));
+        }
+    };
+    Tensor::from_fn(&x.dims, |i| {
+        let (mut max, mut sum) = (f64::NEG_INFINITY, 0.0);
+        line(i, &mut |v| max = Binary::Max.eval(max, v));
+        line(i, &mut |v| sum += (v - max).exp());
+        if log { x.at(i) - max - sum.ln() } else { (x.at(i) - max).exp() / sum }
+    })
+}
+
+/// dx = y (dy − Σ y dy)
+pub(super) fn vjp_softmax(axis: usize, c: Context) -> Gradients {
+    let (g, y, dy) = (c.graph, c.node, c.dy);
+    let p = g.binary(Binary::Mul, y, dy)?;
+    let s = g.reduce(ReduceKind::Sum, p, &[axis], true)?;
+    let d = g.binary(Binary::Sub, dy, s)?;
+    Ok(vec![Some(g.binary(Binary::Mul, y, d)?)])
+}
+
+/// dx = dy − softmax(x) Σ dy
+pub(super) fn vjp_log_softmax(axis: usize, c: Context) -> Gradients {
+    let (g, y, dy) = (c.graph, c.node, c.dy);
+    let s = g.reduce(ReduceKind::Sum, dy, &[axis], true)?;
+    let p = g.unary(Unary::Exp, y)?;
+    let ps = g.binary(Binary::Mul, p, s)?;
+    Ok(vec![Some(g.binary(Binary::Sub, dy, ps)?)])
+}
+
+pub(super) fn infer_layer_norm(x: &[&Type]) -> Result<Type, String> {
+    let last = x[0].shape.0.last().ok_or("takes at least one axis")?;
+    let row = Shape(vec![last.clone()]);
+    if x[1].shape != row || x[2].shape != row {
+        return Err(format!("scale {} and shift {} must be {row}", x[1].shape, x[2].shape));
+    }
+    Unary::Exp.infer(x[0])
+}
+
+pub(super) fn eval_layer_norm(eps: f64, x: &[&Tensor]) -> Tensor {
+    let n = *x[0].dims.last().expect("checked by the type rule");
+    let mut out = x[0].clone();
+    for row in out.data.chunks_mut(n.max(1)) {
+        let mean = row.iter().sum::<f64>() / n as f64;
+        let var = row.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n as f64;
+        for (i, v) in row.iter_mut().enumerate() {
+            *v = (*v - mean) / (var + eps).sqrt() * x[1].data[i] + x[2].data[i];
+        }
+    }
+    out
+}
+
+/// x̂ = (x − mean) / √(var + eps) over the last axis, and 1/√(var + eps).
+pub(crate) fn standardise(g: &mut Graph, x: NodeId, eps: f64) -> Result<(NodeId, NodeId)> {
+    let last = [g.shape(x).rank() - 1];
+    let mean = g.reduce(ReduceKind::Mean, x, &last, true)?;
+    let centred = g.binary(Binary::Sub, x, mean)?;
+    let squares = g.unary(Unary::Square, centred)?;
+    let var = g.reduce(ReduceKind::Mean, squares, &last, true)?;
+    let shifted = g.shift(var, eps)?;
+    let rstd = g.unary(Unary::Rsqrt, shifted)?;
+    Ok((g.binary(Binary::Mul, centred, rstd)?, rstd))
+}
+
+/// With h = dy·scale: dx = rstd (h − mean h − x̂ mean(h x̂)); dscale = Σ dy x̂; dshift = Σ dy (Ba et al. 2016).
+pub(super) fn vjp_layer_norm(eps: f64, c: Context) -> Gradients {
+    let (g, x, scale, shift, dy) = (c.graph, c.x[0], c.x[1], c.x[2], c.dy);
+    let last = [g.shape(x).rank() - 1];
+    let (xhat, rstd) = standardise(g, x, eps)?;
+    let h = g.binary(Binary::Mul, dy, scale)?;
+    let mean_h = g.reduce(ReduceKind::Mean, h, &last, true)?;
+    let hx = g.binary(Binary::Mul, h, xhat)?;
+    let mean_hx = g.reduce(ReduceKind::Mean, hx, &last, true)?;
+    let along = g.binary(Binary::Mul, xhat, mean_hx)?;
+    let d = g.binary(Binary::Sub, h, mean_h)?;
+    let d = g.binary(Binary::Sub, d, along)?;
+    let dx = g.binary(Binary::Mul, rstd, d)?;
+    let dyx = g.binary(Binary::Mul, dy, xhat)?;
+    Ok(vec![Some(dx), Some(unbroadcast(g, dyx, scale)?), Some(unbroadcast(g, dy, shift)?)])
+}
+
+impl Loss {
+    pub fn is_elementwise(self) -> bool {
+        self != Loss::CrossEntropy
+    }
+
+    pub(super) fn infer(self, x: &Type, y: &Type) -> Result<Type, String> {
+        if self.is_elementwise() {
+            if x.shape != y.shape {
+                return Err(format!("the prediction is {} and the target {}", x.shape, y.shape));
+            }
+            return Unary::Exp.infer(x);
+        }
+        if !matches!(y.format, Format::I64 | Format::I32) {
+            return Err(format!("labels are {}, not class indices (i64 or i32)", y.format));
+        }
+        let rows = Shape(x.shape.0[..x.shape.rank().saturating_sub(1)].to_vec());
+        if x.shape.rank() == 0 || y.shape != rows {
+            return Err(format!("labels of logits {} must be {rows}, not {}", x.shape, y.shape));
+        }
+        Ok(Type::new(rows, Format::F32))
+    }
+
+    pub(super) fn eval(self, x: &Tensor, y: &Tensor, ty: &Type) -> Tensor {
+        match self {
+            Loss::SquaredError => Tensor::from_fn(&x.dims, |i| (x.at(i) - y.at(i)).powi(2)),
+            Loss::BceWithLogits => Tensor::from_fn(&x.dims, |i| Unary::Softplus.eval(x.at(i)) - x.at(i) * y.at(i)),
+            Loss::CrossEntropy => {
+                let logp = eval_softmax(x.dims.len() - 1, x, true);
+                Tensor::from_fn(&ty.dims(), |i| {
+                    let mut j = i.to_vec();
+                    j.push(y.at(i) as usize);
+                    -logp.at(&j)
+                })
+            }
+        }
+    }
+
+    pub(super) fn vjp(self, c: Context) -> Gradients {
+        let (g, x, y, dy) = (c.graph, c.x[0], c.x[1], c.dy);
+        match self {
+            Loss::SquaredError => {
+                let d = g.binary(Binary::Sub, x, y)?;
+                let d2 = g.scale(d, 2.0)?;
+                let dx = g.binary(Binary::Mul, dy, d2)?;
+                let dt = g.unary(Unary::Neg, dx)?;
+                Ok(vec![Some(dx), Some(dt)])
+            }
+            Loss::BceWithLogits => {
+                let p = g.unary(Unary::Sigmoid, x)?;
+                let d = g.binary(Binary::Sub, p, y)?;
+                let dx = g.binary(Binary::Mul, dy, d)?;
+                let neg = g.unary(Unary::Neg, x)?;
+                let dt = g.binary(Binary::Mul, dy, neg)?;
+                Ok(vec![Some(dx), Some(dt)])
+            }
+            // softmax(x) − onehot(y), each row times its dy
+            Loss::CrossEntropy => {
+                let axis = g.shape(x).rank() - 1;
+                let mut column = g.shape(y).clone();
+                column.0.push(Dim::Fixed(1));
+                let p = g.add(Op::Softmax { axis }, &[x])?;
+                let dims = g.shape(x).clone();
+                let position = g.add(Op::Iota { dims, axis }, &[])?;
+                let label = g.reshape(y, &column)?;
+                let hit = g.binary(Binary::Eq, position, label)?;
+                let p1 = g.shift(p, -1.0)?;
+                let d = g.add(Op::Select, &[hit, p1, p])?;
+                let dy = g.reshape(dy, &column)?;
+                Ok(vec![Some(g.binary(Binary::Mul, d, dy)?), None])
+            }
+        }
+    }
+}

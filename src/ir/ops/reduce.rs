@@ -1,0 +1,130 @@
+//! Reductions over axes. Accumulation is in f32 on every device, whatever the operand's format.
+
+use super::elementwise::named_enum;
+use super::{Binary, Context, Gradients, Op, Shape, Type};
+use crate::error::Result;
+use crate::format::Format;
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::tensor::{Tensor, for_each_index};
+use crate::ir::types::Dim;
+
+named_enum! {
+    ReduceKind { Sum = "sum", Mean = "mean", Max = "reduce_max", Min = "reduce_min", Any = "any" }
+}
+
+impl ReduceKind {
+    pub fn identity(self) -> f64 {
+        match self {
+            ReduceKind::Sum | ReduceKind::Mean | ReduceKind::Any => 0.0,
+            ReduceKind::Max => f64::NEG_INFINITY,
+            ReduceKind::Min => f64::INFINITY,
+        }
+    }
+
+    pub fn combine(self, a: f64, b: f64) -> f64 {
+        match self {
+            ReduceKind::Sum | ReduceKind::Mean => a + b,
+            ReduceKind::Max => Binary::Max.eval(a, b),
+            ReduceKind::Min => Binary::Min.eval(a, b),
+            ReduceKind::Any => Binary::Or.eval(a, b),
+        }
+    }
+}
+
+pub(super) fn infer(axes: &[usize], keep: bool, x: &Type) -> Result<Type, String> {
+    if let Some(a) = axes.iter().find(|&&a| a >= x.shape.rank()) {
+        return Err(format!("axis {a} is outside {}", x.shape));
+    }
+    if !axes.is_sorted_by(|a, b| a < b) {
+        return Err("axes must ascend".into());
+    }
+    let dims = x.shape.0.iter().enumerate().filter_map(|(i, d)| match (axes.contains(&i), keep) {
+        (false, _) => Some(d.clone()),
+        (true, true) => Some(Dim::Fixed(1)),
+        (true, false) => None,
+    });
+    let format = if x.format.is_low() { Format::F32 } else { x.format };
+    Ok(Type::new(Shape(dims.collect()), format))
+}
+
+pub(super) fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> Tensor {
+    let dims = ty.dims();
+    let mut out = Tensor::full(&dims, kind.identity());
+    let keep = dims.len() == x.dims.len();
+    for_each_index(&x.dims, |i| {
+        let o: Vec<usize> = i
+            .iter()
+            .enumerate()
+            .filter_map(|(a, &v)| match (axes.contains(&a), keep) {
+                (false, _) => Some(v),
+                (true, true) => Some(0),
+                (true, false) => None,
+            })
+            .collect();
+        let v = out.at_mut(&o);
+        *v = kind.combine(*v, x.at(i));
+    });
+    if kind == ReduceKind::Mean {
+        let n: usize = axes.iter().map(|&a| x.dims[a]).product();
+        return out.map(|v| v / n as f64);
+    }
+    out
+}
+
+pub(super) fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
+    let (g, x, y) = (c.graph, c.x[0], c.node);
+    let full = g.shape(x).clone();
+    let kept = Shape(full.0.iter().enumerate().map(|(i, d)| if axes.contains(&i) { Dim::Fixed(1) } else { d.clone() }).collect());
+    let dims = g.ty(x).dims();
+    let n: usize = axes.iter().map(|&a| dims[a]).product();
+    let dy = g.reshape(c.dy, &kept)?;
+    Ok(vec![match kind {
+        ReduceKind::Any => None,
+        ReduceKind::Sum => Some(g.broadcast_to(dy, &full)?),
+        ReduceKind::Mean => {
+            let d = g.scale(dy, 1.0 / n as f64)?;
+            Some(g.broadcast_to(d, &full)?)
+        }
+        // Equal extremes share the gradient equally, as in `torch.amax`.
+        ReduceKind::Max | ReduceKind::Min => {
+            let y = g.reshape(y, &kept)?;
+            let hit = g.binary(Binary::Eq, x, y)?;
+            let (one, zero) = (g.constant(1.0)?, g.constant(0.0)?);
+            let ones = g.add(Op::Select, &[hit, one, zero])?;
+            let ties = g.add(Op::Reduce { kind: ReduceKind::Sum, axes: axes.to_vec(), keep: true }, &[ones])?;
+            let share = g.binary(Binary::Div, dy, ties)?;
+            Some(g.add(Op::Select, &[hit, share, zero])?)
+        }
+    }])
+}
+
+impl Graph {
+    pub fn reduce(&mut self, kind: ReduceKind, x: NodeId, axes: &[usize], keep: bool) -> Result<NodeId> {
+        if axes.is_empty() {
+            return Ok(x);
+        }
+        self.add(Op::Reduce { kind, axes: axes.to_vec(), keep }, &[x])
+    }
+
+    /// Reduces over every axis, to a scalar.
+    pub fn reduce_all(&mut self, kind: ReduceKind, x: NodeId) -> Result<NodeId> {
+        let axes: Vec<usize> = (0..self.shape(x).rank()).collect();
+        self.reduce(kind, x, &axes, false)
+    }
+}
+
+/// Sums a gradient over the axes along which `like` was broadcast, so that it has `like`'s shape.
+pub(super) fn unbroadcast(g: &mut Graph, dy: NodeId, like: NodeId) -> Result<NodeId> {
+    let (from, to) = (g.shape(dy).clone(), g.shape(like).clone());
+    if from == to {
+        return Ok(dy);
+    }
+    // The gradient of a product with a wider tensor may itself still be narrower than the result: nothing to sum then.
+    if from.rank() <= to.rank() && from.broadcast(&to) == Some(to.clone()) {
+        return g.broadcast_to(dy, &to);
+    }
+    let lead = from.rank() - to.rank();
+    let axes: Vec<usize> = (0..from.rank()).filter(|&i| i < lead || (to.0[i - lead].is_one() && !from.0[i].is_one())).collect();
+    let s = g.reduce(ReduceKind::Sum, dy, &axes, false)?;
+    g.reshape(s, &to)
+}

@@ -1,0 +1,152 @@
+//! Moving elements: broadcast, reshape, transpose, slice, pad, concat.
+
+use super::reduce::unbroadcast;
+use super::{Context, Gradients, Op, Shape, Type};
+use crate::error::Result;
+use crate::ir::graph::{Graph, NodeId};
+use crate::ir::tensor::Tensor;
+use crate::ir::types::Dim;
+
+/// The register format a moved element has: what was narrow is f32 once read.
+fn register(x: &Type, shape: Shape) -> Type {
+    Type::new(shape, if x.format.is_low() { super::Format::F32 } else { x.format })
+}
+
+fn axis_extent(x: &Type, axis: usize) -> Result<usize, String> {
+    match x.shape.0.get(axis) {
+        None => Err(format!("axis {axis} is outside {}", x.shape)),
+        Some(Dim::Fixed(n)) => Ok(*n),
+        Some(Dim::Named(s)) => Err(format!("axis {axis} is the unbound size `{s}`")),
+    }
+}
+
+fn with_extent(x: &Type, axis: usize, n: usize) -> Type {
+    let mut shape = x.shape.clone();
+    shape.0[axis] = Dim::Fixed(n);
+    register(x, shape)
+}
+
+pub(super) fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
+    let a = x.first().ok_or("needs an operand")?;
+    match op {
+        Op::Broadcast { dims } => match a.shape.broadcast(dims) {
+            Some(s) if s == *dims => Ok(register(a, s)),
+            _ => Err(format!("{} does not broadcast to {dims}", a.shape)),
+        },
+        Op::Reshape { dims } if a.shape.count() != dims.count() => Err(format!("{} and {dims} hold different numbers of elements", a.shape)),
+        Op::Reshape { dims } => Ok(register(a, dims.clone())),
+        Op::Transpose { perm } => {
+            let mut sorted = perm.clone();
+            sorted.sort_unstable();
+            if !sorted.iter().copied().eq(0..a.shape.rank()) {
+                return Err(format!("{perm:?} is not a permutation of the axes of {}", a.shape));
+            }
+            Ok(register(a, Shape(perm.iter().map(|&p| a.shape.0[p].clone()).collect())))
+        }
+        Op::Slice { axis, start, stop, step } => {
+            let n = axis_extent(a, *axis)?;
+            if *step == 0 || start > stop || *stop > n {
+                return Err(format!("cannot take {start}..{stop} step {step} of {n}"));
+            }
+            Ok(with_extent(a, *axis, (stop - start).div_ceil(*step)))
+        }
+        Op::Pad { axis, lo, hi, inner } => {
+            let n = axis_extent(a, *axis)?;
+            Ok(with_extent(a, *axis, lo + n + n.saturating_sub(1) * inner + hi))
+        }
+        Op::Concat { axis } => {
+            let mut total = 0;
+            for t in x {
+                total += axis_extent(t, *axis)?;
+                if with_extent(t, *axis, 0).shape != with_extent(a, *axis, 0).shape || t.format.is_float() != a.format.is_float() {
+                    return Err(format!("{t} does not line up with {a} beside axis {axis}"));
+                }
+            }
+            Ok(with_extent(a, *axis, total))
+        }
+        _ => unreachable!("not a shape operation"),
+    }
+}
+
+pub(super) fn eval(op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+    let dims = ty.dims();
+    match op {
+        Op::Broadcast { .. } => Tensor::from_fn(&dims, |i| x[0].at_broadcast(i)),
+        Op::Reshape { .. } => Tensor::new(&dims, x[0].data.clone()),
+        Op::Transpose { perm } => Tensor::from_fn(&dims, |i| {
+            let mut source = vec![0; i.len()];
+            perm.iter().zip(i).for_each(|(&p, &v)| source[p] = v);
+            x[0].at(&source)
+        }),
+        Op::Slice { axis, start, step, .. } => Tensor::from_fn(&dims, |i| {
+            let mut source = i.to_vec();
+            source[*axis] = start + step * i[*axis];
+            x[0].at(&source)
+        }),
+        Op::Pad { axis, lo, inner, .. } => Tensor::from_fn(&dims, |i| {
+            let Some(at) = i[*axis].checked_sub(*lo) else { return 0.0 };
+            let mut source = i.to_vec();
+            source[*axis] = at / (inner + 1);
+            if at % (inner + 1) == 0 && source[*axis] < x[0].dims[*axis] { x[0].at(&source) } else { 0.0 }
+        }),
+        Op::Concat { axis } => Tensor::from_fn(&dims, |i| {
+            let mut source = i.to_vec();
+            let mut part = 0;
+            while source[*axis] >= x[part].dims[*axis] {
+                source[*axis] -= x[part].dims[*axis];
+                part += 1;
+            }
+            x[part].at(&source)
+        }),
+        _ => unreachable!("not a shape operation"),
+    }
+}
+
+pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
+    let (g, x, dy) = (c.graph, c.x[0], c.dy);
+    let dx = match op {
+        Op::Broadcast { .. } => unbroadcast(g, dy, x)?,
+        Op::Reshape { .. } => {
+            let shape = g.shape(x).clone();
+            g.reshape(dy, &shape)?
+        }
+        Op::Transpose { perm } => {
+            let mut inverse = vec![0; perm.len()];
+            perm.iter().enumerate().for_each(|(i, &p)| inverse[p] = i);
+            g.add(Op::Transpose { perm: inverse }, &[dy])?
+        }
+        Op::Slice { axis, start, step, .. } => {
+            let (n, m) = (g.ty(x).dims()[*axis], g.ty(dy).dims()[*axis]);
+            let reach = if m == 0 { 0 } else { (m - 1) * step + 1 };
+            g.add(Op::Pad { axis: *axis, lo: *start, hi: n - start - reach, inner: step - 1 }, &[dy])?
+        }
+        Op::Pad { axis, lo, inner, .. } => {
+            let n = g.ty(x).dims()[*axis];
+            let stop = if n == 0 { *lo } else { lo + (n - 1) * (inner + 1) + 1 };
+            g.add(Op::Slice { axis: *axis, start: *lo, stop, step: inner + 1 }, &[dy])?
+        }
+        Op::Concat { axis } => {
+            let mut start = 0;
+            let mut out = Vec::new();
+            for &part in c.x {
+                let stop = start + g.ty(part).dims()[*axis];
+                out.push(Some(g.add(Op::Slice { axis: *axis, start, stop, step: 1 }, &[dy])?));
+                start = stop;
+            }
+            return Ok(out);
+        }
+        _ => unreachable!("not a shape operation"),
+    };
+    Ok(vec![Some(dx)])
+}
+
+impl Graph {
+    /// A reshape, unless the shape is already there.
+    pub fn reshape(&mut self, x: NodeId, dims: &Shape) -> Result<NodeId> {
+        if self.shape(x) == dims { Ok(x) } else { self.add(Op::Reshape { dims: dims.clone() }, &[x]) }
+    }
+    /// A broadcast, unless the shape is already there.
+    pub fn broadcast_to(&mut self, x: NodeId, dims: &Shape) -> Result<NodeId> {
+        if self.shape(x) == dims { Ok(x) } else { self.add(Op::Broadcast { dims: dims.clone() }, &[x]) }
+    }
+}

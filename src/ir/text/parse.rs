@@ -1,0 +1,373 @@
+//! Text to graph, by recursive descent. Type errors carry a caret like syntax errors do.
+
+use super::lex::{Token, lex};
+use crate::error::{Error, Result, Spanned};
+use crate::format::Format;
+use crate::ir::graph::{Graph, NodeId, Role};
+use crate::ir::ops::{Attr, Attrs, Binary, Init, Num, Op, ReduceKind, Unary};
+use crate::ir::types::{Dim, Shape, Type};
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// Reads a graph. `file` is the name errors are reported under.
+pub fn parse(text: &str, file: &str) -> Result<Graph> {
+    let tokens = lex(text).map_err(|e| e.in_file(file, text))?;
+    let mut p = Parser { tokens, at: 0, graph: Graph::default(), aliases: HashMap::new() };
+    p.file().map_err(|e| e.in_file(file, text))?;
+    Ok(p.graph)
+}
+
+/// Reads one attribute value, as it stands behind `name=`.
+pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
+    let mut p = Parser { tokens: lex(text)?, at: 0, graph: Graph::default(), aliases: HashMap::new() };
+    let attr = p.attr()?;
+    if *p.peek() == Token::End { Ok(attr) } else { Err(p.unexpected("the end of the attribute")) }
+}
+
+struct Parser {
+    tokens: Vec<(Token, Range<usize>)>,
+    at: usize,
+    graph: Graph,
+    /// Names given to values that already have another: `y = x`.
+    aliases: HashMap<String, NodeId>,
+}
+
+type Parse<T> = std::result::Result<T, Spanned>;
+
+impl Parser {
+    fn peek(&self) -> &Token {
+        &self.tokens[self.at].0
+    }
+
+    fn span(&self) -> Range<usize> {
+        self.tokens[self.at].1.clone()
+    }
+
+    /// From the start of `from` to the end of the last token read.
+    fn since(&self, from: usize) -> Range<usize> {
+        from..self.tokens[self.at.saturating_sub(1)].1.end.max(from)
+    }
+
+    fn eat(&mut self, symbol: char) -> bool {
+        let hit = *self.peek() == Token::Symbol(symbol);
+        self.at += usize::from(hit);
+        hit
+    }
+
+    fn expect(&mut self, symbol: char) -> Parse<()> {
+        if self.eat(symbol) { Ok(()) } else { Err(self.unexpected(&format!("`{symbol}`"))) }
+    }
+
+    fn unexpected(&self, wanted: &str) -> Spanned {
+        Spanned::new(self.span(), format!("expected {wanted}, found {}", self.peek().describe()))
+    }
+
+    fn name(&mut self) -> Parse<String> {
+        match self.peek().clone() {
+            Token::Word(w) | Token::Quoted(w) => {
+                self.at += 1;
+                Ok(w)
+            }
+            _ => Err(self.unexpected("a name")),
+        }
+    }
+
+    fn file(&mut self) -> Parse<()> {
+        if *self.peek() != Token::Word("model".into()) {
+            return Err(self.unexpected("`model`").help("a file holds one model: model NAME { ... }"));
+        }
+        self.at += 1;
+        self.graph.name = self.name()?;
+        self.expect('{')?;
+        while !self.eat('}') {
+            self.statement()?;
+        }
+        if *self.peek() != Token::End {
+            return Err(self.unexpected("the end of the file"));
+        }
+        if self.graph.outputs().is_empty() {
+            let unused: Vec<NodeId> = self.graph.ids().filter(|&id| !self.graph.op(id).is_source() && self.graph.users(id).is_empty()).collect();
+            for id in unused {
+                let name = self.graph.name_of(id).to_owned();
+                self.graph.add_output(name, Role::Output, id);
+            }
+        }
+        Ok(())
+    }
+
+    fn statement(&mut self) -> Parse<()> {
+        let start = self.span().start;
+        let keyword = if let Token::Word(w) = self.peek() { w.clone() } else { String::new() };
+        match keyword.as_str() {
+            "input" | "label" | "param" | "state" => {
+                self.at += 1;
+                let name = self.name()?;
+                self.expect(':')?;
+                let ty = self.ty()?;
+                let op = match keyword.as_str() {
+                    "input" | "label" => {
+                        let copy_of = match self.init()? {
+                            Init::Copy(of) => Some(of),
+                            _ => None,
+                        };
+                        Op::Input { label: keyword == "label", ty, copy_of }
+                    }
+                    "param" => Op::Param { init: self.init()?, ty },
+                    _ => Op::State { init: self.init()?, ty },
+                };
+                self.add(start, Some(name), op, &[])?;
+            }
+            "output" | "update" | "metric" => {
+                self.at += 1;
+                let name_span = self.span();
+                let name = self.name()?;
+                let node = if self.eat('=') { self.expression()? } else { self.lookup(&name, name_span)? };
+                let role = match keyword.as_str() {
+                    "output" => Role::Output,
+                    "update" => Role::Update,
+                    _ => Role::Metric,
+                };
+                self.graph.add_output(name, role, node);
+            }
+            _ => self.assignment(start)?,
+        }
+        Ok(())
+    }
+
+    fn assignment(&mut self, start: usize) -> Parse<()> {
+        let name = self.name()?;
+        let name_span = self.since(start);
+        let declared = if self.eat(':') { Some((self.span().start, self.ty()?)) } else { None };
+        self.expect('=')?;
+        let before = self.graph.len();
+        let value = self.expression()?;
+        if self.aliases.contains_key(&name) || (self.graph.find(&name).is_some()) {
+            return Err(Spanned::new(name_span, format!("`{name}` is defined twice")));
+        }
+        // A fresh node takes the name; a value that already had one is also known by this one.
+        let fresh = value.index() >= before && !matches!(self.graph.op(value), Op::Const(_));
+        if !(fresh && self.graph.rename(value, &name)) {
+            self.aliases.insert(name, value);
+        }
+        if let Some((at, ty)) = declared
+            && self.graph.ty(value) != &ty
+        {
+            return Err(Spanned::new(self.since(at), format!("this is {}, not {ty}", self.graph.ty(value))));
+        }
+        Ok(())
+    }
+
+    fn ty(&mut self) -> Parse<Type> {
+        let span = self.span();
+        let format = self.name()?.parse::<Format>().map_err(|e| Spanned::new(span, e.to_string()))?;
+        let shape = if *self.peek() == Token::Symbol('[') { self.shape()? } else { Shape::scalar() };
+        Ok(Type::new(shape, format))
+    }
+
+    fn shape(&mut self) -> Parse<Shape> {
+        self.expect('[')?;
+        let mut dims = Vec::new();
+        while !self.eat(']') {
+            dims.push(match self.peek().clone() {
+                Token::Number(n) => Dim::Fixed(n.parse().map_err(|_| self.unexpected("a whole number"))?),
+                Token::Word(w) | Token::Quoted(w) => Dim::Named(w),
+                _ => return Err(self.unexpected("a size")),
+            });
+            self.at += 1;
+            if *self.peek() != Token::Symbol(']') {
+                self.expect(',')?;
+            }
+        }
+        Ok(Shape(dims))
+    }
+
+    fn init(&mut self) -> Parse<Init> {
+        if !self.eat('=') {
+            return Ok(Init::Data);
+        }
+        let start = self.span().start;
+        let word = self.name()?;
+        let mut argument = None;
+        if self.eat('(') {
+            if word == "copy" {
+                let of = self.name()?;
+                self.expect(')')?;
+                return Ok(Init::Copy(of));
+            }
+            argument = Some(self.number()?);
+            self.expect(')')?;
+        }
+        Init::parse(&word, argument).map_err(|e| Spanned::new(self.since(start), e))
+    }
+
+    fn number(&mut self) -> Parse<Num> {
+        let negative = self.eat('-');
+        let x = match self.peek() {
+            Token::Number(n) => n.parse::<f64>().ok(),
+            Token::Word(w) if w == "inf" => Some(f64::INFINITY),
+            Token::Word(w) if w == "nan" => Some(f64::NAN),
+            _ => None,
+        };
+        let x = x.ok_or_else(|| self.unexpected("a number"))?;
+        self.at += 1;
+        Ok(Num::new(if negative { -x } else { x }))
+    }
+
+    fn lookup(&self, name: &str, span: Range<usize>) -> Parse<NodeId> {
+        if let Some(id) = self.graph.find(name).or_else(|| self.aliases.get(name).copied()) {
+            return Ok(id);
+        }
+        let mut known: Vec<&str> = self.graph.ids().map(|id| self.graph.name_of(id)).collect();
+        known.extend(self.aliases.keys().map(String::as_str));
+        let near = crate::hint::nearest(name, known.into_iter());
+        let error = Spanned::new(span, format!("`{name}` is not defined"));
+        Err(match near {
+            Some(near) => error.help(format!("is `{near}` meant?")),
+            None => error.help("values must be defined above their first use"),
+        })
+    }
+
+    fn add(&mut self, start: usize, name: Option<String>, op: Op, inputs: &[NodeId]) -> Parse<NodeId> {
+        let result = match name {
+            Some(name) => self.graph.add_named(name, op, inputs),
+            None => self.graph.add(op, inputs),
+        };
+        result.map_err(|e| Spanned::new(self.since(start), match e { Error::Graph(m) => m, e => e.to_string() }))
+    }
+
+    /// `a + b - c`
+    fn expression(&mut self) -> Parse<NodeId> {
+        let start = self.span().start;
+        let mut left = self.term()?;
+        loop {
+            let op = if self.eat('+') { Binary::Add } else if self.eat('-') { Binary::Sub } else { return Ok(left) };
+            let right = self.term()?;
+            left = self.add(start, None, Op::Binary(op), &[left, right])?;
+        }
+    }
+
+    /// `a * b / c @ d`
+    fn term(&mut self) -> Parse<NodeId> {
+        let start = self.span().start;
+        let mut left = self.factor()?;
+        loop {
+            let op = if self.eat('*') {
+                Op::Binary(Binary::Mul)
+            } else if self.eat('/') {
+                Op::Binary(Binary::Div)
+            } else if self.eat('@') {
+                Op::MatMul { ta: false, tb: false, format: Format::F32 }
+            } else {
+                return Ok(left);
+            };
+            let right = self.factor()?;
+            left = self.add(start, None, op, &[left, right])?;
+        }
+    }
+
+    fn factor(&mut self) -> Parse<NodeId> {
+        let span = self.span();
+        let negated = self.eat('-');
+        let number = matches!(self.peek(), Token::Number(_)) || matches!(self.peek(), Token::Word(w) if w == "inf" || w == "nan");
+        if number {
+            let x = self.number()?.get();
+            return self.add(span.start, None, Op::Const(Num::new(if negated { -x } else { x })), &[]);
+        }
+        if negated {
+            let x = self.factor()?;
+            return self.add(span.start, None, Op::Unary(Unary::Neg), &[x]);
+        }
+        if self.eat('(') {
+            let x = self.expression()?;
+            self.expect(')')?;
+            return Ok(x);
+        }
+        let quoted = matches!(self.peek(), Token::Quoted(_));
+        let name = self.name().map_err(|e| Spanned { message: e.message.replace("a name", "a value"), ..e })?;
+        if !quoted && self.eat('(') { self.call(span, &name) } else { self.lookup(&name, span) }
+    }
+
+    /// `name(operand, …, attribute=value, …)`
+    fn call(&mut self, name_span: Range<usize>, name: &str) -> Parse<NodeId> {
+        let (mut operands, mut attrs) = (Vec::new(), Attrs::default());
+        while !self.eat(')') {
+            let is_attr = matches!(self.peek(), Token::Word(_)) && self.tokens.get(self.at + 1).is_some_and(|t| t.0 == Token::Symbol('='));
+            if is_attr {
+                let key = self.name()?;
+                self.expect('=')?;
+                attrs.0.push((key, self.attr()?));
+            } else {
+                operands.push(self.expression()?);
+            }
+            if *self.peek() != Token::Symbol(')') {
+                self.expect(',')?;
+            }
+        }
+        let start = name_span.start;
+        self.fill_in(name, &operands, &mut attrs);
+        let average = Op::build(name, &attrs).is_ok_and(|op| matches!(op, Op::Loss(_))) && !attrs.0.iter().any(|(k, a)| k == "reduction" && *a == Attr::Word("none".into()));
+        let op = Op::build(name, &attrs).map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
+        let node = self.add(start, None, op, &operands)?;
+        if average {
+            let axes = (0..self.graph.shape(node).rank()).collect();
+            return self.add(start, None, Op::Reduce { kind: ReduceKind::Mean, axes, keep: false }, &[node]);
+        }
+        Ok(node)
+    }
+
+    /// What may be left out: the last axis, all axes, the swap of the last two; and axes counted from the end.
+    fn fill_in(&self, name: &str, operands: &[NodeId], attrs: &mut Attrs) {
+        let Some(rank) = operands.first().map(|&x| self.graph.shape(x).rank()) else { return };
+        let has = |attrs: &Attrs, key: &str| attrs.0.iter().any(|(k, _)| k == key);
+        for (key, attr) in &mut attrs.0 {
+            match attr {
+                Attr::Int(i) if key == "axis" && *i < 0 => *i += rank as i64,
+                Attr::Ints(v) if key == "axes" => v.iter_mut().filter(|i| **i < 0).for_each(|i| *i += rank as i64),
+                _ => {}
+            }
+        }
+        if matches!(name, "softmax" | "log_softmax") && !has(attrs, "axis") {
+            attrs.0.push(("axis".into(), Attr::Int(rank as i64 - 1)));
+        }
+        if ReduceKind::ALL.iter().any(|k| k.name() == name) && !has(attrs, "axes") {
+            attrs.0.push(("axes".into(), Attr::Ints((0..rank as i64).collect())));
+        }
+        if name == "transpose" && !has(attrs, "perm") && rank >= 2 {
+            let mut perm: Vec<i64> = (0..rank as i64).collect();
+            perm.swap(rank - 1, rank - 2);
+            attrs.0.push(("perm".into(), Attr::Ints(perm)));
+        }
+    }
+
+    fn attr(&mut self) -> Parse<Attr> {
+        match self.peek().clone() {
+            Token::Symbol('[') => {
+                let negative = self.tokens[self.at..].iter().take_while(|t| t.0 != Token::Symbol(']')).any(|t| t.0 == Token::Symbol('-'));
+                if !negative {
+                    return Ok(Attr::Dims(self.shape()?));
+                }
+                self.expect('[')?;
+                let mut out = Vec::new();
+                while !self.eat(']') {
+                    out.push(self.number()?.get() as i64);
+                    self.eat(',');
+                }
+                Ok(Attr::Ints(out))
+            }
+            Token::Word(w) if w == "true" || w == "false" => {
+                self.at += 1;
+                Ok(Attr::Bool(w == "true"))
+            }
+            Token::Word(w) if w != "inf" && w != "nan" => {
+                self.at += 1;
+                Ok(w.parse::<Format>().map_or(Attr::Word(w), Attr::Format))
+            }
+            _ => {
+                let whole = matches!(self.peek(), Token::Number(n) if n.bytes().all(|b| b.is_ascii_digit()))
+                    || matches!((self.peek(), self.tokens.get(self.at + 1)), (Token::Symbol('-'), Some((Token::Number(n), _))) if n.bytes().all(|b| b.is_ascii_digit()));
+                let x = self.number()?;
+                Ok(if whole { Attr::Int(x.get() as i64) } else { Attr::Float(x) })
+            }
+        }
+    }
+}

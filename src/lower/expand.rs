@@ -1,0 +1,106 @@
+//! Named operations spelled out as the primitives their kernels run: all in f32 registers, stable forms.
+
+use crate::error::Result;
+use crate::ir::ops::Loss;
+use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Shape, Unary, standardise};
+
+/// The same graph without softmax, layer norm and losses. Names and outputs are kept.
+pub fn expand(graph: &Graph) -> Result<Graph> {
+    let mut out = Graph::new(&graph.name);
+    let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let x: Vec<NodeId> = graph.inputs(id).iter().map(|i| map[i.index()]).collect();
+        out.stage = node.stage;
+        let copy = match &node.op {
+            Op::Softmax { axis } => softmax(&mut out, x[0], *axis)?,
+            Op::LogSoftmax { axis } => log_softmax(&mut out, x[0], *axis)?,
+            Op::LayerNorm { eps } => {
+                let (xhat, _) = standardise(&mut out, x[0], eps.get())?;
+                let scaled = out.binary(Binary::Mul, xhat, x[1])?;
+                out.binary(Binary::Add, scaled, x[2])?
+            }
+            Op::Loss(loss) => expand_loss(&mut out, *loss, x[0], x[1])?,
+            Op::ScatterAdd { axis, .. } => scatter_add(&mut out, x[0], x[1], *axis, &node.ty.shape)?,
+            op if op.is_buffer() => out.add_named(node.name.clone(), op.clone(), &x)?,
+            op => out.add(op.clone(), &x)?,
+        };
+        map.push(copy);
+    }
+    for o in graph.outputs() {
+        out.add_output(&o.name, o.role, map[o.node.index()]);
+    }
+    Ok(out)
+}
+
+/// x − max, and the sum of its exponentials.
+fn shifted(g: &mut Graph, x: NodeId, axis: usize) -> Result<(NodeId, NodeId, NodeId)> {
+    let max = g.reduce(ReduceKind::Max, x, &[axis], true)?;
+    let z = g.binary(Binary::Sub, x, max)?;
+    let e = g.unary(Unary::Exp, z)?;
+    let sum = g.reduce(ReduceKind::Sum, e, &[axis], true)?;
+    Ok((z, e, sum))
+}
+
+fn softmax(g: &mut Graph, x: NodeId, axis: usize) -> Result<NodeId> {
+    let (_, e, sum) = shifted(g, x, axis)?;
+    g.binary(Binary::Div, e, sum)
+}
+
+fn log_softmax(g: &mut Graph, x: NodeId, axis: usize) -> Result<NodeId> {
+    let (z, _, sum) = shifted(g, x, axis)?;
+    let log = g.unary(Unary::Log, sum)?;
+    g.binary(Binary::Sub, z, log)
+}
+
+/// Row v of the result sums the rows whose index is v: a reduction over the index, deterministic and in f32.
+fn scatter_add(g: &mut Graph, dy: NodeId, index: NodeId, axis: usize, result: &Shape) -> Result<NodeId> {
+    let positions = g.shape(index).0.clone();
+    let ones = vec![1.into(); positions.len()];
+    let one = |n: usize| vec![1.into(); n];
+    let around = |rows: Vec<crate::ir::Dim>, at: Vec<crate::ir::Dim>, lead: &[crate::ir::Dim], tail: &[crate::ir::Dim]| {
+        Shape([lead, &rows, &at, tail].concat())
+    };
+    let (lead, tail) = (&result.0[..axis], &result.0[axis + 1..]);
+    let wide = around(vec![result.0[axis].clone()], ones, lead, tail);
+    let row = g.add(Op::Iota { dims: wide, axis }, &[])?;
+    let at = g.reshape(index, &around(one(1), positions.clone(), &one(lead.len()), &one(tail.len())))?;
+    let hit = g.binary(Binary::Eq, row, at)?;
+    let part = g.reshape(dy, &around(one(1), positions.clone(), lead, tail))?;
+    let zero = g.constant(0.0)?;
+    let picked = g.add(Op::Select, &[hit, part, zero])?;
+    let axes: Vec<usize> = (axis + 1..=axis + positions.len()).collect();
+    g.reduce(ReduceKind::Sum, picked, &axes, false)
+}
+
+fn expand_loss(g: &mut Graph, loss: Loss, x: NodeId, y: NodeId) -> Result<NodeId> {
+    match loss {
+        Loss::SquaredError => {
+            let d = g.binary(Binary::Sub, x, y)?;
+            g.unary(Unary::Square, d)
+        }
+        Loss::BceWithLogits => {
+            let s = g.unary(Unary::Softplus, x)?;
+            let xy = g.binary(Binary::Mul, x, y)?;
+            g.binary(Binary::Sub, s, xy)
+        }
+        // log Σ e^z − z[label], with z = x − max
+        Loss::CrossEntropy => {
+            let axis = g.shape(x).rank() - 1;
+            let (z, _, sum) = shifted(g, x, axis)?;
+            let rows = g.shape(y).clone();
+            let mut column = rows.clone();
+            column.0.push(1.into());
+            let dims: Shape = g.shape(x).clone();
+            let position = g.add(Op::Iota { dims, axis }, &[])?;
+            let label = g.reshape(y, &column)?;
+            let hit = g.binary(Binary::Eq, position, label)?;
+            let zero = g.constant(0.0)?;
+            let picked = g.add(Op::Select, &[hit, z, zero])?;
+            let at_label = g.reduce(ReduceKind::Sum, picked, &[axis], true)?;
+            let log = g.unary(Unary::Log, sum)?;
+            let nll = g.binary(Binary::Sub, log, at_label)?;
+            g.reshape(nll, &rows)
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The kernel representation that the CPU executes and CUDA is generated from.
+//!
+//! A kernel is a tape of scalar instructions over a domain `outer × inner`. Reductions run over the whole of `inner`;
+//! their results live at the outer level and may be used at the inner level again (softmax: maximum, sum, quotient).
+//! Without reductions `inner` is empty and the kernel is pointwise. A product's kernel is the same tape, as its
+//! epilogue, fed by the accumulator.
+
+use super::program::BufferId;
+use super::view::View;
+use crate::format::Format;
+use crate::ir::{Binary, Num, ReduceKind, Unary};
+
+/// An instruction's position in its tape.
+pub type Reg = usize;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// One value per outer index.
+    Outer,
+    /// One value per element.
+    Inner,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Inst {
+    Load(usize),
+    Const(Num),
+    /// The index along a domain axis.
+    Position(usize),
+    Unary(Unary, Reg),
+    Binary(Binary, Reg, Reg),
+    Select(Reg, Reg, Reg),
+    /// Over all of `inner`; `Mean` divides by its size.
+    Reduce(ReduceKind, Reg),
+    /// Rounds to a format without leaving the registers.
+    Round(Format, Reg),
+    /// The load's element at the position `index` of an axis with this extent and stride.
+    Gather { load: usize, index: Reg, extent: usize, stride: usize },
+    /// The product's element.
+    Accumulator,
+}
+
+impl Inst {
+    pub fn operands(&self) -> Vec<Reg> {
+        match *self {
+            Inst::Load(_) | Inst::Const(_) | Inst::Position(_) | Inst::Accumulator => Vec::new(),
+            Inst::Unary(_, a) | Inst::Reduce(_, a) | Inst::Round(_, a) => vec![a],
+            Inst::Binary(_, a, b) => vec![a, b],
+            Inst::Select(a, b, c) => vec![a, b, c],
+            Inst::Gather { index, .. } => vec![index],
+        }
+    }
+}
+
+/// A load that yields 0 outside `lo..hi` of a domain axis, and reads every `step`-th position inside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Guard {
+    pub axis: usize,
+    pub lo: usize,
+    pub hi: usize,
+    pub step: usize,
+    /// Elements between successive positions read; the view itself does not move along this axis.
+    pub stride: usize,
+}
+
+/// A buffer read through a view over the whole domain (outer axes, then inner axes).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Load {
+    pub buffer: BufferId,
+    pub view: View,
+    pub format: Format,
+    pub guard: Option<Guard>,
+}
+
+/// A register written to a buffer, through a view over the outer axes, or the whole domain for inner registers.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Store {
+    pub reg: Reg,
+    pub buffer: BufferId,
+    pub view: View,
+    pub format: Format,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Loop {
+    pub outer: Vec<usize>,
+    pub inner: Vec<usize>,
+    pub loads: Vec<Load>,
+    pub tape: Vec<Inst>,
+    pub stores: Vec<Store>,
+}
+
+impl Loop {
+    pub fn outer_size(&self) -> usize {
+        self.outer.iter().product()
+    }
+
+    pub fn inner_size(&self) -> usize {
+        self.inner.iter().product()
+    }
+
+    /// The level of every register.
+    pub fn levels(&self) -> Vec<Level> {
+        let o = self.outer.len();
+        let mut out: Vec<Level> = Vec::with_capacity(self.tape.len());
+        for inst in &self.tape {
+            let load_level = |l: &Load| {
+                let moves = l.view.strides[o..].iter().any(|&s| s != 0) || l.guard.as_ref().is_some_and(|g| g.axis >= o);
+                if moves { Level::Inner } else { Level::Outer }
+            };
+            out.push(match inst {
+                Inst::Reduce(..) | Inst::Const(_) => Level::Outer,
+                Inst::Load(i) => load_level(&self.loads[*i]),
+                Inst::Position(axis) if *axis >= o => Level::Inner,
+                Inst::Gather { load, index, .. } => load_level(&self.loads[*load]).max(out[*index]),
+                Inst::Accumulator => Level::Outer,
+                other => other.operands().iter().map(|&r| out[r]).max().unwrap_or(Level::Outer),
+            });
+        }
+        out
+    }
+
+    pub fn has_reduction(&self) -> bool {
+        self.tape.iter().any(|i| matches!(i, Inst::Reduce(..)))
+    }
+}
+
+/// `batch` products of `m × k` by `k × n`, operands in `format`, accumulated in f32; then the epilogue's tape over
+/// `[batch, m, n]` (its domain is all outer).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Gemm {
+    pub a: BufferId,
+    pub b: BufferId,
+    pub ta: bool,
+    pub tb: bool,
+    pub batch: usize,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    /// Elements between the batch's matrices; 0 shares one matrix.
+    pub stride_a: usize,
+    pub stride_b: usize,
+    /// What the matrix units multiply.
+    pub format: Format,
+    pub epilogue: Loop,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Kernel {
+    Loop(Loop),
+    Gemm(Gemm),
+}
+
+impl Kernel {
+    /// The tape and its domain: the whole kernel, or a product's epilogue.
+    pub fn body(&self) -> &Loop {
+        match self {
+            Kernel::Loop(l) => l,
+            Kernel::Gemm(g) => &g.epilogue,
+        }
+    }
+
+    pub fn reads(&self) -> Vec<BufferId> {
+        let mut out: Vec<BufferId> = self.body().loads.iter().map(|l| l.buffer).collect();
+        if let Kernel::Gemm(g) = self {
+            out.extend([g.a, g.b]);
+        }
+        out
+    }
+
+    pub fn writes(&self) -> impl Iterator<Item = BufferId> + '_ {
+        self.body().stores.iter().map(|s| s.buffer)
+    }
+
+    /// Would generated code differ only in buffers and sizes? Products and kernels with positions are never alike.
+    pub fn same_code(&self, other: &Kernel) -> bool {
+        let (Kernel::Loop(a), Kernel::Loop(b)) = (self, other) else { return false };
+        let flat = |k: &Loop| k.outer.len() + k.inner.len() <= 1;
+        let load = |l: &Load| (l.format, l.view.strides.clone(), l.guard.is_some());
+        let store = |s: &Store| (s.reg, s.format);
+        flat(a)
+            && flat(b)
+            && self.kind() == other.kind()
+            && a.tape == b.tape
+            && a.loads.iter().map(load).eq(b.loads.iter().map(load))
+            && a.stores.iter().map(store).eq(b.stores.iter().map(store))
+    }
+
+    /// What the kernel is, in a word, for tables.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Kernel::Gemm(_) => "product",
+            Kernel::Loop(l) if !l.has_reduction() => "pointwise",
+            Kernel::Loop(l) if l.outer_size() <= 1 => "total",
+            Kernel::Loop(l) if l.is_column() => "column",
+            Kernel::Loop(_) => "row",
+        }
+    }
+
+    /// Bytes moved at least: every element reached by a load once, every store once, and a product's operands.
+    pub fn bytes(&self, format_of: impl Fn(BufferId) -> Format) -> usize {
+        let body = self.body();
+        let mut seen: Vec<(BufferId, &View)> = Vec::new();
+        let mut total: usize = body.stores.iter().map(|s| s.view.distinct() * s.format.bytes()).sum();
+        for l in &body.loads {
+            if !seen.contains(&(l.buffer, &l.view)) {
+                seen.push((l.buffer, &l.view));
+                total += l.view.distinct() * l.format.bytes();
+            }
+        }
+        if let Kernel::Gemm(g) = self {
+            let count = |stride: usize| if stride == 0 { 1 } else { g.batch };
+            total += count(g.stride_a) * g.m * g.k * format_of(g.a).bytes();
+            total += count(g.stride_b) * g.k * g.n * format_of(g.b).bytes();
+        }
+        total
+    }
+
+    /// Multiply-adds of a product count twice; every tape instruction once per element of its level.
+    pub fn operations(&self) -> (f64, f64) {
+        let body = self.body();
+        let (o, i) = (body.outer_size() as f64, body.inner_size() as f64);
+        let levels = body.levels();
+        let scalar = body.tape.iter().zip(&levels).map(|(inst, level)| match (inst, level) {
+            (Inst::Load(_) | Inst::Const(_) | Inst::Position(_) | Inst::Accumulator, _) => 0.0,
+            (Inst::Reduce(..), _) | (_, Level::Inner) => o * i,
+            (_, Level::Outer) => o,
+        });
+        let matrix = if let Kernel::Gemm(g) = self { 2.0 * (g.batch * g.m * g.n) as f64 * g.k as f64 } else { 0.0 };
+        (scalar.sum(), matrix)
+    }
+}
+
+impl Loop {
+    /// Successive outer indices are neighbours in memory and successive inner ones are not: threads take columns.
+    pub fn is_column(&self) -> bool {
+        let o = self.outer.len();
+        if o == 0 || !self.has_reduction() || self.stores.iter().any(|s| s.view.dims.len() > o) {
+            return false;
+        }
+        let single_stage = {
+            let levels = self.levels();
+            // A reduction may not feed the inner level again, nor another reduction.
+            !self.tape.iter().zip(&levels).any(|(inst, level)| {
+                *level == Level::Inner && inst.operands().iter().any(|&r| depends_on_reduction(&self.tape, r))
+            })
+        };
+        let strided = |axis: usize| self.loads.iter().filter(|l| l.view.strides[axis] == 1).count();
+        single_stage && strided(o - 1) > strided(self.outer.len() + self.inner.len() - 1)
+    }
+}
+
+fn depends_on_reduction(tape: &[Inst], reg: Reg) -> bool {
+    matches!(tape[reg], Inst::Reduce(..)) || tape[reg].operands().iter().any(|&r| depends_on_reduction(tape, r))
+}

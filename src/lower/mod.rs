@@ -1,0 +1,17 @@
+//! From a planned graph to kernels: what shares a kernel, and where buffers live.
+
+mod buffers;
+mod expand;
+mod kernel;
+mod program;
+mod region;
+mod stages;
+mod view;
+
+pub use buffers::{Arena, Slot};
+pub use expand::expand;
+pub use kernel::{Gemm, Guard, Inst, Kernel, Level, Load, Loop, Reg, Store};
+pub use program::{BufferId, BufferInfo, Program, lower};
+pub use region::{Region, Regions, regions};
+pub use stages::{Pass, passes};
+pub use view::View;

@@ -1,0 +1,98 @@
+//! `plan.json`: a plan that can be kept, read by other programs, and fed back to `train`.
+
+use super::{Planned, Policy};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::ir::{Graph, Op, text};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Raised whenever an older reader would misread a newer file.
+pub const PLAN_VERSION: u32 = 1;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlanFile {
+    pub version: u32,
+    /// Identifies the training step the plan was made for: model, sizes, optimizer and scaler.
+    pub step_fingerprint: String,
+    pub target: String,
+    pub policy: Policy,
+    pub low: Format,
+    pub predicted_seconds: f64,
+    pub bytes_moved: usize,
+    /// Why each stored value has its format.
+    pub values: Vec<PlannedValue>,
+    /// The planned step in text form: the plan itself.
+    pub step: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct PlannedValue {
+    pub name: String,
+    pub format: Format,
+    pub shape: Vec<usize>,
+    pub rule: Option<String>,
+    pub reason: Option<String>,
+}
+
+/// SHA-256 of a graph's text, in hexadecimal.
+pub fn fingerprint(graph: &Graph) -> String {
+    Sha256::digest(text::print(graph)).iter().map(|b| format!("{b:02x}")).collect()
+}
+
+impl PlanFile {
+    pub fn new(step: &Graph, planned: &Planned, request: &super::Request) -> PlanFile {
+        let g = &planned.graph;
+        let lookup = |map: &BTreeMap<String, String>, name: &str| map.get(name).cloned();
+        let values = g.ids().filter(|&id| matches!(g.op(id), Op::Put(_))).map(|id| {
+            let value = g.name_of(g.inputs(id)[0]);
+            PlannedValue {
+                name: value.to_owned(),
+                format: g.ty(id).format,
+                shape: g.ty(id).dims(),
+                rule: lookup(&planned.rules, value),
+                reason: lookup(&planned.reasons, value),
+            }
+        });
+        PlanFile {
+            version: PLAN_VERSION,
+            step_fingerprint: fingerprint(step),
+            target: request.target.name.clone(),
+            policy: request.policy,
+            low: request.low,
+            predicted_seconds: planned.estimate.seconds,
+            bytes_moved: planned.estimate.bytes,
+            values: values.collect(),
+            step: text::print(g),
+        }
+    }
+
+    pub fn to_json(&self) -> String {
+        serde_json::to_string_pretty(self).expect("a plan is plain data") + "\n"
+    }
+
+    pub fn read(path: &Path) -> Result<PlanFile> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let bad = |e: serde_json::Error| Error::Request(format!("{}: not a plan file: {e}", path.display()));
+        let version = serde_json::from_str::<serde_json::Value>(&text).map_err(bad)?["version"].as_u64();
+        if version != Some(PLAN_VERSION.into()) {
+            let found = version.map_or("none".to_owned(), |v| v.to_string());
+            return Err(Error::Request(format!("{}: plan version {found}, but this mantissa reads version {PLAN_VERSION}; plan the model again", path.display())));
+        }
+        serde_json::from_str(&text).map_err(bad)
+    }
+
+    /// The planned graph, if the plan was made for this step.
+    pub fn graph_for(&self, step: &Graph, path: &Path) -> Result<Graph> {
+        if self.step_fingerprint != fingerprint(step) {
+            return Err(Error::Request(format!(
+                "{}: this plan was made for another training step (model `{}`); a plan fits one model, batch size, optimizer and scaler: plan the model again",
+                path.display(),
+                text::parse(&self.step, "plan").map_or_else(|_| "?".into(), |g| g.name)
+            )));
+        }
+        text::parse(&self.step, &format!("{} (step)", path.display()))
+    }
+}

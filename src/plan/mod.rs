@@ -1,0 +1,84 @@
+//! Choosing a format for every value: policy, extraction, and the plan a user reads and keeps.
+
+mod extract;
+mod file;
+mod policy;
+mod table;
+
+pub use extract::{Extracted, copy_name};
+pub use file::{PLAN_VERSION, PlanFile, fingerprint};
+pub use policy::{Policy, Verdict, paint};
+pub use table::{print_table, summary_line};
+
+use crate::cost::{Estimate, Target};
+use crate::error::Result;
+use crate::format::Format;
+use crate::ir::{Graph, Op, verify};
+use crate::rewrite::{Facts, PhaseReport, RuleSet, encode, saturate};
+use extract::Extractor;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What to plan for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub policy: Policy,
+    /// The narrow format the policy lowers to.
+    pub low: Format,
+    pub target: Target,
+}
+
+/// A planned graph and how it came about.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    /// Every output is a buffer, every value that is stored has its `put`.
+    pub graph: Graph,
+    pub estimate: Estimate,
+    /// The policy's reason for each value, by name.
+    pub reasons: BTreeMap<String, String>,
+    /// The rule behind each choice, by value name.
+    pub rules: BTreeMap<String, String>,
+    pub phases: Vec<PhaseReport>,
+    pub evaluations: usize,
+}
+
+/// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
+pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
+    let verified = verify(step)?;
+    if request.policy != Policy::Fp32 {
+        request.target.require(request.low)?;
+    }
+    let verdicts = paint(step, request.policy);
+    let allow: Vec<bool> = verdicts.iter().map(|v| v.low).collect();
+    let low = request.policy != Policy::Fp32;
+    let chosen: BTreeSet<Format> = if low { BTreeSet::from([request.low]) } else { BTreeSet::new() };
+    let updated = step.outputs().iter().filter(|o| o.role == crate::ir::Role::Update).map(|o| o.name.clone()).collect();
+    let facts = Facts {
+        sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
+        updated,
+        staged: step
+            .sources()
+            .filter(|&id| matches!(step.op(id), Op::Input { label: false, .. }) && step.ty(id).format.is_float())
+            .map(|id| step.name_of(id).to_owned())
+            .collect(),
+        multiplies: chosen.clone(),
+        stores: chosen,
+        ..Facts::default()
+    };
+    let mut encoded = encode(verified, facts, &allow)?;
+    for id in step.ids().filter(|&id| matches!(step.op(id), Op::MatMul { .. }) && !allow[id.index()]) {
+        encoded.egraph.analysis.keep_products.insert(encoded.classes[id.index()]);
+    }
+    let egraph = std::mem::take(&mut encoded.egraph);
+    let (egraph, phases) = saturate(egraph, rules);
+    let extracted = Extractor::new(step, &encoded, &egraph, &request.target).extract()?;
+    verify(&extracted.graph)?;
+    let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
+    Ok(Planned {
+        graph: extracted.graph,
+        estimate: extracted.estimate,
+        reasons,
+        rules: extracted.rules,
+        phases,
+        evaluations: extracted.evaluations,
+    })
+}

@@ -1,0 +1,141 @@
+//! Which values may be stored in the plan's low format, and which products may multiply in it.
+//!
+//! `o1` follows PyTorch's autocast lists (products low, a list of operations f32, the rest as its inputs), `o2` and
+//! `o3` the NVIDIA Apex levels of those names. A gradient is treated as the value it belongs to, because autocast's
+//! backward operations run in the format their forward operation used. Reductions and the inside of softmax, norms and
+//! losses are f32 in every policy: that is the kernels' arithmetic, not a choice.
+
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::hint::nearest;
+use crate::ir::{Graph, NodeId, Op, ReduceKind, Stage, Unary};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// Everything f32.
+    Fp32,
+    /// The autocast lists.
+    O1,
+    /// Everything low but norms, softmax and losses; f32 master weights.
+    O2,
+    /// Everything low, weights and optimizer state too: the speed of light, not a way to train.
+    O3,
+}
+
+impl FromStr for Policy {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Policy> {
+        let all = [("fp32", Policy::Fp32), ("o1", Policy::O1), ("o2", Policy::O2), ("o3", Policy::O3)];
+        all.iter().find(|(n, _)| *n == s.to_lowercase()).map(|(_, p)| *p).ok_or_else(|| {
+            let hint = nearest(s, all.iter().map(|a| a.0)).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+            Error::Request(format!("unknown policy `{s}`; policies are fp32, o1, o2, o3{hint}"))
+        })
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.pad(match self {
+            Policy::Fp32 => "fp32",
+            Policy::O1 => "o1",
+            Policy::O2 => "o2",
+            Policy::O3 => "o3",
+        })
+    }
+}
+
+impl Policy {
+    /// The format of parameters and optimizer state.
+    pub fn master(self, low: Format) -> Format {
+        if self == Policy::O3 { low } else { Format::F32 }
+    }
+}
+
+/// The verdict on one value.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// May be stored in the low format; for a product, may multiply in it.
+    pub low: bool,
+    pub why: String,
+}
+
+/// A verdict for every node of a step.
+pub fn paint(graph: &Graph, policy: Policy) -> Vec<Verdict> {
+    let mut out: Vec<Verdict> = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let verdict = verdict(graph, policy, id, &out);
+        out.push(verdict);
+    }
+    out
+}
+
+fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdict {
+    let node = graph.node(id);
+    let say = |low: bool, why: &str| Verdict { low, why: why.to_owned() };
+    if !node.ty.format.is_float() {
+        return say(false, "not a floating-point value");
+    }
+    if policy == Policy::Fp32 {
+        return say(false, "fp32: everything stays f32");
+    }
+    if node.stage == Stage::Update {
+        return say(policy == Policy::O3 && node.ty.shape.rank() > 0, "unscaling, optimizer and loss scaler");
+    }
+    if node.ty.shape.rank() == 0 {
+        return say(false, "a scalar: nothing to gain");
+    }
+    match policy {
+        Policy::Fp32 => unreachable!("handled above"),
+        Policy::O3 => return say(true, "o3: everything is low"),
+        Policy::O2 if matches!(node.op, Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_)) => {
+            return say(false, "o2: norms, softmax and losses stay f32");
+        }
+        Policy::O2 | Policy::O1 => {}
+    }
+    if let Op::MatMul { .. } = node.op {
+        return say(true, "a product: on the list of low-precision operations");
+    }
+    if let Some(forward) = node.grad_of {
+        let name = graph.name_of(forward);
+        let of_weight = matches!(graph.op(forward), Op::Param { .. });
+        let low = if of_weight { uses_low(graph, forward, done) } else { done[forward.index()].low };
+        return say(low, &format!("the gradient of `{name}` has its format"));
+    }
+    if node.op.is_source() {
+        return say(policy == Policy::O2 && !matches!(node.op, Op::State { .. }), "comes from outside the step");
+    }
+    if policy == Policy::O2 {
+        return say(true, "o2: the model is cast to the low format");
+    }
+    if on_f32_list(&node.op) {
+        return say(false, &format!("{} is on the list of f32 operations", node.op.name()));
+    }
+    let inputs = graph.inputs(id);
+    let follows = |&i: &NodeId| done[i.index()].low;
+    let neutral = |&i: &NodeId| graph.op(i).is_source() || matches!(graph.op(i), Op::Const(_)) || graph.shape(i).rank() == 0 || !graph.ty(i).format.is_float();
+    if inputs.iter().any(follows) && inputs.iter().all(|i| follows(i) || neutral(i)) {
+        say(true, "follows its low inputs")
+    } else {
+        say(false, "an input is f32")
+    }
+}
+
+/// A weight's gradient is low where some product reads the weight.
+fn uses_low(graph: &Graph, param: NodeId, done: &[Verdict]) -> bool {
+    graph.users(param).into_iter().any(|u| graph.node(u).stage == Stage::Forward && done.get(u.index()).is_some_and(|v| v.low))
+}
+
+/// The float32 list of `aten/src/ATen/autocast_mode.h`, in our operations.
+fn on_f32_list(op: &Op) -> bool {
+    match op {
+        Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_) => true,
+        Op::Reduce { kind, .. } => *kind == ReduceKind::Sum,
+        Op::Binary(b) => *b == crate::ir::Binary::Pow,
+        Op::Unary(u) => matches!(u, Unary::Exp | Unary::Log | Unary::Log1p | Unary::Recip | Unary::Rsqrt | Unary::Softplus),
+        _ => false,
+    }
+}

@@ -1,0 +1,92 @@
+//! A plan as a terminal shows it: a row per kernel, what it computes, in which formats and why.
+
+use super::{Planned, Request};
+use crate::cost::Estimate;
+use crate::error::Result;
+use crate::ir::{Graph, Op, verify};
+use crate::lower::{Kernel, Program, lower};
+use std::fmt::Write;
+
+/// A time with three digits and its unit.
+pub fn seconds(s: f64) -> String {
+    match s {
+        s if s >= 1.0 => format!("{s:.2} s"),
+        s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
+        s => format!("{:.1} µs", s * 1e6),
+    }
+}
+
+/// A byte count with its unit.
+pub fn bytes(n: usize) -> String {
+    let x = n as f64;
+    match n {
+        0..=9_999 => format!("{n} B"),
+        10_000..=9_999_999 => format!("{:.1} kB", x / 1e3),
+        10_000_000..=9_999_999_999 => format!("{:.1} MB", x / 1e6),
+        _ => format!("{:.1} GB", x / 1e9),
+    }
+}
+
+/// One plan in one line: time, bytes, kernels.
+pub fn summary_line(label: &str, estimate: Estimate, kernels: usize) -> String {
+    format!("{label:<28} {:>10} {:>11} {kernels:>9}", seconds(estimate.seconds), bytes(estimate.bytes))
+}
+
+/// The kernels of a planned step, the formats of what they store and why.
+pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
+    let program = lower(verify(&planned.graph)?)?;
+    let mut out = String::new();
+    let _ = writeln!(out, "{:>3}  {:<9} {:>9} {:>9}  {:<34} {:<8} why", "#", "kernel", "time", "bytes", "computes", "format");
+    for (launch, i) in program.launches.iter().enumerate().flat_map(|(n, r)| r.clone().map(move |i| (n, i))) {
+        let kernel = &program.kernels[i];
+        let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format);
+        let kind = match kernel {
+            Kernel::Gemm(g) => format!("{} {}", kernel.kind(), g.format),
+            Kernel::Loop(_) => kernel.kind().to_owned(),
+        };
+        let mut head = format!("{launch:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
+        for name in &program.computes[i] {
+            let (value, format, why) = describe(planned, name);
+            let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip(&value, 34));
+            head = " ".repeat(head.chars().count());
+        }
+    }
+    let (alone, fused) = casts(&planned.graph, &program);
+    let _ = writeln!(out, "\ncasts: {alone} standing alone, {fused} fused into the kernel that produces the value, {} weights carried in a low copy, {} inputs staged low", carried(&planned.graph), staged(&planned.graph));
+    Ok(out)
+}
+
+fn clip(s: &str, width: usize) -> String {
+    if s.chars().count() <= width { s.to_owned() } else { format!("{}…", s.chars().take(width - 1).collect::<String>()) }
+}
+
+/// A stored buffer: the value it holds, its format, and the reason.
+fn describe(planned: &Planned, buffer: &str) -> (String, String, String) {
+    let g = &planned.graph;
+    let Some(id) = g.find(buffer) else { return (buffer.to_owned(), String::new(), "copied at the end of the step".into()) };
+    let value = g.inputs(id).first().map_or(buffer, |&v| g.name_of(v));
+    let update = g.outputs().iter().find(|o| o.node == id && o.role == crate::ir::Role::Update);
+    let shown = update.map_or_else(|| value.to_owned(), |o| format!("{} ←", o.name));
+    let reason = planned.reasons.get(value).cloned().unwrap_or_default();
+    let why = match planned.rules.get(value) {
+        Some(rule) if !rule.starts_with("store-f32") => format!("{rule}: {reason}"),
+        _ => reason,
+    };
+    (shown, g.ty(id).format.to_string(), why)
+}
+
+/// Casts that are kernels of their own, and narrow stores that cost no kernel.
+fn casts(graph: &Graph, program: &Program) -> (usize, usize) {
+    let alone = |k: &Kernel| matches!(k, Kernel::Loop(l) if l.tape.len() == 2 && matches!(l.tape[1], crate::lower::Inst::Round(..)));
+    let standing = program.kernels.iter().filter(|k| alone(k)).count();
+    let narrow = graph.ids().filter(|&id| matches!(graph.op(id), Op::Put(f) if f.is_low())).count();
+    (standing, narrow)
+}
+
+fn carried(graph: &Graph) -> usize {
+    graph.ids().filter(|&id| matches!(graph.op(id), Op::State { init: crate::ir::Init::Copy(_), .. })).count()
+}
+
+fn staged(graph: &Graph) -> usize {
+    graph.ids().filter(|&id| matches!(graph.op(id), Op::Input { copy_of: Some(_), .. })).count()
+}

@@ -1,0 +1,49 @@
+//! What a rule may ask before it applies: a small closed vocabulary.
+//!
+//! Conditions must be monotone: once true, more equalities never make them false. Policy verdicts are fixed when the
+//! step is encoded, so `fits` qualifies as long as exact rules have saturated before rounding rules run.
+
+use super::EGraph;
+use crate::format::Format;
+use egg::Id;
+
+/// Name, argument count, and meaning.
+pub const CONDITIONS: [(&str, usize, &str); 9] = [
+    ("fits", 2, "the policy lets this value be stored in this format, and the format holds it if it is constant"),
+    ("not-constant", 1, "the value is not known at compile time"),
+    ("computed-in", 2, "the value's registers have this format"),
+    ("target-multiplies", 1, "the target's matrix units take this format, and the policy allows it for products"),
+    ("lowers", 0, "the policy lets this product multiply in the low format"),
+    ("has-format", 2, "the buffer is in this format"),
+    ("updated", 1, "the step writes this parameter, so its kernel can write a copy"),
+    ("staged", 1, "the loader writes this input, so it can round it on the way"),
+    ("same-shape", 2, "both have the same shape"),
+];
+
+/// A condition with its arguments resolved to e-classes.
+pub(super) fn holds(egraph: &EGraph, name: &str, args: &[Id], root: Id) -> bool {
+    let fact = |i: usize| &egraph[args[i]].data;
+    let word = |i: usize| fact(i).word.map_or("", |w| w.as_str());
+    let format = |i: usize| word(i).parse::<Format>().ok();
+    let facts = &egraph.analysis;
+    match name {
+        "fits" => {
+            let in_range = |f: Format| match (fact(1).constant, f.float()) {
+                (Some(c), Some(spec)) => c.get().abs() <= spec.max,
+                (None, Some(_)) => true,
+                (_, None) => false,
+            };
+            let is_float = fact(1).ty.as_ref().is_some_and(|t| t.format.is_float());
+            is_float && fact(1).low && format(0).is_some_and(|f| facts.stores.contains(&f) && in_range(f))
+        }
+        "not-constant" => fact(0).constant.is_none(),
+        "computed-in" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
+        "target-multiplies" => format(0).is_some_and(|f| facts.multiplies.contains(&f)),
+        "lowers" => !facts.keep_products.iter().any(|&p| egraph.find(p) == egraph.find(root)),
+        "has-format" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
+        "updated" => facts.updated.contains(word(0)),
+        "staged" => facts.staged.contains(word(0)),
+        "same-shape" => fact(0).ty.as_ref().map(|t| &t.shape) == fact(1).ty.as_ref().map(|t| &t.shape),
+        _ => unreachable!("the loader knows every condition"),
+    }
+}

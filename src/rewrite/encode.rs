@@ -1,0 +1,101 @@
+//! A training step as an e-graph: sources become buffers, operations values, operands edges.
+
+use super::language::{Facts, Term, attr_leaf};
+use super::{EGraph, Head};
+use crate::error::Result;
+use crate::ir::{Graph, NodeId, Op, Role, Verified};
+use egg::Id;
+use std::collections::BTreeMap;
+
+/// An e-graph with the way back to the graph it was made from.
+pub struct Encoded {
+    pub egraph: EGraph,
+    /// `(step …)`, one buffer per output.
+    pub root: Id,
+    /// The value class of every computed node, the buffer class of every source.
+    pub classes: Vec<Id>,
+    /// The value that replaces each updated parameter or state.
+    pub updates: BTreeMap<String, Id>,
+}
+
+/// Encodes a verified step. `allow_low[node]` is the policy's verdict on storing a node's value in the low format.
+pub fn encode(step: Verified, facts: Facts, allow_low: &[bool]) -> Result<Encoded> {
+    let graph = step.graph();
+    let mut e = Encoder { graph, egraph: EGraph::new(facts), classes: Vec::with_capacity(graph.len()) };
+    for id in graph.ids() {
+        e.egraph.analysis.allow_low = allow_low[id.index()];
+        let class = e.node(id);
+        e.classes.push(class);
+    }
+    let mut updates = BTreeMap::new();
+    let mut outputs = Vec::new();
+    for o in graph.outputs() {
+        let format = match o.role {
+            Role::Update => {
+                updates.insert(o.name.clone(), e.classes[o.node.index()]);
+                graph.find(&o.name).map(|s| graph.ty(s).format)
+            }
+            Role::Output | Role::Metric => None,
+        };
+        outputs.push(e.buffer(o.node, format));
+    }
+    e.egraph.analysis.allow_low = true;
+    let root = e.egraph.add(Term::op("step", outputs));
+    e.egraph.rebuild();
+    Ok(Encoded { egraph: e.egraph, root, classes: e.classes, updates })
+}
+
+struct Encoder<'a> {
+    graph: &'a Graph,
+    egraph: EGraph,
+    classes: Vec<Id>,
+}
+
+impl Encoder<'_> {
+    fn word(&mut self, text: &str) -> Id {
+        self.egraph.add(Term::word(text))
+    }
+
+    fn node(&mut self, id: NodeId) -> Id {
+        let op = self.graph.op(id);
+        match op {
+            Op::Input { .. } => self.source("input", id),
+            Op::Param { .. } => self.source("param", id),
+            Op::State { .. } => self.source("state", id),
+            Op::Const(c) => self.egraph.add(Term { head: Head::Num(*c), children: Vec::new() }),
+            _ => {
+                let mut children: Vec<Id> = op.attrs().iter().map(|(k, a)| self.word(&attr_leaf(k, a))).collect();
+                for input in self.graph.inputs(id) {
+                    let child = match op {
+                        Op::MatMul { .. } | Op::Cast(_) => self.buffer(input, None),
+                        Op::Put(_) => self.classes[input.index()],
+                        _ => self.edge(input),
+                    };
+                    children.push(child);
+                }
+                self.egraph.add(Term::op(op.name(), children))
+            }
+        }
+    }
+
+    fn source(&mut self, head: &str, id: NodeId) -> Id {
+        let name = self.word(self.graph.name_of(id));
+        self.egraph.add(Term::op(head, vec![name]))
+    }
+
+    fn edge(&mut self, id: NodeId) -> Id {
+        let class = self.classes[id.index()];
+        let head = if self.graph.op(id).is_buffer() { "get" } else { "pass" };
+        self.egraph.add(Term::op(head, vec![class]))
+    }
+
+    /// The node's value in memory, in its own format unless another is asked for.
+    fn buffer(&mut self, id: NodeId, format: Option<crate::format::Format>) -> Id {
+        let class = self.classes[id.index()];
+        if self.graph.op(id).is_buffer() {
+            return class;
+        }
+        let format = self.word(format.unwrap_or(self.graph.ty(id).format).name());
+        self.egraph.add(Term::op("put", vec![format, class]))
+    }
+}

@@ -1,0 +1,230 @@
+//! The e-graph's terms and what is known of each e-class.
+//!
+//! Three sorts. A *value* is computed in registers, a *buffer* is a tensor in memory in one format, an *edge* is what
+//! an operation reads. Attributes, formats and names are leaves, so a pattern variable can bind them.
+
+use super::EGraph;
+use crate::format::Format;
+use crate::ir::text::parse_attr;
+use crate::ir::{Attr, Attrs, Num, Op, Shape, Type};
+use egg::{Analysis, DidMerge, Id, Language, Symbol};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+/// What stands at the head of a term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Head {
+    /// An operation, by name.
+    Op(Symbol),
+    /// A name, a format or an attribute: a leaf that is no tensor.
+    Word(Symbol),
+    /// A scalar constant: a value.
+    Num(Num),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Term {
+    pub head: Head,
+    pub children: Vec<Id>,
+}
+
+impl Language for Term {
+    type Discriminant = Head;
+    fn discriminant(&self) -> Head {
+        self.head
+    }
+    fn matches(&self, other: &Term) -> bool {
+        self.head == other.head && self.children.len() == other.children.len()
+    }
+    fn children(&self) -> &[Id] {
+        &self.children
+    }
+    fn children_mut(&mut self) -> &mut [Id] {
+        &mut self.children
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self.head {
+            Head::Op(s) | Head::Word(s) => write!(f, "{s}"),
+            Head::Num(n) => write!(f, "{n}"),
+        }
+    }
+}
+
+impl Term {
+    pub fn op(name: &str, children: Vec<Id>) -> Term {
+        Term { head: Head::Op(name.into()), children }
+    }
+    pub fn word(text: &str) -> Term {
+        Term { head: Head::Word(text.into()), children: Vec::new() }
+    }
+    /// The operation's name, or "" for a leaf.
+    pub fn name(&self) -> &'static str {
+        if let Head::Op(s) = self.head { s.as_str() } else { "" }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sort {
+    Word,
+    Value,
+    Buffer,
+    Edge,
+    /// The root, which ties all outputs together.
+    Step,
+}
+
+impl Sort {
+    /// The sort of a term with this head.
+    pub fn of(name: &str) -> Sort {
+        match name {
+            "" => Sort::Word,
+            "pass" | "get" => Sort::Edge,
+            "put" | "cast" | "param" | "state" | "input" | "carried" | "staged" => Sort::Buffer,
+            "step" => Sort::Step,
+            _ => Sort::Value,
+        }
+    }
+
+    /// The sort that the tensor operands of a term with this head have.
+    pub fn of_operands(name: &str) -> Sort {
+        match name {
+            "pass" | "put" => Sort::Value,
+            "get" | "cast" | "matmul" | "step" => Sort::Buffer,
+            "param" | "state" | "input" | "carried" | "staged" => Sort::Word,
+            _ => Sort::Edge,
+        }
+    }
+}
+
+/// What every member of an e-class agrees on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fact {
+    pub sort: Sort,
+    /// Shape and format; none for words and the root.
+    pub ty: Option<Type>,
+    /// The policy allows this value to be stored in the plan's low format.
+    pub low: bool,
+    pub constant: Option<Num>,
+    pub word: Option<Symbol>,
+}
+
+/// What conditions may ask besides the e-classes: the plan's targets and policy, and the sources' types.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// Types of parameters, states and inputs, by name.
+    pub sources: BTreeMap<String, Type>,
+    /// Parameters the step updates: the optimizer can write copies of these.
+    pub updated: BTreeSet<String>,
+    /// Inputs the loader can stage in a narrower format.
+    pub staged: BTreeSet<String>,
+    /// Formats the target's matrix units multiply, that the policy allows for products.
+    pub multiplies: BTreeSet<Format>,
+    /// Formats the policy stores values in.
+    pub stores: BTreeSet<Format>,
+    /// Policy verdicts for values about to be added; `true` unless the encoder says otherwise.
+    pub allow_low: bool,
+    /// Products that must not be lowered, by value class at encoding time.
+    pub keep_products: BTreeSet<Id>,
+    /// The rule that made a term, by the term as it was made.
+    pub made_by: HashMap<Term, Symbol>,
+}
+
+impl Analysis<Term> for Facts {
+    type Data = Fact;
+
+    fn make(egraph: &mut EGraph, term: &Term, _: Id) -> Fact {
+        let fact = |sort, ty| Fact { sort, ty, low: egraph.analysis.allow_low, constant: None, word: None };
+        let child = |i: usize| &egraph[term.children[i]].data;
+        match term.head {
+            Head::Word(w) => Fact { word: Some(w), ..fact(Sort::Word, None) },
+            Head::Num(n) => {
+                Fact { constant: Some(n), ..fact(Sort::Value, Some(Type::new(Shape::scalar(), Format::F32))) }
+            }
+            Head::Op(name) => {
+                let name = name.as_str();
+                let sort = Sort::of(name);
+                match name {
+                    "step" => fact(sort, None),
+                    "pass" | "get" => child(0).clone().read_as(sort),
+                    "param" | "state" | "input" => {
+                        let word = child(0).word.map_or("", |w| w.as_str());
+                        let ty = egraph.analysis.sources.get(word).cloned();
+                        Fact { word: child(0).word, ..fact(sort, Some(ty.expect("sources are declared before they are used"))) }
+                    }
+                    "carried" | "staged" => {
+                        let format = child(0).word.and_then(|w| w.as_str().parse().ok()).expect("a format leads");
+                        let source = child(1).word.and_then(|w| egraph.analysis.sources.get(w.as_str()));
+                        let shape = source.expect("sources are declared before they are used").shape.clone();
+                        fact(sort, Some(Type::new(shape, format)))
+                    }
+                    _ => {
+                        let ty = infer(egraph, term).unwrap_or_else(|e| panic!("a rule built an ill-typed {name}: {e}"));
+                        let low = if name == "put" || name == "cast" { child(1).low } else { egraph.analysis.allow_low };
+                        Fact { low, ..fact(sort, Some(ty)) }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Equal classes must agree in sort, shape and format: an unsound rule dies here, at once.
+    fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
+        assert!(a.sort == b.sort && a.ty == b.ty, "a rule equates {a:?} and {b:?}");
+        let merged = Fact { low: a.low && b.low, constant: a.constant.or(b.constant), word: a.word.or(b.word), ..a.clone() };
+        let changed = (merged != *a, merged != b);
+        *a = merged;
+        DidMerge(changed.0, changed.1)
+    }
+}
+
+impl Fact {
+    /// What a reader sees: a narrow buffer is f32 once read.
+    fn read_as(self, sort: Sort) -> Fact {
+        let ty = self.ty.map(|t| if t.format.is_low() { Type::new(t.shape, Format::F32) } else { t });
+        Fact { sort, ty, word: None, ..self }
+    }
+}
+
+/// Attribute leaves as written in terms: formats and bare words stand alone, the rest as `key=value`.
+pub(super) fn attr_leaf(key: &str, attr: &Attr) -> String {
+    match attr {
+        Attr::Format(f) => f.to_string(),
+        Attr::Word(w) => w.clone(),
+        other => format!("{key}={other}"),
+    }
+}
+
+/// The IR operation of a value, `put` or `cast` term, and its tensor operands.
+pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> {
+    if let Head::Num(n) = term.head {
+        return Ok((Op::Const(n), Vec::new()));
+    }
+    let name = term.name();
+    let mut attrs = Attrs::default();
+    let mut operands = Vec::new();
+    for &child in &term.children {
+        match egraph[child].data.word.filter(|_| egraph[child].data.sort == Sort::Word) {
+            None => operands.push(child),
+            Some(word) => {
+                let word = word.as_str();
+                let (key, value) = match word.split_once('=') {
+                    Some(pair) => pair,
+                    None if word.parse::<Format>().is_ok() => ("format", word),
+                    None if name == "matmul" => ("t", word),
+                    None => ("reduction", word),
+                };
+                attrs.0.push((key.to_owned(), parse_attr(value).map_err(|e| e.message)?));
+            }
+        }
+    }
+    Op::build(name, &attrs).map(|op| (op, operands))
+}
+
+fn infer(egraph: &EGraph, term: &Term) -> Result<Type, String> {
+    let (op, operands) = decode_op(egraph, term)?;
+    let types: Vec<&Type> = operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
+    op.infer(&types)
+}

@@ -1,0 +1,22 @@
+//! Equality saturation over a training step.
+//!
+//! Every edge of the graph is an e-class, and its members are the ways a value can travel: `(pass v)`, not
+//! materialised, or `(get b)`, rounded and through memory in some format. Rules in `rules/*.rules` add members;
+//! [`crate::plan`] picks among them.
+
+//pub mod check;
+mod conditions;
+mod encode;
+mod language;
+mod rules;
+mod schedule;
+mod sexpr;
+
+pub use conditions::CONDITIONS;
+pub use encode::{Encoded, encode};
+pub use language::{Facts, Fact, Head, Sort, Term, decode_op};
+pub use rules::{Arrow, Rule, RuleSet};
+pub use schedule::{PHASES, PhaseReport, saturate};
+
+/// The e-graph of a step.
+pub type EGraph = egg::EGraph<Term, Facts>;

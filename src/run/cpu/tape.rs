@@ -1,0 +1,377 @@
+//! Executing a tape: registers are blocks of f32 lanes.
+//!
+//! Lanes run over the outer axes where a kernel is pointwise or reduces columns, and over the inner axes where it
+//! reduces rows. The work is split over threads by outer index, in blocks of fixed size, so that results do not depend
+//! on how many threads there are.
+
+use super::lanes::{Block, Run, load, store};
+use crate::format::{Format, narrow, widen};
+use crate::ir::{Binary, ReduceKind, Unary};
+use crate::lower::{BufferId, Inst, Level, Load, Loop, Pass, View};
+use crate::run::Bytes;
+use rayon::prelude::*;
+
+/// Lanes a register holds.
+const LANES: usize = 512;
+/// Elements below which a kernel is not worth a second thread.
+const SPLIT: usize = 1 << 16;
+/// Partial sums kept side by side: they vectorise, and err less than one running sum.
+const PARTIALS: usize = 16;
+
+/// What a kernel reads.
+pub struct Inputs<'a> {
+    pub memory: &'a [Bytes],
+    /// A product's result, `[batch, m, n]`.
+    pub accumulator: Option<&'a [f32]>,
+}
+
+/// A kernel made ready to run.
+pub struct Execution {
+    passes: Vec<Pass>,
+    levels: Vec<Level>,
+    /// Lanes run over the outer axes.
+    outer_lanes: bool,
+    /// Every store is one contiguous range per outer index, so threads can own their parts.
+    splittable: bool,
+}
+
+impl Execution {
+    pub fn new(k: &Loop, passes: Vec<Pass>) -> Execution {
+        let levels = k.levels();
+        let whole = |v: &View| v.offset == 0 && *v == View::contiguous(&v.dims);
+        let outer_lanes = k.inner.is_empty() || k.is_column() || k.inner_size() < 4;
+        let inner_store = k.stores.iter().any(|s| s.view.dims.len() > k.outer.len());
+        let splittable = k.stores.iter().all(|s| whole(&s.view)) && !(outer_lanes && inner_store);
+        Execution { passes, levels, outer_lanes, splittable }
+    }
+
+    /// Runs the kernel. `outputs` are the buffers it stores to.
+    pub fn run(&self, k: &Loop, inputs: &Inputs, outputs: &mut [(BufferId, Bytes)]) {
+        let (outer, inner) = (k.outer_size(), k.inner_size());
+        let total = outer * inner;
+        if outer == 0 || (total == 0 && k.stores.iter().all(|s| s.view.dims.len() > k.outer.len())) {
+            return;
+        }
+        let rows_per_task = (SPLIT / inner.max(1)).max(1).next_multiple_of(if self.outer_lanes { LANES } else { 1 });
+        if !self.splittable || total < 2 * SPLIT || outer <= rows_per_task {
+            let mut whole: Vec<(BufferId, usize, &mut [u8])> = outputs.iter_mut().map(|(b, m)| (*b, 0, m.as_mut())).collect();
+            return self.rows(k, inputs, 0, outer, &mut whole);
+        }
+        // Each task owns the bytes of its outer indices in every output.
+        let mut rest: Vec<(BufferId, usize, &mut [u8])> = outputs
+            .iter_mut()
+            .map(|(b, m)| {
+                let per_row = m.as_ref().len() / outer;
+                (*b, per_row, m.as_mut())
+            })
+            .collect();
+        let mut tasks = Vec::new();
+        let mut start = 0;
+        while start < outer {
+            let rows = rows_per_task.min(outer - start);
+            let mut own = Vec::with_capacity(rest.len());
+            for (b, per_row, bytes) in &mut rest {
+                let (head, tail) = std::mem::take(bytes).split_at_mut(*per_row * rows);
+                own.push((*b, start * *per_row, head));
+                *bytes = tail;
+            }
+            tasks.push((start, rows, own));
+            start += rows;
+        }
+        tasks.into_par_iter().for_each(|(start, rows, mut own)| self.rows(k, inputs, start, rows, &mut own));
+    }
+
+    /// Runs outer indices `start .. start + rows`. Outputs come with the byte their slice starts at.
+    fn rows(&self, k: &Loop, inputs: &Inputs, start: usize, rows: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
+        let dims: Vec<usize> = k.outer.iter().chain(&k.inner).copied().collect();
+        let mut m = Machine { k, x: self, inputs, dims, regs: vec![0.0; k.tape.len() * LANES], fixed: vec![0; k.outer.len() + k.inner.len()] };
+        if self.outer_lanes {
+            let mut at = start;
+            while at < start + rows {
+                let len = LANES.min(start + rows - at);
+                m.columns(at, len, outputs);
+                at += len;
+            }
+        } else {
+            (start..start + rows).for_each(|row| m.row(row, outputs));
+        }
+    }
+}
+
+struct Machine<'a> {
+    k: &'a Loop,
+    x: &'a Execution,
+    inputs: &'a Inputs<'a>,
+    dims: Vec<usize>,
+    regs: Vec<f32>,
+    fixed: Vec<usize>,
+}
+
+impl Machine<'_> {
+    /// Lanes over outer indices `start .. start + len`; inner indices one after the other.
+    fn columns(&mut self, start: usize, len: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
+        let (k, o) = (self.k, self.k.outer.len());
+        let inner = k.inner_size();
+        for pass in &self.x.passes {
+            for &r in &pass.scalars {
+                self.step(r, 0..o, start, len);
+            }
+            for &r in &pass.reductions {
+                let Inst::Reduce(kind, _) = k.tape[r] else { continue };
+                self.lane_mut(r, len).fill(kind.identity() as f32);
+            }
+            if pass.elements.is_empty() {
+                continue;
+            }
+            for i in 0..inner {
+                unflatten(i, &k.inner, &mut self.fixed[o..]);
+                for &r in &pass.elements {
+                    self.step(r, 0..o, start, len);
+                }
+                for &r in &pass.reductions {
+                    let Inst::Reduce(kind, x) = k.tape[r] else { continue };
+                    let (acc, value) = two(&mut self.regs, r, x, len);
+                    acc.iter_mut().zip(value).for_each(|(a, &v)| *a = combine(kind, *a, v));
+                }
+                for &s in &pass.stores {
+                    self.store(s, 0..o, start, len, outputs);
+                }
+            }
+            for &r in &pass.reductions {
+                if let Inst::Reduce(ReduceKind::Mean, _) = k.tape[r] {
+                    self.lane_mut(r, len).iter_mut().for_each(|a| *a /= inner as f32);
+                }
+            }
+        }
+        self.fixed.fill(0);
+        for s in 0..k.stores.len() {
+            if self.x.levels[k.stores[s].reg] == Level::Outer {
+                self.store(s, 0..o, start, len, outputs);
+            }
+        }
+    }
+
+    /// Lanes over the inner indices of one outer index.
+    fn row(&mut self, row: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
+        let (k, o, rank) = (self.k, self.k.outer.len(), self.dims.len());
+        let inner = k.inner_size();
+        unflatten(row, &k.outer, &mut self.fixed[..o]);
+        let width = inner.clamp(1, LANES);
+        for pass in &self.x.passes {
+            for &r in &pass.scalars {
+                // One value, spread over the lanes that will read it.
+                self.step(r, 0..0, 0, 1);
+                let v = self.regs[r * LANES];
+                self.lane_mut(r, width).fill(v);
+            }
+            let mut sums: Vec<(ReduceKind, usize, usize, [f32; PARTIALS])> = Vec::with_capacity(pass.reductions.len());
+            for &r in &pass.reductions {
+                if let Inst::Reduce(kind, x) = k.tape[r] {
+                    sums.push((kind, r, x, [kind.identity() as f32; PARTIALS]));
+                }
+            }
+            if !pass.elements.is_empty() {
+                let mut at = 0;
+                while at < inner {
+                    let len = LANES.min(inner - at);
+                    for &r in &pass.elements {
+                        self.step(r, o..rank, at, len);
+                    }
+                    for (kind, _, x, partial) in &mut sums {
+                        let value = &self.regs[*x * LANES..*x * LANES + len];
+                        for chunk in value.chunks(PARTIALS) {
+                            partial.iter_mut().zip(chunk).for_each(|(p, &v)| *p = combine(*kind, *p, v));
+                        }
+                    }
+                    for &s in &pass.stores {
+                        self.store(s, o..rank, at, len, outputs);
+                    }
+                    at += len;
+                }
+            }
+            for (kind, r, _, partial) in sums {
+                let mut total = partial.into_iter().fold(kind.identity() as f32, |a, v| combine(kind, a, v));
+                if kind == ReduceKind::Mean {
+                    total /= inner as f32;
+                }
+                self.lane_mut(r, width).fill(total);
+            }
+        }
+        for s in 0..k.stores.len() {
+            if self.x.levels[k.stores[s].reg] == Level::Outer {
+                self.store(s, 0..0, 0, 1, outputs);
+            }
+        }
+    }
+
+    fn lane_mut(&mut self, r: usize, len: usize) -> &mut [f32] {
+        &mut self.regs[r * LANES..r * LANES + len]
+    }
+
+    fn store(&mut self, s: usize, axes: std::ops::Range<usize>, start: usize, len: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
+        let spec = &self.k.stores[s];
+        let Some((_, offset, bytes)) = outputs.iter_mut().find(|o| o.0 == spec.buffer) else { return };
+        let skipped = *offset / spec.format.bytes();
+        let values = &self.regs[spec.reg * LANES..spec.reg * LANES + len];
+        let block = Block { dims: &self.dims, axes, fixed: &self.fixed, start, len };
+        block.runs(&spec.view, |r: Run| store(spec.format, bytes, r.at - skipped, r.stride, &values[r.lane..r.lane + r.len]));
+    }
+
+    /// Computes one register for a block of lanes.
+    fn step(&mut self, r: usize, axes: std::ops::Range<usize>, start: usize, len: usize) {
+        let inst = &self.k.tape[r];
+        let (before, rest) = self.regs.split_at_mut(r * LANES);
+        let out = &mut rest[..len];
+        let lane = |x: usize| &before[x * LANES..x * LANES + len];
+        let block = Block { dims: &self.dims, axes: axes.clone(), fixed: &self.fixed, start, len };
+        match *inst {
+            Inst::Reduce(..) => {}
+            Inst::Load(i) => {
+                let spec = &self.k.loads[i];
+                read(spec, self.inputs.memory[spec.buffer].as_ref(), &block, out);
+            }
+            Inst::Accumulator => {
+                let all = self.inputs.accumulator.expect("only products have an accumulator");
+                out.copy_from_slice(&all[start..start + len]);
+            }
+            Inst::Const(c) => out.fill(c.get() as f32),
+            Inst::Position(axis) => {
+                let moving = axes.contains(&axis);
+                let fixed = self.fixed[axis];
+                let below: usize = if moving { self.dims[axis + 1..axes.end].iter().product() } else { 1 };
+                let extent = self.dims[axis];
+                for (i, v) in out.iter_mut().enumerate() {
+                    *v = if moving { ((start + i) / below % extent) as f32 } else { fixed as f32 };
+                }
+            }
+            Inst::Unary(u, a) => unary(u, lane(a), out),
+            Inst::Binary(b, x, y) => binary(b, lane(x), lane(y), out),
+            Inst::Select(c, x, y) => {
+                let (c, x, y) = (lane(c), lane(x), lane(y));
+                for i in 0..len {
+                    out[i] = if c[i] != 0.0 { x[i] } else { y[i] };
+                }
+            }
+            Inst::Round(format, x) => round(format, lane(x), out),
+            Inst::Gather { load: i, index, extent, stride } => {
+                let spec = &self.k.loads[i];
+                let (bytes, index) = (self.inputs.memory[spec.buffer].as_ref(), lane(index));
+                block.runs(&spec.view, |run: Run| {
+                    for j in 0..run.len {
+                        let row = index[run.lane + j];
+                        let row = if row < 0.0 { row + extent as f32 } else { row };
+                        let row = (row.max(0.0) as usize).min(extent.saturating_sub(1));
+                        load(spec.format, bytes, run.at + j * run.stride + row * stride, 0, &mut out[run.lane + j..run.lane + j + 1]);
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn unflatten(mut flat: usize, dims: &[usize], index: &mut [usize]) {
+    for (i, &d) in index.iter_mut().zip(dims).rev() {
+        *i = flat % d;
+        flat /= d;
+    }
+}
+
+/// The accumulator's lanes and the operand's, which stand elsewhere.
+fn two(regs: &mut [f32], acc: usize, value: usize, len: usize) -> (&mut [f32], &[f32]) {
+    let (before, after) = regs.split_at_mut(acc * LANES);
+    (&mut after[..len], &before[value * LANES..value * LANES + len])
+}
+
+fn read(spec: &Load, bytes: &[u8], block: &Block, out: &mut [f32]) {
+    let Some(guard) = &spec.guard else {
+        return block.runs(&spec.view, |r: Run| load(spec.format, bytes, r.at, r.stride, &mut out[r.lane..r.lane + r.len]));
+    };
+    let last = block.axes.end.wrapping_sub(1);
+    block.runs(&spec.view, |r: Run| {
+        for j in 0..r.len {
+            let p = r.index[guard.axis] + if guard.axis == last { j } else { 0 };
+            let inside = p >= guard.lo && p < guard.hi && (p - guard.lo).is_multiple_of(guard.step);
+            let v = &mut out[r.lane + j..r.lane + j + 1];
+            if inside {
+                let at = r.at + j * r.stride + (p - guard.lo) / guard.step * guard.stride;
+                load(spec.format, bytes, at, 0, v);
+            } else {
+                v[0] = 0.0;
+            }
+        }
+    });
+}
+
+fn combine(kind: ReduceKind, a: f32, v: f32) -> f32 {
+    match kind {
+        ReduceKind::Sum | ReduceKind::Mean => a + v,
+        ReduceKind::Max => maximum(a, v),
+        ReduceKind::Min => -maximum(-a, -v),
+        ReduceKind::Any => f32::from(a != 0.0 || v != 0.0),
+    }
+}
+
+/// Propagates NaN, as PyTorch's and ONNX's maximum do.
+fn maximum(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+fn round(format: Format, x: &[f32], out: &mut [f32]) {
+    let mut bytes = [0u64; LANES];
+    let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut bytes)[..x.len() * format.bytes()];
+    narrow(format, x, bytes);
+    widen(format, bytes, out);
+}
+
+fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
+    out.iter_mut().zip(x).for_each(|(o, &v)| *o = f(v));
+}
+
+fn unary(u: Unary, x: &[f32], out: &mut [f32]) {
+    use crate::ir::ops::{GELU_CUBIC, GELU_SCALE};
+    match u {
+        Unary::Neg => map(x, out, |v| -v),
+        Unary::Abs => map(x, out, f32::abs),
+        Unary::Sign => map(x, out, |v| if v == 0.0 || v.is_nan() { v } else { v.signum() }),
+        Unary::Square => map(x, out, |v| v * v),
+        Unary::Recip => map(x, out, |v| 1.0 / v),
+        Unary::Exp => map(x, out, f32::exp),
+        Unary::Log => map(x, out, f32::ln),
+        Unary::Log1p => map(x, out, f32::ln_1p),
+        Unary::Sqrt => map(x, out, f32::sqrt),
+        Unary::Rsqrt => map(x, out, |v| 1.0 / v.sqrt()),
+        Unary::Sin => map(x, out, f32::sin),
+        Unary::Cos => map(x, out, f32::cos),
+        Unary::Tanh => map(x, out, f32::tanh),
+        Unary::Erf => map(x, out, libm::erff),
+        Unary::Floor => map(x, out, f32::floor),
+        Unary::Sigmoid => map(x, out, |v| 1.0 / (1.0 + (-v).exp())),
+        Unary::Softplus => map(x, out, |v| v.max(0.0) + (-v.abs()).exp().ln_1p()),
+        Unary::Relu => map(x, out, |v| maximum(v, 0.0)),
+        Unary::Gelu => map(x, out, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2))),
+        Unary::GeluTanh => map(x, out, |v| 0.5 * v * (1.0 + (GELU_SCALE as f32 * (v + GELU_CUBIC as f32 * v * v * v)).tanh())),
+        Unary::Not => map(x, out, |v| f32::from(v == 0.0)),
+        Unary::IsFinite => map(x, out, |v| f32::from(v.is_finite())),
+    }
+}
+
+fn binary(b: Binary, x: &[f32], y: &[f32], out: &mut [f32]) {
+    let mut zip = |f: &dyn Fn(f32, f32) -> f32| out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (&p, &q))| *o = f(p, q));
+    match b {
+        Binary::Add => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p + q),
+        Binary::Sub => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p - q),
+        Binary::Mul => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p * q),
+        Binary::Div => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p / q),
+        Binary::Pow => zip(&f32::powf),
+        Binary::Max => zip(&maximum),
+        Binary::Min => zip(&|p, q| -maximum(-p, -q)),
+        Binary::Eq => zip(&|p, q| f32::from(p == q)),
+        Binary::Ne => zip(&|p, q| f32::from(p != q)),
+        Binary::Lt => zip(&|p, q| f32::from(p < q)),
+        Binary::Le => zip(&|p, q| f32::from(p <= q)),
+        Binary::Gt => zip(&|p, q| f32::from(p > q)),
+        Binary::Ge => zip(&|p, q| f32::from(p >= q)),
+        Binary::And => zip(&|p, q| f32::from(p != 0.0 && q != 0.0)),
+        Binary::Or => zip(&|p, q| f32::from(p != 0.0 || q != 0.0)),
+    }
+}

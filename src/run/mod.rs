@@ -1,0 +1,8 @@
+//! Executing programs.
+
+pub mod cpu;
+mod init;
+mod memory;
+
+pub use init::initialise;
+pub use memory::Bytes;
