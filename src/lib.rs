@@ -1,15 +1,19 @@
 //! Mantissa: a compiler for mixed-precision training.
 
 pub mod autodiff;
+pub mod cli;
+pub mod data;
 pub mod error;
 pub mod format;
 pub mod hint;
 pub mod ir;
 pub mod cost;
 pub mod lower;
+pub mod model;
 pub mod plan;
 pub mod rewrite;
 pub mod run;
 pub mod train;
+pub mod trainer;
 
 pub use error::{Error, Result};

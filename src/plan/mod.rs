@@ -41,6 +41,14 @@ pub struct Planned {
     pub evaluations: usize,
 }
 
+impl Planned {
+    /// A plan made before, costed for a target.
+    pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
+        let estimate = request.target.estimate_program(&crate::lower::lower(verify(&graph)?)?);
+        Ok(Planned { graph, estimate, reasons: BTreeMap::new(), rules: BTreeMap::new(), phases: Vec::new(), evaluations: 0 })
+    }
+}
+
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
 pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
     let verified = verify(step)?;

@@ -4,7 +4,7 @@
 //! materialised, or `(get b)`, rounded and through memory in some format. Rules in `rules/*.rules` add members;
 //! [`crate::plan`] picks among them.
 
-//pub mod check;
+pub mod check;
 mod conditions;
 mod encode;
 mod language;

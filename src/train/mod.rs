@@ -1,9 +1,15 @@
 //! Training: from a model and a recipe to a step, and running it over data.
 
+mod compile;
 mod recipe;
+mod runfile;
+mod session;
 mod step;
 mod task;
 
+pub use compile::{Compiled, Settings};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
+pub use runfile::{DataSection, RunFile};
+pub use session::{EpochReport, EvalReport, Open, Session};
 pub use step::{build_step, names};
 pub use task::{Head, Task};

@@ -6,9 +6,10 @@ mod gemm;
 mod lanes;
 mod tape;
 
+use super::device::Device;
 use super::memory::Bytes;
 use crate::error::{Error, Result};
-use crate::format::{Format, narrow, widen};
+use crate::format::{narrow, widen};
 use crate::lower::{BufferId, Kernel, Program, passes};
 use tape::{Execution, Inputs};
 
@@ -38,20 +39,6 @@ impl CpuRunner {
         let memory = program.buffers.iter().map(|b| if b.source.is_some() { Bytes::zeroed(b.ty.bytes()) } else { Bytes::default() }).collect();
         let executions = program.kernels.iter().map(|k| Execution::new(k.body(), passes(k.body()))).collect();
         CpuRunner { program, memory, executions, last_use, pool: Vec::new() }
-    }
-
-    pub fn program(&self) -> &Program {
-        &self.program
-    }
-
-    /// Runs every kernel once.
-    pub fn run(&mut self) {
-        for i in 0..self.program.kernels.len() {
-            self.kernel(i);
-            for &b in &self.last_use[i] {
-                self.pool.push(std::mem::take(&mut self.memory[b]));
-            }
-        }
     }
 
     fn kernel(&mut self, i: usize) {
@@ -88,45 +75,60 @@ impl CpuRunner {
     fn buffer(&self, name: &str) -> Result<BufferId> {
         self.program.find(name).ok_or_else(|| Error::Request(format!("the program has no buffer `{name}`")))
     }
+}
 
-    /// Overwrites a source with raw elements of its format.
-    pub fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+impl Device for CpuRunner {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn run(&mut self) -> Result<()> {
+        for i in 0..self.program.kernels.len() {
+            self.kernel(i);
+            for &b in &self.last_use[i] {
+                self.pool.push(std::mem::take(&mut self.memory[b]));
+            }
+        }
+        Ok(())
+    }
+
+    fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
         let b = self.buffer(name)?;
         let want = self.program.buffers[b].ty.bytes();
         if want != bytes.len() {
             return Err(Error::Request(format!("`{name}` takes {want} bytes, not {}", bytes.len())));
         }
-        self.memory[b] = Bytes::from_slice(bytes);
+        self.memory[b].as_mut().copy_from_slice(bytes);
         Ok(())
     }
 
-    /// Overwrites a source with f32 values rounded to its format.
-    pub fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
-        let format = self.program.buffers[self.buffer(name)?].ty.format;
-        let mut bytes = Bytes::zeroed(values.len() * format.bytes());
-        narrow(format, values, bytes.as_mut());
-        self.write_bytes(name, bytes.as_ref())
+    fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let b = self.buffer(name)?;
+        let ty = &self.program.buffers[b].ty;
+        if ty.elements() != values.len() {
+            return Err(Error::Request(format!("`{name}` takes {} values, not {}", ty.elements(), values.len())));
+        }
+        narrow(ty.format, values, self.memory[b].as_mut());
+        Ok(())
     }
 
-    /// Raw elements of a source.
-    pub fn read_bytes(&self, name: &str) -> Result<&[u8]> {
-        Ok(self.memory[self.buffer(name)?].as_ref())
+    fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        Ok(self.memory[self.buffer(name)?].as_ref().to_vec())
     }
 
-    /// A source's or a result's values, widened to f32.
-    pub fn read(&self, name: &str) -> Result<Vec<f32>> {
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         let b = self.program.result(name).map_or_else(|| self.buffer(name), Ok)?;
-        let info = &self.program.buffers[b];
-        let mut out = vec![0.0; info.ty.elements()];
-        if info.ty.elements() * info.ty.format.bytes() != self.memory[b].as_ref().len() {
+        let ty = &self.program.buffers[b].ty;
+        if ty.bytes() != self.memory[b].as_ref().len() {
             return Err(Error::Request(format!("`{name}` has not been computed")));
         }
-        widen(info.ty.format, self.memory[b].as_ref(), &mut out);
+        let mut out = vec![0.0; ty.elements()];
+        widen(ty.format, self.memory[b].as_ref(), &mut out);
         Ok(out)
     }
 
-    /// The format a source or buffer has in memory.
-    pub fn format(&self, name: &str) -> Result<Format> {
-        Ok(self.program.buffers[self.buffer(name)?].ty.format)
+    fn describe(&self) -> String {
+        let threads = rayon::current_num_threads();
+        format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" })
     }
 }

@@ -1,0 +1,7 @@
+//! `mantissa doctor`.
+
+use crate::error::Result;
+
+pub fn run() -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,163 @@
+//! The command line: one file per command, each thin.
+//!
+//! Results go to stdout, progress and diagnostics to stderr. Exit code 0, 1 (the work failed) or 2 (the request was wrong).
+
+mod compile;
+mod doctor;
+mod plan;
+mod rules;
+mod show;
+mod train;
+
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::model::Model;
+use crate::plan::Policy;
+use crate::rewrite::RuleSet;
+use crate::train::{Optimizer, Settings};
+use crate::trainer;
+use clap::{Args, Parser, Subcommand};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+pub use show::Reporter;
+pub use train::{RunArgs, RunPlan, train};
+
+/// A compiler for mixed-precision training: plans a number format for every value of a training step, and trains.
+#[derive(Parser)]
+#[command(name = "mantissa", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train a model: a run file, or a model file with --data
+    Train(train::TrainArgs),
+    /// Print the precision plan of a model's training step
+    Plan(plan::PlanArgs),
+    /// Write a trainer: one executable that needs no compiler
+    Compile(compile::CompileArgs),
+    /// List the rewrite rules, or test them numerically
+    Rules {
+        #[command(subcommand)]
+        action: rules::RulesCommand,
+    },
+    /// Say what this machine can run on
+    Doctor,
+}
+
+/// Options that decide what is compiled.
+#[derive(Args, Clone, Debug)]
+pub struct StepArgs {
+    /// fp32, o1 (autocast's lists), o2, o3 (everything low)
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<String>,
+    /// The narrow format: f16 or bf16
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<String>,
+    /// What the plan is made for: cpu, sm_70, sm_80, sm_90
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+    /// Samples per step
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Size of another named extent, as in seq=128
+    #[arg(long = "dim", value_name = "NAME=N")]
+    dims: Vec<String>,
+    /// The loss: cross_entropy, mse, bce, or a scalar value of the model
+    #[arg(long)]
+    loss: Option<String>,
+    /// sgd, adam or adamw
+    #[arg(long)]
+    optimizer: Option<String>,
+    /// Learning rate
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Read rules from this directory instead of the built-in ones
+    #[arg(long, value_name = "DIR")]
+    rules: Option<PathBuf>,
+}
+
+impl StepArgs {
+    /// Changes settings as asked.
+    fn apply(&self, s: &mut Settings) -> Result<()> {
+        if let Some(p) = &self.policy {
+            s.policy = p.parse::<Policy>()?;
+        }
+        if let Some(f) = &self.format {
+            s.low = f.parse::<Format>().map_err(|e| Error::Request(e.to_string()))?;
+        }
+        if !matches!(s.low, Format::F16 | Format::Bf16) {
+            return Err(Error::Request(format!("--format takes f16 or bf16: {} cannot be planned yet", s.low)));
+        }
+        if let Some(t) = &self.target {
+            s.target = t.clone();
+        }
+        if let Some(b) = self.batch {
+            s.sizes.insert("batch".into(), b);
+        }
+        for d in &self.dims {
+            let pair = d.split_once('=').and_then(|(k, v)| Some((k.to_owned(), v.parse::<usize>().ok()?)));
+            let (name, n) = pair.ok_or_else(|| Error::Request(format!("--dim takes NAME=N, not `{d}`")))?;
+            s.sizes.insert(name, n);
+        }
+        if s.sizes.values().any(|&n| n == 0) {
+            return Err(Error::Request("sizes must be at least 1".into()));
+        }
+        if self.loss.is_some() {
+            s.loss = self.loss.clone();
+        }
+        if let Some(name) = &self.optimizer {
+            let lr = s.recipe.optimizer.lr();
+            let table = format!("name = \"{name}\"\nlr = {lr}");
+            s.recipe.optimizer = toml::from_str::<Optimizer>(&table).map_err(|_| Error::Request(format!("unknown optimizer `{name}`; optimizers are sgd, adam, adamw")))?;
+        }
+        if let Some(lr) = self.lr {
+            *s.recipe.optimizer.lr_mut() = lr;
+        }
+        Ok(())
+    }
+
+    fn rule_set(&self) -> Result<RuleSet> {
+        match &self.rules {
+            Some(dir) => RuleSet::from_dir(dir),
+            None => RuleSet::builtin(),
+        }
+    }
+}
+
+/// Reads a model, or says what is wrong with the path.
+fn read_model(path: &std::path::Path) -> Result<Model> {
+    if !path.exists() {
+        return Err(Error::model(path, "there is no such file"));
+    }
+    Model::read(path)
+}
+
+/// Runs the program and reports its error, if any.
+pub fn main() -> ExitCode {
+    let result = match trainer::embedded() {
+        Ok(Some(payload)) => trainer::main(payload),
+        Ok(None) => match Cli::parse().command {
+            Command::Train(args) => train::run(&args),
+            Command::Plan(args) => plan::run(&args),
+            Command::Compile(args) => compile::run(&args),
+            Command::Rules { action } => rules::run(&action),
+            Command::Doctor => doctor::run(),
+        },
+        Err(e) => Err(e),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprint!("{}", e.render(std::io::stderr().is_terminal()));
+            if !matches!(e, Error::Source { .. }) {
+                eprintln!();
+            }
+            ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(1))
+        }
+    }
+}

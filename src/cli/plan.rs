@@ -1,0 +1,92 @@
+//! `mantissa plan`.
+
+use super::{StepArgs, read_model};
+use crate::error::{Error, Result};
+use crate::ir::verify;
+use crate::lower::lower;
+use crate::model::write_atomically;
+use crate::plan::{PlanFile, Planned, Policy, Request, plan, print_table, summary_line};
+use crate::train::Settings;
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// A model: .mir or .onnx
+    model: PathBuf,
+    #[command(flatten)]
+    step: StepArgs,
+    /// Write the plan as JSON, for `train --plan`
+    #[arg(short, long, value_name = "PLAN.json")]
+    output: Option<PathBuf>,
+    /// Overwrite the output file
+    #[arg(long)]
+    force: bool,
+    /// Print stages of the compiler instead of the table: ir, step, plan, kernels, cuda
+    #[arg(long, value_name = "STAGE,..", value_delimiter = ',')]
+    emit: Vec<String>,
+    /// Print the plan as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let mut settings = Settings::default();
+    args.step.apply(&mut settings)?;
+    if let Some(path) = args.output.as_ref().filter(|p| p.exists() && !args.force) {
+        return Err(Error::Request(format!("{} exists; give another name, or --force to overwrite it", path.display())));
+    }
+    let model = read_model(&args.model)?;
+    let request = settings.request()?;
+    if settings.policy != Policy::Fp32 {
+        request.target.require(settings.low)?;
+    }
+    let rules = args.step.rule_set()?;
+    let compiled = settings.compile(&model, &rules, None)?;
+    let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
+    if let Some(path) = &args.output {
+        write_atomically(path, file.to_json().as_bytes())?;
+        eprintln!("written to {}", path.display());
+    }
+    if !args.emit.is_empty() {
+        for stage in &args.emit {
+            print!("{}", emit(&compiled, stage)?);
+        }
+        return Ok(());
+    }
+    if args.json {
+        print!("{}", file.to_json());
+        return Ok(());
+    }
+    let g = &compiled.step;
+    println!("training step of `{}`: {} values, {} parameters, batch {}", g.name, g.len(), compiled.parameters(), settings.batch());
+    println!("policy {} with {} on {} ({})\n", settings.policy, settings.low, request.target.name, request.target.device);
+    print!("{}", print_table(&compiled.planned, &request)?);
+    println!("\n{:<28} {:>10} {:>11} {:>9}", "predicted for one step", "time", "bytes", "launches");
+    let launches = |p: &Planned| Ok::<_, Error>(lower(verify(&p.graph)?)?.launches.len());
+    println!("{}", summary_line("this plan", compiled.planned.estimate, launches(&compiled.planned)?));
+    for (label, policy) in [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)] {
+        if policy == settings.policy || (policy == Policy::O3 && !request.target.multiplies(settings.low)) {
+            continue;
+        }
+        let other = Settings { policy, ..settings.clone() };
+        let (_, step) = other.build(&model)?;
+        let planned = plan(&step, &Request { policy, ..request.clone() }, &rules)?;
+        println!("{}", summary_line(label, planned.estimate, launches(&planned)?));
+    }
+    for phase in compiled.planned.phases.iter().filter(|p| p.cut_short.is_some()) {
+        println!("note: phase `{}` was cut short at {}; the plan may miss rewrites", phase.phase, phase.cut_short.as_deref().unwrap_or(""));
+    }
+    Ok(())
+}
+
+fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {
+    if let Some(text) = compiled.emit(stage) {
+        return Ok(text);
+    }
+    let program = lower(verify(&compiled.planned.graph)?)?;
+    match stage {
+        "kernels" => Ok(crate::lower::print_program(&program)),
+        _ => Err(Error::Request(format!("there is no stage `{stage}`; stages are ir, step, plan, kernels, cuda"))),
+    }
+}

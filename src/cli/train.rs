@@ -1,0 +1,230 @@
+//! `mantissa train`.
+
+use super::{Reporter, StepArgs, read_model};
+use crate::data::{self, Dataset, Source};
+use crate::error::{Error, Result};
+use crate::model::{Checkpoint, write_atomically};
+use crate::plan::PlanFile;
+use crate::run::DeviceKind;
+use crate::train::{Compiled, RunFile, Session, Settings};
+use clap::Args;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// A run file (.toml), or a model (.mir, .onnx) together with --data
+    #[arg(value_name = "RUN.toml|MODEL")]
+    what: PathBuf,
+    #[command(flatten)]
+    step: StepArgs,
+    #[command(flatten)]
+    run: RunArgs,
+    /// Use a plan made by `mantissa plan -o`
+    #[arg(long, value_name = "PLAN.json")]
+    plan: Option<PathBuf>,
+    /// Change a value of the run file, as in train.epochs=5
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Options of a run that do not change what is compiled; compiled trainers have the same.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Training data: .npz with x and y, .csv, or a directory of IDX files
+    #[arg(long)]
+    pub data: Option<PathBuf>,
+    /// Test data, as --data; a directory holds both splits
+    #[arg(long)]
+    pub test: Option<PathBuf>,
+    /// Multiply features by this
+    #[arg(long, value_name = "X")]
+    pub scale: Option<f64>,
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// cpu, cuda, or auto (cuda if there is one)
+    #[arg(long, default_value = "auto")]
+    pub device: String,
+    /// Where to write metrics and the checkpoint [default: a new directory under runs/]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Write into --out even if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Go on from a checkpoint
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub resume: Option<PathBuf>,
+    /// Print the summary as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Where a run's data is and how long it goes on.
+pub struct RunPlan {
+    pub name: String,
+    pub train: Source,
+    pub test: Option<Source>,
+    pub scale: f64,
+    pub epochs: usize,
+    pub seed: u64,
+}
+
+impl RunPlan {
+    /// The run that the options ask for; `base` supplies what they leave open.
+    pub fn with(mut self, args: &RunArgs) -> Result<RunPlan> {
+        if let Some(path) = &args.data {
+            self.train = Source::find(path, "train")?;
+            self.test = if path.is_dir() { Source::find(path, "test").ok() } else { None };
+        }
+        if let Some(path) = &args.test {
+            self.test = Some(Source::find(path, "test")?);
+        }
+        self.scale = args.scale.unwrap_or(self.scale);
+        self.epochs = args.epochs.unwrap_or(self.epochs);
+        self.seed = args.seed.unwrap_or(self.seed);
+        Ok(self)
+    }
+}
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let is_run_file = args.what.extension().is_some_and(|e| e == "toml");
+    let (model_path, mut settings, plan, data) = if is_run_file {
+        let file = RunFile::read(&args.what, &args.set)?;
+        let dir = args.what.parent().unwrap_or(Path::new("."));
+        let name = args.what.parent().and_then(Path::file_name).map_or("run".into(), |n| n.to_string_lossy().into_owned());
+        let plan = RunPlan {
+            name,
+            train: file.data.train.relative_to(dir),
+            test: file.data.test.as_ref().map(|t| t.relative_to(dir)),
+            scale: file.data.scale,
+            epochs: file.train.epochs,
+            seed: file.train.seed,
+        };
+        let plan = plan.with(&args.run)?;
+        let data = data::load(&plan.train, plan.scale)?;
+        (dir.join(&file.model), file.settings(data.samples), plan, data)
+    } else {
+        let Some(path) = &args.run.data else {
+            return Err(Error::Request(format!("{}: a model needs --data to train on (or give a run file, .toml)", args.what.display())));
+        };
+        let name = args.what.file_stem().map_or("run".into(), |n| n.to_string_lossy().into_owned());
+        let plan = RunPlan { name, train: Source::find(path, "train")?, test: None, scale: 1.0, epochs: 10, seed: 0 }.with(&args.run)?;
+        let data = data::load(&plan.train, plan.scale)?;
+        (args.what.clone(), Settings::default(), plan, data)
+    };
+    args.step.apply(&mut settings)?;
+    settings.total_steps = (data.samples / settings.batch() * plan.epochs) as u64;
+    let model = read_model(&model_path)?;
+    let saved = match &args.plan {
+        Some(path) => Some((PlanFile::read(path)?, path.as_path())),
+        None => None,
+    };
+    if let Some((file, _)) = &saved {
+        (settings.policy, settings.low, settings.target) = (file.policy, file.low, file.target.clone());
+    }
+    let compiled = settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?;
+    train(compiled, data, &plan, &args.run)
+}
+
+/// Trains, writes metrics and the checkpoint, prints a summary.
+pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs) -> Result<()> {
+    let device: DeviceKind = args.device.parse()?;
+    let open = |program| device.open(program);
+    let mut session = Session::new(compiled, plan.seed, &open)?;
+    let (input, classes) = session.expects();
+    data.check(&input, classes)?;
+    let test = match &plan.test {
+        Some(source) => Some(data::load(source, plan.scale)?),
+        None => None,
+    };
+    if let Some(t) = &test {
+        t.check(&input, classes)?;
+    }
+    if let Some(path) = &args.resume {
+        session.restore(&Checkpoint::read(path)?, path)?;
+    }
+    let out = Output::create(args, &plan.name)?;
+    let settings = &session.compiled.settings;
+    eprintln!(
+        "{}: {} parameters, {} samples, batch {}, {} {} for {}, on {}",
+        session.compiled.planned.graph.name,
+        session.compiled.parameters(),
+        data.samples,
+        settings.batch(),
+        settings.policy,
+        settings.low,
+        settings.target,
+        session.device()
+    );
+    let reporter = Reporter::new(plan.epochs, data.samples);
+    let start = Instant::now();
+    let mut last = None;
+    let mut best: Option<f64> = None;
+    while session.epoch < plan.epochs {
+        let epoch = session.epoch;
+        let mut report = session.train_epoch(&data, |seen| reporter.tick(epoch, seen))?;
+        if let Some(t) = &test {
+            report.test = session.evaluate(t)?;
+        }
+        best = report.test.and_then(|t| t.accuracy).into_iter().chain(best).reduce(f64::max);
+        reporter.epoch(&report);
+        out.log(&report)?;
+        last = Some(report);
+    }
+    reporter.finish();
+    let seconds = start.elapsed().as_secs_f64();
+    let checkpoint = out.dir.join("checkpoint.safetensors");
+    session.checkpoint()?.write(&checkpoint)?;
+    let Some(last) = last else {
+        println!("nothing to do: the checkpoint has {} epochs, {} were asked for", session.epoch, plan.epochs);
+        return Ok(());
+    };
+    let accuracy = last.test.and_then(|t| t.accuracy);
+    if args.json {
+        let summary = serde_json::json!({ "seconds": seconds, "last": last, "best_test_accuracy": best, "checkpoint": checkpoint });
+        println!("{summary}");
+        return Ok(());
+    }
+    println!("trained {} epochs in {seconds:.2} s ({:.0} samples/s)", last.epoch, (last.steps as usize * session.compiled.settings.batch() * last.epoch) as f64 / seconds);
+    println!("training loss   {:.4}", last.loss);
+    if let Some(t) = last.test {
+        println!("test loss       {:.4}", t.loss);
+    }
+    if let Some(a) = accuracy {
+        println!("test accuracy   {:.2} % (best epoch {:.2} %)", 100.0 * a, 100.0 * best.unwrap_or(a));
+    }
+    println!("loss scale      {}, {} step{} skipped", last.scale, last.skipped, if last.skipped == 1 { "" } else { "s" });
+    println!("written to      {}", out.dir.display());
+    Ok(())
+}
+
+/// A run's directory.
+struct Output {
+    dir: PathBuf,
+}
+
+impl Output {
+    /// Makes the directory: `--out`, which must be new, or the next free one under `runs/`.
+    fn create(args: &RunArgs, name: &str) -> Result<Output> {
+        let dir = match &args.out {
+            Some(dir) if dir.exists() && !args.force => {
+                return Err(Error::Request(format!("{} exists; give another --out, or --force to write into it", dir.display())));
+            }
+            Some(dir) => dir.clone(),
+            None => (1..).map(|i| PathBuf::from(format!("runs/{name}-{i:03}"))).find(|d| !d.exists()).expect("there is always a next number"),
+        };
+        std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        write_atomically(&dir.join("metrics.jsonl"), b"")?;
+        Ok(Output { dir })
+    }
+
+    fn log(&self, report: &crate::train::EpochReport) -> Result<()> {
+        let path = self.dir.join("metrics.jsonl");
+        let line = serde_json::to_string(report).expect("a report is plain data") + "\n";
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        file.and_then(|mut f| f.write_all(line.as_bytes())).map_err(Error::io("write", &path))
+    }
+}

@@ -1,0 +1,83 @@
+//! Checkpoints: safetensors files, written under a temporary name and renamed, so that none is ever half written.
+
+use crate::error::{Error, Result};
+use crate::format::Format;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+
+/// A tensor as a checkpoint holds it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Saved {
+    pub format: Format,
+    pub dims: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// Tensors by name, and what they belong to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Checkpoint {
+    pub tensors: BTreeMap<String, Saved>,
+    /// `model` (fingerprint), `epoch`, `seed`, `version`.
+    pub metadata: BTreeMap<String, String>,
+}
+
+fn dtype(format: Format) -> Dtype {
+    match format {
+        Format::F64 => Dtype::F64,
+        Format::F32 | Format::Tf32 => Dtype::F32,
+        Format::F16 => Dtype::F16,
+        Format::Bf16 => Dtype::BF16,
+        Format::F8E4M3 => Dtype::F8_E4M3,
+        Format::F8E5M2 => Dtype::F8_E5M2,
+        Format::I8 => Dtype::I8,
+        Format::I64 => Dtype::I64,
+        Format::I32 => Dtype::I32,
+        Format::U8 => Dtype::U8,
+        Format::Bool => Dtype::BOOL,
+    }
+}
+
+impl Checkpoint {
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let views = self.tensors.iter().map(|(name, t)| {
+            let view = TensorView::new(dtype(t.format), t.dims.clone(), &t.bytes).expect("bytes fill the shape");
+            (name.clone(), view)
+        });
+        let metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
+        let bytes = safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).map_err(|e| Error::Model { path: path.to_owned(), message: e.to_string() })?;
+        write_atomically(path, &bytes)
+    }
+
+    /// Reads a checkpoint; a truncated or foreign file is an error that says so.
+    pub fn read(path: &Path) -> Result<Checkpoint> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bad = |e: safetensors::SafeTensorError| Error::model(path, format!("not a whole safetensors checkpoint (truncated or damaged): {e}"));
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
+        let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
+        let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
+        let mut tensors = BTreeMap::new();
+        for (name, view) in file.iter() {
+            let format = Format::ALL.into_iter().find(|f| dtype(*f) == view.dtype());
+            let format = format.ok_or_else(|| Error::model(path, format!("tensor `{name}` has the unsupported type {:?}", view.dtype())))?;
+            tensors.insert(name.to_owned(), Saved { format, dims: view.shape().to_vec(), bytes: view.data().to_vec() });
+        }
+        Ok(Checkpoint { tensors, metadata })
+    }
+}
+
+/// Writes a file whole or not at all: to a temporary name beside it, then renamed.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write", path))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let plain = std::fs::Permissions::from_mode(0o644);
+        file.as_file().set_permissions(plain).map_err(Error::io("write", path))?;
+    }
+    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Testing rules by machine: instantiate the left side on random small tensors, apply the rule, and evaluate every
+//! member of the class it touched. Members must agree: in f64 for `=>`, within the formats' rounding for `~>`.
+
+use super::EGraph;
+use super::language::{Facts, Head, Sort, Term, decode_op};
+use super::rules::{Arrow, Rule};
+use crate::format::{Format, Overflow};
+use crate::ir::{Shape, Tensor, Type};
+use egg::{ENodeOrVar, Id, Language, Runner};
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Attempts to find shapes the left side accepts, for each instance wanted.
+const ATTEMPTS: usize = 400;
+
+/// Checks a rule on random instances. Returns how many were checked.
+///
+/// # Errors
+/// Says what differed, or that no instance of the left side could be built or the rule never applied.
+pub fn check_rule(rule: &Rule, trials: usize, seed: u64) -> Result<usize, String> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut checked = 0;
+    let mut last = "no random instance type-checks".to_owned();
+    for _ in 0..trials {
+        for _ in 0..ATTEMPTS {
+            match instance(rule, &mut rng) {
+                Ok(i) => {
+                    i.check(rule)?;
+                    checked += 1;
+                    break;
+                }
+                Err(why) => last = why,
+            }
+        }
+    }
+    if checked == 0 { Err(format!("never applied: {last}")) } else { Ok(checked) }
+}
+
+/// An e-graph that holds the left side and, after the rule ran, the right side.
+struct Instance {
+    egraph: EGraph,
+    root: Id,
+    tensors: BTreeMap<String, Tensor>,
+}
+
+fn instance(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
+    let both = BTreeSet::from([Format::F16, Format::Bf16]);
+    let mut facts = Facts { multiplies: both.clone(), stores: both, allow_low: true, ..Facts::default() };
+    let mut tensors = BTreeMap::new();
+    let shapes: [&[usize]; 6] = [&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]];
+    let mut chosen: BTreeMap<String, String> = BTreeMap::new();
+    for (var, sort) in &rule.sorts {
+        let name = var.trim_start_matches('?').to_owned();
+        let dims = shapes.choose(rng).copied().unwrap_or(&[]);
+        // Values away from zero keep quotients and logarithms well conditioned; half of the instances also go below.
+        let signed = rng.random_bool(0.5);
+        let t = Tensor::from_fn(dims, |_| {
+            let x = rng.random_range(0.25..2.0);
+            if signed && rng.random_bool(0.5) { -x } else { x }
+        });
+        facts.sources.insert(name.clone(), Type::new(Shape::of(dims), Format::F32));
+        facts.updated.insert(name.clone());
+        facts.staged.insert(name.clone());
+        tensors.insert(name.clone(), t);
+        if *sort == Sort::Word {
+            chosen.insert(var.clone(), word_for(rule, var, &name, rng));
+        }
+    }
+    let mut egraph = EGraph::new(facts);
+    let mut ids: Vec<Id> = Vec::new();
+    for node in rule.left.iter() {
+        let id = match node {
+            ENodeOrVar::Var(v) => variable(&mut egraph, &v.to_string(), &rule.sorts, &chosen),
+            ENodeOrVar::ENode(t) => {
+                let t = t.clone().map_children(|c| ids[usize::from(c)]);
+                type_checks(&egraph, &t)?;
+                egraph.add(t)
+            }
+        };
+        ids.push(id);
+    }
+    let root = *ids.last().ok_or("an empty left side")?;
+    egraph.rebuild();
+    let before = egraph[root].nodes.len();
+    let runner = Runner::<_, _, ()>::new(Default::default()).with_egraph(egraph).with_iter_limit(1).run(&[rule.rewrite()]);
+    let (egraph, root) = (runner.egraph, runner.iterations);
+    let applied: usize = root.iter().flat_map(|i| i.applied.values()).sum();
+    let root = egraph.find(*ids.last().expect("checked above"));
+    if applied == 0 && egraph[root].nodes.len() == before {
+        return Err("its conditions never hold".into());
+    }
+    Ok(Instance { egraph, root, tensors })
+}
+
+/// A word for a variable: a format where one is called for, an attribute that the operation takes, or a source's name.
+fn word_for(rule: &Rule, var: &str, name: &str, rng: &mut ChaCha8Rng) -> String {
+    let pick = |rng: &mut ChaCha8Rng, words: &[&str]| words.choose(rng).map_or(String::new(), |w| (*w).to_owned());
+    for node in rule.left.iter() {
+        let ENodeOrVar::ENode(t) = node else { continue };
+        for (i, &c) in t.children.iter().enumerate() {
+            let here = matches!(&rule.left[c], ENodeOrVar::Var(v) if v.to_string() == var);
+            if !here {
+                continue;
+            }
+            return match (t.name(), i) {
+                ("param" | "input" | "state", _) => name.to_owned(),
+                ("put" | "cast" | "carried" | "staged", 0) => pick(rng, &["f16", "bf16", "f32"]),
+                ("matmul", 0) => "f32".into(),
+                ("matmul", 1) => pick(rng, &["nn", "nt", "tn", "tt"]),
+                ("softmax" | "log_softmax" | "gather" | "concat", _) => pick(rng, &["axis=0", "axis=1"]),
+                ("reshape" | "broadcast", _) => pick(rng, &["dims=[3]", "dims=[6]", "dims=[2, 3]", "dims=[3, 2]", "dims=[1, 3]"]),
+                ("transpose", _) => "perm=[1, 0]".into(),
+                _ => pick(rng, &["axes=[0]", "axes=[1]", "keep=false", "keep=true"]),
+            };
+        }
+    }
+    name.to_owned()
+}
+
+fn variable(egraph: &mut EGraph, var: &str, sorts: &BTreeMap<String, Sort>, words: &BTreeMap<String, String>) -> Id {
+    if let Some(word) = words.get(var) {
+        return egraph.add(Term::word(word));
+    }
+    let name = egraph.add(Term::word(var.trim_start_matches('?')));
+    let buffer = egraph.add(Term::op("input", vec![name]));
+    match sorts[var] {
+        Sort::Edge => egraph.add(Term::op("get", vec![buffer])),
+        Sort::Value => {
+            // Some value that is no source: the negative.
+            let edge = egraph.add(Term::op("get", vec![buffer]));
+            egraph.add(Term::op("neg", vec![edge]))
+        }
+        _ => buffer,
+    }
+}
+
+fn type_checks(egraph: &EGraph, t: &Term) -> Result<(), String> {
+    if matches!(t.name(), "pass" | "get" | "param" | "state" | "input" | "carried" | "staged" | "") {
+        return Ok(());
+    }
+    let (op, operands) = decode_op(egraph, t)?;
+    let types: Vec<&Type> = operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
+    op.infer(&types).map(|_| ())
+}
+
+impl Instance {
+    fn check(&self, rule: &Rule) -> Result<(), String> {
+        let members: Vec<Tensor> = self.egraph[self.root].nodes.iter().filter_map(|t| self.eval(t, 0)).collect();
+        let Some(first) = members.first() else { return Err("no member could be evaluated".into()) };
+        let unit = if rule.arrow == Arrow::Exact { 1e-12 } else { Format::Bf16.float().map_or(0.0, |s| s.unit_roundoff()) };
+        for other in &members[1..] {
+            for (a, b) in first.data.iter().zip(&other.data) {
+                // A few roundings of operands of size up to 2, summed over products of length 3.
+                let tolerance = unit * (24.0 + 8.0 * a.abs());
+                let same = (a.is_nan() && b.is_nan()) || a == b || (a - b).abs() <= tolerance;
+                if !same {
+                    return Err(format!("the sides differ: {a} and {b}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A term's value in f64; none below a cycle.
+    fn eval(&self, t: &Term, depth: usize) -> Option<Tensor> {
+        if depth > 24 {
+            return None;
+        }
+        let of = |id: Id| self.egraph[id].nodes.iter().find_map(|t| self.eval(t, depth + 1));
+        let word = |id: Id| self.egraph[id].data.word.map_or("", |w| w.as_str());
+        match (t.head, t.name()) {
+            (Head::Word(_), _) => None,
+            (Head::Num(n), _) => Some(Tensor::scalar(n.get())),
+            (_, "pass" | "get") => of(t.children[0]),
+            (_, "param" | "state" | "input") => self.tensors.get(word(t.children[0])).cloned(),
+            (_, "carried" | "staged") => {
+                let format: Format = word(t.children[0]).parse().ok()?;
+                Some(self.tensors.get(word(t.children[1]))?.map(|v| format.round(v, Overflow::Ieee)))
+            }
+            _ => {
+                let (op, operands) = decode_op(&self.egraph, t).ok()?;
+                let values = operands.iter().map(|&c| of(c)).collect::<Option<Vec<_>>>()?;
+                let types: Vec<&Type> = operands.iter().filter_map(|&c| self.egraph[c].data.ty.as_ref()).collect();
+                let ty = op.infer(&types).ok()?;
+                // A product's operands are rounded by their casts; the rest is exact.
+                Some(op.eval(&values.iter().collect::<Vec<_>>(), &ty))
+            }
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! What training needs of a device.
+
+use crate::error::Result;
+use crate::lower::Program;
+
+/// A program with its memory on some device.
+pub trait Device {
+    fn program(&self) -> &Program;
+
+    /// Overwrites a source with f32 values rounded to its format.
+    fn write(&mut self, name: &str, values: &[f32]) -> Result<()>;
+
+    /// Overwrites a source with raw elements of its format.
+    fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()>;
+
+    /// A source's or result's values, widened to f32. Waits for the device.
+    fn read(&mut self, name: &str) -> Result<Vec<f32>>;
+
+    /// Raw elements of a source. Waits for the device.
+    fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>>;
+
+    /// Runs every kernel once. May return before they have finished.
+    fn run(&mut self) -> Result<()>;
+
+    /// What it is, for the log.
+    fn describe(&self) -> String;
+}

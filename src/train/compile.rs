@@ -1,0 +1,116 @@
+//! From a model and settings to planned graphs ready for a device.
+
+use super::recipe::Recipe;
+use super::step::build_step;
+use super::task::Task;
+use crate::cost::Target;
+use crate::error::Result;
+use crate::format::Format;
+use crate::ir::{Graph, Op, text};
+use crate::model::Model;
+use crate::plan::{PlanFile, Planned, Policy, Request, fingerprint, plan};
+use crate::rewrite::RuleSet;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Everything that decides what a compiled step computes.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Settings {
+    pub policy: Policy,
+    /// The narrow format of the plan.
+    pub low: Format,
+    pub target: String,
+    /// Sizes for the model's named extents; `batch` among them.
+    pub sizes: BTreeMap<String, usize>,
+    pub loss: Option<String>,
+    pub recipe: Recipe,
+    /// Steps of the whole run, for schedules without an end of their own.
+    pub total_steps: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            policy: Policy::O1,
+            low: Format::F16,
+            target: "sm_90".into(),
+            sizes: BTreeMap::from([("batch".to_owned(), 32)]),
+            loss: None,
+            recipe: Recipe::default(),
+            total_steps: 0,
+        }
+    }
+}
+
+/// A planned training step, with the forward graph for evaluation.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    pub task: Task,
+    /// The step before planning.
+    pub step: Graph,
+    pub planned: Planned,
+    pub eval: Option<Graph>,
+    pub settings: Settings,
+    /// Identifies the model (not its sizes, not the recipe): a checkpoint must match it.
+    pub model_fingerprint: String,
+    pub weights: BTreeMap<String, Vec<f32>>,
+}
+
+impl Settings {
+    pub fn batch(&self) -> usize {
+        self.sizes.get("batch").copied().unwrap_or(1)
+    }
+
+    pub fn request(&self) -> Result<Request> {
+        Ok(Request { policy: self.policy, low: self.low, target: Target::named(&self.target)? })
+    }
+
+    /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.
+    pub fn build(&self, model: &Model) -> Result<(Task, Graph)> {
+        let task = Task::new(model.graph.bind(&self.sizes)?, self.loss.as_deref())?;
+        let step = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
+        Ok((task, step))
+    }
+
+    /// Builds and plans, or takes a plan made before if it fits.
+    pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
+        let (task, step) = self.build(model)?;
+        let request = self.request()?;
+        let planned = match saved {
+            None => plan(&step, &request, rules)?,
+            Some((file, path)) => Planned::from_graph(file.graph_for(&step, path)?, &request)?,
+        };
+        let eval = match task.prediction_graph()? {
+            Some(graph) => Some(plan(&graph, &request, rules)?.graph),
+            None => None,
+        };
+        Ok(Compiled {
+            task,
+            step,
+            planned,
+            eval,
+            settings: self.clone(),
+            model_fingerprint: fingerprint(&model.graph),
+            weights: model.weights.clone(),
+        })
+    }
+}
+
+impl Compiled {
+    /// What can be printed, by stage: `ir`, `step`, `plan`.
+    pub fn emit(&self, stage: &str) -> Option<String> {
+        match stage {
+            "ir" => Some(text::print(&self.task.graph)),
+            "step" => Some(text::print(&self.step)),
+            "plan" => Some(text::print(&self.planned.graph)),
+            _ => None,
+        }
+    }
+
+    /// Trained values: how many numbers the parameters hold.
+    pub fn parameters(&self) -> usize {
+        let g = &self.step;
+        g.sources().filter(|&id| matches!(g.op(id), Op::Param { .. })).map(|id| g.ty(id).elements()).sum()
+    }
+}

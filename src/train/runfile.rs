@@ -1,0 +1,141 @@
+//! `run.toml`: a training run as a file.
+
+use super::compile::Settings;
+use super::recipe::Recipe;
+use crate::data::Source;
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::plan::Policy;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A run file. Paths in it are relative to the file.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    pub model: PathBuf,
+    #[serde(default)]
+    pub loss: Option<String>,
+    pub data: DataSection,
+    #[serde(default)]
+    pub plan: PlanSection,
+    #[serde(default)]
+    pub train: TrainSection,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields)]
+pub struct DataSection {
+    pub train: Source,
+    #[serde(default)]
+    pub test: Option<Source>,
+    /// Features are multiplied by this.
+    #[serde(default = "one")]
+    pub scale: f64,
+}
+
+fn one() -> f64 {
+    1.0
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct PlanSection {
+    pub policy: Policy,
+    pub format: Format,
+    pub target: String,
+}
+
+impl Default for PlanSection {
+    fn default() -> PlanSection {
+        let s = Settings::default();
+        PlanSection { policy: s.policy, format: s.low, target: s.target }
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSection {
+    pub epochs: usize,
+    pub batch: usize,
+    pub seed: u64,
+    /// Sizes for the model's other named extents.
+    pub sizes: BTreeMap<String, usize>,
+    #[serde(flatten)]
+    pub recipe: RecipeFields,
+}
+
+/// [`Recipe`], spelled out because `flatten` and `deny_unknown_fields` do not mix.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+#[serde(default)]
+pub struct RecipeFields {
+    pub optimizer: super::recipe::Optimizer,
+    pub schedule: super::recipe::Schedule,
+    pub clip_norm: Option<f64>,
+    pub scaler: super::recipe::Scaler,
+}
+
+impl Default for TrainSection {
+    fn default() -> TrainSection {
+        TrainSection { epochs: 10, batch: 32, seed: 0, sizes: BTreeMap::new(), recipe: RecipeFields::default() }
+    }
+}
+
+impl RunFile {
+    /// Parses a run file; `overrides` are `key=value` pairs with dotted keys, as in `train.batch=64`.
+    pub fn read(path: &Path, overrides: &[String]) -> Result<RunFile> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let at = |e: toml::de::Error| Error::Source {
+            file: path.display().to_string(),
+            text: text.clone(),
+            span: e.span().unwrap_or(0..0),
+            message: e.message().to_owned(),
+            help: None,
+        };
+        let file: RunFile = toml::from_str(&text).map_err(at)?;
+        if overrides.is_empty() {
+            return Ok(file);
+        }
+        let mut table: toml::Table = toml::from_str(&text).map_err(at)?;
+        for o in overrides {
+            set(&mut table, o)?;
+        }
+        table.try_into().map_err(|e: toml::de::Error| Error::Request(format!("--set: {}", e.message())))
+    }
+
+    /// The settings this file asks for. `samples` is the size of the training split.
+    pub fn settings(&self, samples: usize) -> Settings {
+        let t = &self.train;
+        let mut sizes = t.sizes.clone();
+        sizes.insert("batch".into(), t.batch);
+        let r = t.recipe.clone();
+        Settings {
+            policy: self.plan.policy,
+            low: self.plan.format,
+            target: self.plan.target.clone(),
+            sizes,
+            loss: self.loss.clone(),
+            recipe: Recipe { optimizer: r.optimizer, schedule: r.schedule, clip_norm: r.clip_norm, scaler: r.scaler },
+            total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
+        }
+    }
+}
+
+/// Sets one dotted key to a TOML value; what is no TOML value is text.
+fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
+    let (key, value) = assignment.split_once('=').ok_or_else(|| Error::Request(format!("--set takes key=value, not `{assignment}`")))?;
+    let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
+    let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
+    let mut at = table;
+    let mut parts = key.split('.').peekable();
+    while let Some(part) = parts.next() {
+        if parts.peek().is_none() {
+            at.insert(part.to_owned(), value);
+            return Ok(());
+        }
+        let next = at.entry(part.to_owned()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        at = next.as_table_mut().ok_or_else(|| Error::Request(format!("--set {key}: `{part}` is a value, not a section")))?;
+    }
+    Ok(())
+}

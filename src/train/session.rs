@@ -1,0 +1,315 @@
+//! Running a compiled step over data, epoch after epoch.
+
+use super::compile::Compiled;
+use super::step::names;
+use super::task::Head;
+use crate::data::{Dataset, Labels};
+use crate::error::{Error, Result};
+use crate::ir::{Graph, Init, Loss, Op, Type, verify};
+use crate::lower::{Program, lower};
+use crate::model::{Checkpoint, Saved};
+use crate::run::{Device, initialise};
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+/// Opens a program on a device.
+pub type Open<'a> = &'a dyn Fn(Program) -> Result<Box<dyn Device>>;
+
+/// What an epoch came to.
+#[derive(Clone, Debug, Serialize, PartialEq)]
+pub struct EpochReport {
+    pub epoch: usize,
+    pub steps: u64,
+    /// Mean training loss over the epoch's batches.
+    pub loss: f64,
+    /// Steps skipped for overflow since training began.
+    pub skipped: u64,
+    /// Loss scale after the epoch; 1 where scaling is off.
+    pub scale: f64,
+    pub samples_per_s: f64,
+    #[serde(flatten)]
+    pub test: Option<EvalReport>,
+}
+
+/// Loss and, for classifiers, the share of samples predicted right.
+#[derive(Clone, Copy, Debug, Serialize, PartialEq)]
+pub struct EvalReport {
+    #[serde(rename = "test_loss")]
+    pub loss: f64,
+    #[serde(rename = "test_accuracy", skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+}
+
+/// A training run: the step and the evaluation graph on a device, and where the run stands.
+pub struct Session {
+    pub compiled: Compiled,
+    step: Box<dyn Device>,
+    eval: Option<Box<dyn Device>>,
+    pub seed: u64,
+    pub epoch: usize,
+    /// Inputs and their staged copies, then labels: buffer name, the input it feeds, extents with the batch leading.
+    feeds: Vec<Feed>,
+}
+
+struct Feed {
+    buffer: String,
+    label: bool,
+    ty: Type,
+}
+
+impl Session {
+    /// Loads both graphs onto a device and gives parameters and states their initial values.
+    pub fn new(compiled: Compiled, seed: u64, open: Open) -> Result<Session> {
+        let step = open(lower(verify(&compiled.planned.graph)?)?)?;
+        let eval = match &compiled.eval {
+            Some(g) => Some(open(lower(verify(g)?)?)?),
+            None => None,
+        };
+        let feeds = feeds(&compiled.planned.graph);
+        if feeds.iter().filter(|f| !f.label && !f.buffer.contains('.')).count() > 1 {
+            return Err(Error::Request("models with several inputs cannot be fed from a dataset of one feature array yet".into()));
+        }
+        let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds };
+        session.initialise()?;
+        Ok(session)
+    }
+
+    fn initialise(&mut self) -> Result<()> {
+        let g = self.compiled.planned.graph.clone();
+        for id in g.sources() {
+            let (Op::Param { init, ty } | Op::State { init, ty }) = g.op(id) else { continue };
+            let name = g.name_of(id);
+            let values = match init {
+                Init::Copy(_) => continue,
+                Init::Data => self.compiled.weights.get(name).cloned().ok_or_else(|| {
+                    Error::Request(format!("parameter `{name}` takes its values from the model file, which has none for it"))
+                })?,
+                _ => initialise(name, init, ty, self.seed).expect("only data and copies have no values of their own"),
+            };
+            self.step.write(name, &values)?;
+        }
+        self.refresh_copies()
+    }
+
+    /// Rounds parameters into the copies that the optimizer will carry along.
+    fn refresh_copies(&mut self) -> Result<()> {
+        let g = self.compiled.planned.graph.clone();
+        for id in g.sources() {
+            if let Op::State { init: Init::Copy(of), .. } = g.op(id) {
+                let values = self.step.read(of)?;
+                self.step.write(g.name_of(id), &values)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn device(&self) -> String {
+        self.step.describe()
+    }
+
+    /// Extents of one input sample, and the number of classes if the loss takes class indices.
+    pub fn expects(&self) -> (Vec<usize>, Option<usize>) {
+        let input = self.feeds.iter().find(|f| !f.label).map_or(Vec::new(), |f| f.ty.dims()[1..].to_vec());
+        (input, self.compiled.classes())
+    }
+
+    /// One pass over the data in an order that depends on the seed and the epoch alone. The last, incomplete batch is
+    /// left out. `tick` is told how many samples have been seen.
+    pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(usize)) -> Result<EpochReport> {
+        let batch = self.compiled.settings.batch();
+        let steps = data.samples / batch;
+        if steps == 0 {
+            return Err(Error::data(&data.path, format!("{} samples do not fill one batch of {batch}", data.samples)));
+        }
+        let mut order: Vec<usize> = (0..data.samples).collect();
+        let seed = self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        for name in [names::LOSS_SUM, names::BAD_LOSSES, names::BATCHES] {
+            self.step.write(name, &[0.0])?;
+        }
+        let start = Instant::now();
+        for i in 0..steps {
+            feed(self.step.as_mut(), &self.feeds, data, &order[i * batch..(i + 1) * batch])?;
+            self.step.run()?;
+            tick((i + 1) * batch);
+        }
+        self.epoch += 1;
+        let scalar = |s: &mut Session, name: &str, default: f64| -> Result<f64> {
+            if s.step.program().find(name).is_none() {
+                return Ok(default);
+            }
+            Ok(f64::from(s.step.read(name)?[0]))
+        };
+        let (sum, bad) = (scalar(self, names::LOSS_SUM, 0.0)?, scalar(self, names::BAD_LOSSES, 0.0)?);
+        let report = EpochReport {
+            epoch: self.epoch,
+            steps: steps as u64,
+            loss: sum / (steps as f64 - bad).max(1.0),
+            skipped: scalar(self, names::SKIPPED, 0.0)? as u64,
+            scale: scalar(self, names::SCALE, 1.0)?,
+            samples_per_s: (steps * batch) as f64 / start.elapsed().as_secs_f64(),
+            test: None,
+        };
+        if bad >= steps as f64 {
+            return Err(Error::Diverged(format!(
+                "epoch {}: the loss was not finite in any of {steps} steps; lower the learning rate, or train with --policy fp32 to tell a rounding problem from a diverging model",
+                self.epoch
+            )));
+        }
+        Ok(report)
+    }
+
+    /// Loss and accuracy over a dataset, with the parameters as they are.
+    pub fn evaluate(&mut self, data: &Dataset) -> Result<Option<EvalReport>> {
+        let (Some(eval), Some(graph), Some(head)) = (&mut self.eval, &self.compiled.eval, self.compiled.task.head) else { return Ok(None) };
+        for id in graph.sources() {
+            if matches!(graph.op(id), Op::Param { .. } | Op::State { .. }) {
+                let name = graph.name_of(id);
+                let values = self.step.read(name)?;
+                eval.write(name, &values)?;
+            }
+        }
+        let batch = self.compiled.settings.batch();
+        let feeds = feeds(graph);
+        let (mut loss, mut right, mut seen) = (0.0, 0usize, 0);
+        while seen < data.samples {
+            // The last batch is filled up with copies of its first sample, which are not counted.
+            let count = batch.min(data.samples - seen);
+            let rows: Vec<usize> = (0..batch).map(|i| seen + if i < count { i } else { 0 }).collect();
+            feed(eval.as_mut(), &feeds, data, &rows)?;
+            eval.run()?;
+            let out = eval.read("prediction")?;
+            let width = out.len() / batch;
+            for (i, row) in out.chunks(width.max(1)).take(count).enumerate() {
+                let (l, hit) = score(head, row, &data.labels, seen + i, width);
+                loss += l;
+                right += usize::from(hit);
+            }
+            seen += count;
+        }
+        let accuracy = (head.kind != Loss::SquaredError).then(|| right as f64 / data.samples as f64);
+        Ok(Some(EvalReport { loss: loss / data.samples as f64, accuracy }))
+    }
+
+    /// Everything needed to go on: parameters, optimizer and scaler state, and where the run stands.
+    pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let g = self.compiled.planned.graph.clone();
+        let mut tensors = BTreeMap::new();
+        for id in saved_sources(&g) {
+            let (name, ty) = (g.name_of(id), g.ty(id));
+            tensors.insert(name.to_owned(), Saved { format: ty.format, dims: ty.dims(), bytes: self.step.read_bytes(name)? });
+        }
+        let metadata = BTreeMap::from([
+            ("mantissa".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("model".to_owned(), self.compiled.model_fingerprint.clone()),
+            ("model_name".to_owned(), g.name.clone()),
+            ("epoch".to_owned(), self.epoch.to_string()),
+            ("seed".to_owned(), self.seed.to_string()),
+        ]);
+        Ok(Checkpoint { tensors, metadata })
+    }
+
+    /// Takes up a run where a checkpoint left it.
+    pub fn restore(&mut self, checkpoint: &Checkpoint, path: &std::path::Path) -> Result<()> {
+        let meta = |key: &str| checkpoint.metadata.get(key).map_or("", String::as_str);
+        if meta("model") != self.compiled.model_fingerprint {
+            return Err(Error::model(
+                path,
+                format!("this checkpoint belongs to another model (`{}`), not to `{}`", meta("model_name"), self.compiled.planned.graph.name),
+            ));
+        }
+        let g = self.compiled.planned.graph.clone();
+        for id in saved_sources(&g) {
+            let (name, ty) = (g.name_of(id), g.ty(id));
+            let missing = || Error::model(path, format!("no tensor `{name}`: the run it comes from had another optimizer or scaler"));
+            let t = checkpoint.tensors.get(name).ok_or_else(missing)?;
+            if t.dims != ty.dims() || t.format != ty.format {
+                return Err(Error::model(path, format!("tensor `{name}` is {}{:?}, but the step takes {ty}", t.format, t.dims)));
+            }
+            self.step.write_bytes(name, &t.bytes)?;
+        }
+        self.epoch = meta("epoch").parse().map_err(|_| Error::model(path, "its metadata lacks the epoch"))?;
+        self.seed = meta("seed").parse().map_err(|_| Error::model(path, "its metadata lacks the seed"))?;
+        self.refresh_copies()
+    }
+
+    /// A parameter's or state's values.
+    pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        self.step.read(name)
+    }
+}
+
+impl Compiled {
+    /// How many classes the model tells apart, if its loss takes class indices.
+    pub fn classes(&self) -> Option<usize> {
+        let head = self.task.head.filter(|h| h.kind == Loss::CrossEntropy)?;
+        self.task.graph.ty(head.prediction).dims().last().copied()
+    }
+}
+
+/// Parameters and states, without the copies that follow from them.
+fn saved_sources(g: &Graph) -> Vec<crate::ir::NodeId> {
+    let own = |op: &Op| matches!(op, Op::Param { init, .. } | Op::State { init, .. } if !matches!(init, Init::Copy(_)));
+    g.sources().filter(|&id| own(g.op(id))).collect()
+}
+
+fn feeds(g: &Graph) -> Vec<Feed> {
+    let feed = |id| match g.op(id) {
+        Op::Input { label, ty, .. } => Some(Feed { buffer: g.name_of(id).to_owned(), label: *label, ty: ty.clone() }),
+        _ => None,
+    };
+    g.sources().filter_map(feed).collect()
+}
+
+/// Writes the samples `rows` into every input of a program.
+fn feed(device: &mut dyn Device, feeds: &[Feed], data: &Dataset, rows: &[usize]) -> Result<()> {
+    for f in feeds {
+        match (&data.labels, f.label) {
+            (_, false) => device.write(&f.buffer, &gather(&data.features, data.width(), rows))?,
+            (Labels::Targets(t), true) => device.write(&f.buffer, &gather(t, t.len() / data.samples, rows))?,
+            (Labels::Classes(c), true) if f.ty.format.is_float() => {
+                let values: Vec<f32> = rows.iter().map(|&r| c[r] as f32).collect();
+                device.write(&f.buffer, &values)?;
+            }
+            (Labels::Classes(c), true) => {
+                let values: Vec<i64> = rows.iter().map(|&r| c[r]).collect();
+                device.write_bytes(&f.buffer, bytemuck::cast_slice(&values))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn gather(values: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
+    let mut out = Vec::with_capacity(rows.len() * width);
+    rows.iter().for_each(|&r| out.extend_from_slice(&values[r * width..(r + 1) * width]));
+    out
+}
+
+/// One sample's loss in f64, and whether its class was predicted.
+fn score(head: Head, row: &[f32], labels: &Labels, sample: usize, width: usize) -> (f64, bool) {
+    let target = |i: usize| match labels {
+        Labels::Targets(t) => f64::from(t[sample * width + i]),
+        Labels::Classes(c) => c[sample] as f64,
+    };
+    let x = |i: usize| f64::from(row[i]);
+    let mean = |f: &dyn Fn(usize) -> f64| (0..row.len()).map(f).sum::<f64>() / row.len().max(1) as f64;
+    match head.kind {
+        Loss::CrossEntropy => {
+            let label = target(0) as usize;
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let sum: f64 = row.iter().map(|&v| f64::from(v - max).exp()).sum();
+            let best = (0..row.len()).reduce(|a, b| if row[b] > row[a] { b } else { a });
+            (sum.ln() + f64::from(max) - x(label), best == Some(label))
+        }
+        Loss::SquaredError => (mean(&|i| (x(i) - target(i)).powi(2)), false),
+        Loss::BceWithLogits => {
+            let loss = mean(&|i| x(i).max(0.0) + (-x(i).abs()).exp().ln_1p() - x(i) * target(i));
+            (loss, (0..row.len()).all(|i| (x(i) > 0.0) == (target(i) > 0.5)))
+        }
+    }
+}
