@@ -86,6 +86,7 @@ fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {
     }
     let program = lower(verify(&compiled.planned.graph)?)?;
     match stage {
+        "cuda" => Ok(crate::lower::cuda::generate(&program)?.source),
         "kernels" => Ok(crate::lower::print_program(&program)),
         _ => Err(Error::Request(format!("there is no stage `{stage}`; stages are ir, step, plan, kernels, cuda"))),
     }

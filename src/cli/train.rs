@@ -8,6 +8,7 @@ use crate::plan::PlanFile;
 use crate::run::DeviceKind;
 use crate::train::{Compiled, RunFile, Session, Settings};
 use clap::Args;
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -126,13 +127,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         (settings.policy, settings.low, settings.target) = (file.policy, file.low, file.target.clone());
     }
     let compiled = settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?;
-    train(compiled, data, &plan, &args.run)
+    train(compiled, data, &plan, &args.run, &HashMap::new())
 }
 
 /// Trains, writes metrics and the checkpoint, prints a summary.
-pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs) -> Result<()> {
+pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs, cubins: &HashMap<String, Vec<u8>>) -> Result<()> {
     let device: DeviceKind = args.device.parse()?;
-    let open = |program| device.open(program);
+    let open = |program| device.open(program, cubins);
     let mut session = Session::new(compiled, plan.seed, &open)?;
     let (input, classes) = session.expects();
     data.check(&input, classes)?;

@@ -170,10 +170,16 @@ impl Graph {
         let name = match name {
             // A constant is its own name: text writes it where it is used.
             None if matches!(key.0, Op::Const(_)) => key.0.attrs()[0].1.to_string(),
-            Some(name) if self.names.contains_key(&name) => {
-                return Err(Error::Graph(format!("the name `{name}` is defined twice")));
+            Some(name) => {
+                // A name that the graph made up gives way to one that somebody chose.
+                if let Some(&holder) = self.names.get(&name) {
+                    if !self.is_auto_named(holder) {
+                        return Err(Error::Graph(format!("the name `{name}` is defined twice")));
+                    }
+                    self.rename_freshly(holder);
+                }
+                name
             }
-            Some(name) => name,
             None => self.fresh_name(),
         };
         let id = self.dag.add_node(Node {
@@ -192,6 +198,12 @@ impl Graph {
             self.known.entry(key).or_insert(id);
         }
         Ok(id)
+    }
+
+    /// Gives a node a made-up name other than the one it has.
+    pub(crate) fn rename_freshly(&mut self, id: NodeId) {
+        let fresh = self.fresh_name();
+        self.rename(id, &fresh);
     }
 
     /// An unused name `t0`, `t1`, …

@@ -1,6 +1,7 @@
 //! From a planned graph to kernels: what shares a kernel, and where buffers live.
 
 mod buffers;
+pub mod cuda;
 mod expand;
 mod kernel;
 mod print;

@@ -325,7 +325,7 @@ impl Emit<'_> {
 }
 
 /// Joins neighbouring axes that every access runs over as one.
-fn collapse(mut k: Loop) -> Loop {
+pub(crate) fn collapse(mut k: Loop) -> Loop {
     let mut axis = 0;
     while axis + 1 < k.outer.len() + k.inner.len() {
         let o = k.outer.len();

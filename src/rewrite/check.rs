@@ -5,7 +5,7 @@ use super::EGraph;
 use super::language::{Facts, Head, Sort, Term, decode_op};
 use super::rules::{Arrow, Rule};
 use crate::format::{Format, Overflow};
-use crate::ir::{Shape, Tensor, Type};
+use crate::ir::{Op, Shape, Tensor, Type};
 use egg::{ENodeOrVar, Id, Language, Runner};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -72,7 +72,7 @@ fn instance(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
     let mut ids: Vec<Id> = Vec::new();
     for node in rule.left.iter() {
         let id = match node {
-            ENodeOrVar::Var(v) => variable(&mut egraph, &v.to_string(), &rule.sorts, &chosen),
+            ENodeOrVar::Var(v) => variable(&mut egraph, &v.to_string(), rule, &chosen),
             ENodeOrVar::ENode(t) => {
                 let t = t.clone().map_children(|c| ids[usize::from(c)]);
                 type_checks(&egraph, &t)?;
@@ -119,21 +119,30 @@ fn word_for(rule: &Rule, var: &str, name: &str, rng: &mut ChaCha8Rng) -> String 
     name.to_owned()
 }
 
-fn variable(egraph: &mut EGraph, var: &str, sorts: &BTreeMap<String, Sort>, words: &BTreeMap<String, String>) -> Id {
+fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String, String>) -> Id {
     if let Some(word) = words.get(var) {
         return egraph.add(Term::word(word));
     }
     let name = egraph.add(Term::word(var.trim_start_matches('?')));
     let buffer = egraph.add(Term::op("input", vec![name]));
-    match sorts[var] {
+    match rule.sorts[var] {
         Sort::Edge => egraph.add(Term::op("get", vec![buffer])),
+        // Some value that is no source, of the kind the rule is about.
+        Sort::Value if computed_in(rule, "i64") => {
+            let attrs = vec![egraph.add(Term::word("dims=[2, 3]")), egraph.add(Term::word("axis=1"))];
+            egraph.add(Term::op("iota", attrs))
+        }
         Sort::Value => {
-            // Some value that is no source: the negative.
             let edge = egraph.add(Term::op("get", vec![buffer]));
-            egraph.add(Term::op("neg", vec![edge]))
+            egraph.add(Term::op(if computed_in(rule, "bool") { "is_finite" } else { "neg" }, vec![edge]))
         }
         _ => buffer,
     }
+}
+
+fn computed_in(rule: &Rule, format: &str) -> bool {
+    let is_it = |a: &ENodeOrVar<Term>| matches!(a, ENodeOrVar::ENode(t) if *t == Term::word(format));
+    rule.conditions.iter().any(|c| c.name == "computed-in" && c.args.iter().any(is_it))
 }
 
 fn type_checks(egraph: &EGraph, t: &Term) -> Result<(), String> {
@@ -177,6 +186,9 @@ impl Instance {
             (_, "param" | "state" | "input") => self.tensors.get(word(t.children[0])).cloned(),
             (_, "carried" | "staged") => {
                 let format: Format = word(t.children[0]).parse().ok()?;
+                if format == Format::F32 {
+                    return self.tensors.get(word(t.children[1])).cloned();
+                }
                 Some(self.tensors.get(word(t.children[1]))?.map(|v| format.round(v, Overflow::Ieee)))
             }
             _ => {
@@ -184,7 +196,11 @@ impl Instance {
                 let values = operands.iter().map(|&c| of(c)).collect::<Option<Vec<_>>>()?;
                 let types: Vec<&Type> = operands.iter().filter_map(|&c| self.egraph[c].data.ty.as_ref()).collect();
                 let ty = op.infer(&types).ok()?;
-                // A product's operands are rounded by their casts; the rest is exact.
+                // f32 is what values are computed in: storing it changes nothing. Narrow formats round.
+                if matches!(op, Op::Put(Format::F32) | Op::Cast(Format::F32)) {
+                    return values.into_iter().next();
+                }
+                // A product's operands are rounded by their casts.
                 Some(op.eval(&values.iter().collect::<Vec<_>>(), &ty))
             }
         }

@@ -1,9 +1,11 @@
 //! Which device to run on.
 
 use super::cpu::CpuRunner;
+use super::cuda::{self, CudaRunner};
 use super::device::Device;
 use crate::error::{Error, Result};
 use crate::lower::Program;
+use std::collections::HashMap;
 use std::str::FromStr;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +29,12 @@ impl FromStr for DeviceKind {
 }
 
 impl DeviceKind {
-    pub fn open(self, program: Program) -> Result<Box<dyn Device>> {
+    /// Puts a program on the device. `cubins` are kernels compiled before, by [`cuda::key`].
+    pub fn open(self, program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<Box<dyn Device>> {
         match self {
+            DeviceKind::Auto if cuda::available() => DeviceKind::Cuda.open(program, cubins),
             DeviceKind::Cpu | DeviceKind::Auto => Ok(Box::new(CpuRunner::new(program))),
-            DeviceKind::Cuda => Err(Error::Device("no CUDA".into())),
+            DeviceKind::Cuda => Ok(Box::new(CudaRunner::new(program, cubins)?)),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod choose;
 pub mod cpu;
+pub mod cuda;
 mod device;
 mod init;
 mod memory;

@@ -103,7 +103,7 @@ pub fn main(payload: Payload) -> Result<()> {
     let none = Source { features: PathBuf::new(), labels: None };
     let plan = RunPlan { name: compiled.planned.graph.name.clone(), train: none, test: None, scale: 1.0, epochs: 10, seed: 0 }.with(&args)?;
     let data = crate::data::load(&plan.train, plan.scale)?;
-    train(compiled, data, &plan, &args)
+    train(compiled, data, &plan, &args, &std::collections::HashMap::new())
 }
 
 impl Payload {

@@ -6,20 +6,20 @@ use crate::format::Format;
 use crate::ir::graph::{Graph, NodeId, Role};
 use crate::ir::ops::{Attr, Attrs, Binary, Init, Num, Op, ReduceKind, Unary};
 use crate::ir::types::{Dim, Shape, Type};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// Reads a graph. `file` is the name errors are reported under.
 pub fn parse(text: &str, file: &str) -> Result<Graph> {
     let tokens = lex(text).map_err(|e| e.in_file(file, text))?;
-    let mut p = Parser { tokens, at: 0, graph: Graph::default(), aliases: HashMap::new() };
+    let mut p = Parser { tokens, at: 0, graph: Graph::default(), aliases: HashMap::new(), chosen: HashSet::new() };
     p.file().map_err(|e| e.in_file(file, text))?;
     Ok(p.graph)
 }
 
 /// Reads one attribute value, as it stands behind `name=`.
 pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
-    let mut p = Parser { tokens: lex(text)?, at: 0, graph: Graph::default(), aliases: HashMap::new() };
+    let mut p = Parser { tokens: lex(text)?, at: 0, graph: Graph::default(), aliases: HashMap::new(), chosen: HashSet::new() };
     let attr = p.attr()?;
     if *p.peek() == Token::End { Ok(attr) } else { Err(p.unexpected("the end of the attribute")) }
 }
@@ -30,6 +30,8 @@ struct Parser {
     graph: Graph,
     /// Names given to values that already have another: `y = x`.
     aliases: HashMap<String, NodeId>,
+    /// Values whose name the text gives.
+    chosen: HashSet<NodeId>,
 }
 
 type Parse<T> = std::result::Result<T, Spanned>;
@@ -141,12 +143,19 @@ impl Parser {
         self.expect('=')?;
         let before = self.graph.len();
         let value = self.expression()?;
-        if self.aliases.contains_key(&name) || (self.graph.find(&name).is_some()) {
+        let holder = self.graph.find(&name).filter(|&id| id != value);
+        let taken = holder.is_some_and(|id| self.chosen.contains(&id) || !self.graph.is_auto_named(id));
+        if self.aliases.contains_key(&name) || taken {
             return Err(Spanned::new(name_span, format!("`{name}` is defined twice")));
+        }
+        if let Some(id) = holder {
+            self.graph.rename_freshly(id);
         }
         // A fresh node takes the name; a value that already had one is also known by this one.
         let fresh = value.index() >= before && !matches!(self.graph.op(value), Op::Const(_));
-        if !(fresh && self.graph.rename(value, &name)) {
+        if fresh && self.chosen.insert(value) {
+            self.graph.rename(value, &name);
+        } else {
             self.aliases.insert(name, value);
         }
         if let Some((at, ty)) = declared

@@ -1,0 +1,129 @@
+// Reductions: over rows (a team of threads per outer index), over columns (neighbouring threads take neighbouring outer
+// indices), and to a scalar (many blocks, the last of which finishes). The order of every sum is fixed, so the same
+// input gives the same bits.
+//
+// A generated K has SUMS accumulators and PASSES passes over its inner axes:
+//   K::identity(s), K::combine(s, a, b)   of accumulator s
+//   K::pass_of(s)                         the pass that completes it
+//   k.settle(s, x)                        the sum made the result: a mean divides
+//   k.element<P, W>(o, i, done, sum)      inner elements i .. i + W of outer index o
+//   k.finish(o, done)                     stores what has one value per outer index
+#pragma once
+#include "mantissa.cuh"
+
+namespace mantissa {
+
+/// Combines over the 32 threads of a warp; every thread gets the result.
+template <class K> __device__ __forceinline__ float warp_reduce(int s, float x) {
+#pragma unroll
+    for (int d = 16; d > 0; d >>= 1) x = K::combine(s, x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+}
+
+/// Combines over a block of T threads; every thread gets the result.
+template <class K, int T> __device__ __forceinline__ float team_reduce(int s, float x, float* shared) {
+    x = warp_reduce<K>(s, x);
+    if constexpr (T > 32) {
+        __syncthreads();
+        if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = x;
+        __syncthreads();
+        x = threadIdx.x % 32 < T / 32 ? shared[threadIdx.x % 32] : K::identity(s);
+        x = warp_reduce<K>(s, x);
+    }
+    return x;
+}
+
+template <class K, int T, int P> __device__ __forceinline__ void row_passes(const K& k, u64 o, float* done, float* shared) {
+    if constexpr (P < K::PASSES) {
+        float sum[K::SUMS];
+#pragma unroll
+        for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
+        u64 i = u64(threadIdx.x % T) * K::WIDTH;
+        for (; i + K::WIDTH <= k.n; i += T * K::WIDTH) k.template element<P, K::WIDTH>(o, i, done, sum);
+        for (; i < k.n; ++i) k.template element<P, 1>(o, i, done, sum);
+#pragma unroll
+        for (int s = 0; s < K::SUMS; ++s) {
+            if (K::pass_of(s) == P) done[s] = k.settle(s, team_reduce<K, T>(s, sum[s], shared));
+        }
+        row_passes<K, T, P + 1>(k, o, done, shared);
+    }
+}
+
+/// One row per team of T threads: a warp, or a whole block.
+template <int T, class K, int N> __device__ __forceinline__ void row(const Group<K, N>& g) {
+    __shared__ float shared[32];
+    const K& k = part_of(g);
+    const u64 o = (blockIdx.x - k.first_block) * u64(blockDim.x / T) + threadIdx.x / T;
+    if (o >= k.rows) return;  // whole warps leave together: T is 32, or the block has one row
+    float done[K::SUMS];
+    row_passes<K, T, 0>(k, o, done, shared);
+    if (threadIdx.x % T == 0) k.finish(o, done);
+}
+
+/// TX columns per block, TY threads sharing each. One pass.
+template <int TX, int TY, class K, int N> __device__ __forceinline__ void column(const Group<K, N>& g) {
+    __shared__ float shared[K::SUMS][TY][TX + 1];
+    const K& k = part_of(g);
+    const u32 x = threadIdx.x % TX, y = threadIdx.x / TX;
+    const u64 o = (blockIdx.x - k.first_block) * u64(TX) + x;
+    float sum[K::SUMS];
+#pragma unroll
+    for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
+    if (o < k.rows) {
+#pragma unroll 4
+        for (u64 i = y; i < k.n; i += TY) k.template element<0, 1>(o, i, nullptr, sum);
+    }
+#pragma unroll
+    for (int s = 0; s < K::SUMS; ++s) shared[s][y][x] = sum[s];
+    __syncthreads();
+    if (y == 0 && o < k.rows) {
+        float done[K::SUMS];
+#pragma unroll
+        for (int s = 0; s < K::SUMS; ++s) {
+            float total = shared[s][0][x];
+            for (int j = 1; j < TY; ++j) total = K::combine(s, total, shared[s][j][x]);
+            done[s] = k.settle(s, total);
+        }
+        k.finish(o, done);
+    }
+}
+
+/// One scalar from many blocks. Each leaves its partial result in k.partials; the last to arrive combines them in
+/// order and resets the counter for the next run. One pass.
+template <int T, class K, int N> __device__ __forceinline__ void total(const Group<K, N>& g) {
+    __shared__ float shared[32];
+    __shared__ bool last;
+    const K& k = part_of(g);
+    const u64 block = blockIdx.x - k.first_block;
+    float sum[K::SUMS];
+#pragma unroll
+    for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
+    const u64 step = k.blocks * T * K::WIDTH;
+    u64 i = (block * T + threadIdx.x) * K::WIDTH;
+    for (; i + K::WIDTH <= k.n; i += step) k.template element<0, K::WIDTH>(0, i, nullptr, sum);
+    for (; i < k.n; ++i) k.template element<0, 1>(0, i, nullptr, sum);
+#pragma unroll
+    for (int s = 0; s < K::SUMS; ++s) sum[s] = team_reduce<K, T>(s, sum[s], shared);
+    if (threadIdx.x == 0) {
+#pragma unroll
+        for (int s = 0; s < K::SUMS; ++s) k.partials[block * K::SUMS + s] = sum[s];
+        __threadfence();
+        last = atomicAdd(k.arrived, 1u) == k.blocks - 1;
+    }
+    __syncthreads();
+    if (!last) return;
+    __threadfence();
+    float done[K::SUMS];
+#pragma unroll
+    for (int s = 0; s < K::SUMS; ++s) {
+        float x = K::identity(s);
+        for (u64 b = threadIdx.x; b < k.blocks; b += T) x = K::combine(s, x, __ldcg(k.partials + b * K::SUMS + s));
+        done[s] = k.settle(s, team_reduce<K, T>(s, x, shared));
+    }
+    if (threadIdx.x == 0) {
+        *k.arrived = 0;
+        k.finish(0, done);
+    }
+}
+
+}  // namespace mantissa

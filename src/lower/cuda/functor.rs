@@ -1,0 +1,406 @@
+//! A tape as a C++ functor.
+
+use crate::format::Format;
+use crate::ir::{Binary, ReduceKind, Unary};
+use crate::lower::kernel::{Inst, Level, Load, Loop, Reg};
+use crate::lower::stages::{Pass, passes};
+use crate::lower::view::View;
+use std::fmt::Write;
+
+/// How threads are laid over a kernel's domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    Pointwise,
+    Row,
+    Column,
+    Total,
+}
+
+/// The C++ type of a format in memory.
+fn memory_type(f: Format) -> &'static str {
+    match f {
+        Format::F64 => "double",
+        Format::F32 | Format::Tf32 => "float",
+        Format::F16 => "f16",
+        Format::Bf16 => "bf16",
+        Format::I64 => "i64",
+        Format::I32 => "int",
+        Format::U8 | Format::I8 | Format::F8E4M3 | Format::F8E5M2 => "u8",
+        Format::Bool => "boolean",
+    }
+}
+
+/// A functor under construction.
+pub struct Functor<'a> {
+    k: &'a Loop,
+    shape: Shape,
+    levels: Vec<Level>,
+    pub width: usize,
+    reductions: Vec<Reg>,
+    passes: Vec<Pass>,
+}
+
+impl<'a> Functor<'a> {
+    pub fn new(k: &'a Loop, shape: Shape) -> Functor<'a> {
+        let reductions = (0..k.tape.len()).filter(|&r| matches!(k.tape[r], Inst::Reduce(..))).collect();
+        let mut f = Functor { k, shape, levels: k.levels(), width: 1, reductions, passes: passes(k) };
+        f.width = f.choose_width();
+        f
+    }
+
+    /// The axes that neighbouring lanes run along: the outer ones of pointwise and column kernels, else the inner ones.
+    fn lane_axes(&self) -> std::ops::Range<usize> {
+        let o = self.k.outer.len();
+        if matches!(self.shape, Shape::Pointwise | Shape::Column) { 0..o } else { o..o + self.k.inner.len() }
+    }
+
+    /// Elements a thread takes at once: as many as 16-byte accesses move, if every access keeps its alignment.
+    fn choose_width(&self) -> usize {
+        if self.shape == Shape::Column {
+            return 1;
+        }
+        let axes = self.lane_axes();
+        let Some(last) = axes.clone().last() else { return 1 };
+        let dims: Vec<usize> = self.k.outer.iter().chain(&self.k.inner).copied().collect();
+        if self.k.loads.iter().any(|l| l.guard.is_some()) || self.k.tape.iter().any(|i| matches!(i, Inst::Gather { .. })) {
+            return 1;
+        }
+        let flat = axes.len() == 1;
+        let aligned = |v: &View, w: usize| {
+            let runs = last < v.dims.len() && v.strides[last] == 1;
+            let others = v.strides.iter().enumerate().all(|(a, s)| a == last || s % w == 0);
+            !runs || (v.offset % w == 0 && others)
+        };
+        let views = || self.k.loads.iter().map(|l| &l.view).chain(self.k.stores.iter().map(|s| &s.view));
+        let size: usize = dims[axes].iter().product();
+        let wide = self.k.loads.iter().map(|l| l.format.bytes()).chain(self.k.stores.iter().map(|s| s.format.bytes())).max().unwrap_or(4);
+        let most = if wide <= 2 && size >= 1 << 14 { 8 } else { 4 };
+        // Small kernels are better spread over more threads.
+        if size < 1 << 12 && self.shape == Shape::Pointwise {
+            return 1;
+        }
+        [8, 4, 2].into_iter().find(|&w| w <= most && (flat || dims[last] % w == 0) && views().all(|v| aligned(v, w))).unwrap_or(1)
+    }
+
+    /// Names of the pointer members: `x0 …` for loads, `y0 …` for stores.
+    fn members(&self) -> String {
+        let mut out = String::new();
+        for (i, l) in self.k.loads.iter().enumerate() {
+            let in_place = self.k.stores.iter().any(|s| s.buffer == l.buffer);
+            let restrict = if in_place { "" } else { "__restrict__ " };
+            let _ = writeln!(out, "    const {}* {restrict}x{i};", memory_type(l.format));
+        }
+        for (i, s) in self.k.stores.iter().enumerate() {
+            let _ = writeln!(out, "    {}* y{i};", memory_type(s.format));
+        }
+        let rest: &[&str] = match self.shape {
+            Shape::Pointwise => &["u64 n"],
+            Shape::Row | Shape::Column => &["u64 n", "u64 rows"],
+            Shape::Total => &["u64 n", "u64 blocks", "float* partials", "u32* arrived"],
+        };
+        rest.iter().for_each(|m| {
+            let _ = writeln!(out, "    {m};");
+        });
+        out + "    u64 first_block;\n"
+    }
+
+    /// The struct, under a name of the generator's choice.
+    pub fn text(&self, name: &str) -> String {
+        let mut out = format!("struct {name} {{\n{}", self.members());
+        let _ = writeln!(out, "    static constexpr int WIDTH = {};", self.width);
+        if self.shape == Shape::Pointwise {
+            let all: Vec<Reg> = (0..self.k.tape.len()).collect();
+            let stores: Vec<usize> = (0..self.k.stores.len()).collect();
+            let _ = writeln!(out, "    template <int W> __device__ __forceinline__ void run(u64 i) const {{");
+            self.body(&mut out, &all, &stores, &[], 2);
+            let _ = writeln!(out, "    }}\n}};");
+            return out;
+        }
+        self.reduction_members(&mut out);
+        let _ = writeln!(out, "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const float* done, float* sum) const {{");
+        let live = self.passes.iter().filter(|p| !p.elements.is_empty()).count();
+        for (p, pass) in self.passes.iter().take(live).enumerate() {
+            let _ = writeln!(out, "        if constexpr (P == {p}) {{");
+            let needed = self.needed(pass);
+            self.body(&mut out, &needed, &pass.stores, &pass.reductions, 3);
+            let _ = writeln!(out, "        }}");
+        }
+        let _ = writeln!(out, "    }}\n    __device__ __forceinline__ void finish(u64 o, const float* done) const {{");
+        self.finish(&mut out);
+        let _ = writeln!(out, "    }}\n}};");
+        out
+    }
+
+    fn reduction_members(&self, out: &mut String) {
+        let live = self.passes.iter().filter(|p| !p.elements.is_empty()).count();
+        let kind = |r: Reg| if let Inst::Reduce(k, _) = self.k.tape[r] { k } else { ReduceKind::Sum };
+        let _ = writeln!(out, "    static constexpr int PASSES = {live}, SUMS = {};", self.reductions.len());
+        let per = |f: &dyn Fn(usize, ReduceKind) -> String| {
+            let cases = self.reductions.iter().enumerate().map(|(s, &r)| f(s, kind(r)));
+            cases.collect::<Vec<_>>().join(" : ")
+        };
+        let chain = |f: &dyn Fn(ReduceKind) -> String| {
+            let n = self.reductions.len();
+            per(&|s, k| if s + 1 == n { f(k) } else { format!("s == {s} ? {}", f(k)) })
+        };
+        let identity = chain(&|k| match k {
+            ReduceKind::Max => "-INFINITY_F".into(),
+            ReduceKind::Min => "INFINITY_F".into(),
+            _ => "0.0f".into(),
+        });
+        let combine = chain(&|k| match k {
+            ReduceKind::Sum | ReduceKind::Mean => "a + b".into(),
+            ReduceKind::Max => "maximum(a, b)".into(),
+            ReduceKind::Min => "minimum(a, b)".into(),
+            ReduceKind::Any => "truth(a != 0.0f || b != 0.0f)".into(),
+        });
+        let settle = chain(&|k| if k == ReduceKind::Mean { "x / float(n)".into() } else { "x".into() });
+        let n = self.reductions.len();
+        let pass_of = self.reductions.iter().enumerate().map(|(s, r)| {
+            let pass = self.passes.iter().position(|p| p.reductions.contains(r)).unwrap_or(0);
+            if s + 1 == n { pass.to_string() } else { format!("s == {s} ? {pass}") }
+        });
+        let pass_of = pass_of.collect::<Vec<_>>().join(" : ");
+        let head = "    static __device__ __forceinline__ constexpr";
+        let _ = writeln!(out, "    static __device__ __forceinline__ float identity(int s) {{ return {identity}; }}");
+        let _ = writeln!(out, "    static __device__ __forceinline__ float combine(int s, float a, float b) {{ return {combine}; }}");
+        let _ = writeln!(out, "{head} int pass_of(int s) {{ return {pass_of}; }}");
+        let _ = writeln!(out, "    __device__ __forceinline__ float settle(int s, float x) const {{ return {settle}; }}");
+    }
+
+    /// Everything a pass computes per element, and the scalars that takes.
+    fn needed(&self, pass: &Pass) -> Vec<Reg> {
+        let mut want = vec![false; self.k.tape.len()];
+        pass.elements.iter().for_each(|&r| want[r] = true);
+        pass.stores.iter().for_each(|&s| want[self.k.stores[s].reg] = true);
+        pass.reductions.iter().flat_map(|&r| self.k.tape[r].operands()).for_each(|r| want[r] = true);
+        self.close(want)
+    }
+
+    /// Operands of what is wanted, but for what finished reductions already hold.
+    fn close(&self, mut want: Vec<bool>) -> Vec<Reg> {
+        for r in (0..want.len()).rev() {
+            if want[r] && !matches!(self.k.tape[r], Inst::Reduce(..)) {
+                self.k.tape[r].operands().iter().for_each(|&x| want[x] = true);
+            }
+        }
+        (0..want.len()).filter(|&r| want[r]).collect()
+    }
+
+    /// Loads, one loop over the lanes, stores.
+    fn body(&self, out: &mut String, regs: &[Reg], stores: &[usize], reductions: &[Reg], depth: usize) {
+        let pad = "    ".repeat(depth);
+        self.indices(out, &pad);
+        for &r in regs {
+            if let Inst::Load(l) = self.k.tape[r] {
+                self.vector_load(out, &pad, l);
+            }
+        }
+        for &s in stores {
+            let _ = writeln!(out, "{pad}float z{s}[W];");
+        }
+        let _ = writeln!(out, "#pragma unroll\n{pad}for (int w = 0; w < W; ++w) {{");
+        for &r in regs {
+            let _ = writeln!(out, "{pad}    const float r{r} = {};", self.expression(r));
+        }
+        for &r in reductions {
+            if let Inst::Reduce(_, x) = self.k.tape[r] {
+                let s = self.sum(r);
+                let _ = writeln!(out, "{pad}    sum[{s}] = combine({s}, sum[{s}], r{x});");
+            }
+        }
+        for &s in stores {
+            let _ = writeln!(out, "{pad}    z{s}[w] = r{};", self.k.stores[s].reg);
+        }
+        let _ = writeln!(out, "{pad}}}");
+        for &s in stores {
+            let view = &self.k.stores[s].view;
+            let (at, stride) = self.address(view);
+            let _ = match stride {
+                1 => writeln!(out, "{pad}store<W>(y{s} + {at}, z{s});"),
+                stride => writeln!(out, "{pad}for (int w = 0; w < W; ++w) y{s}[{at} + w * {stride}] = Narrow<{}>::of(z{s}[w]);", memory_type(self.k.stores[s].format)),
+            };
+        }
+    }
+
+    fn sum(&self, r: Reg) -> usize {
+        self.reductions.iter().position(|&x| x == r).unwrap_or(0)
+    }
+
+    /// Declares an index for every axis: `a0 …`, from the flat indices `o` and `i`.
+    fn indices(&self, out: &mut String, pad: &str) {
+        let o = self.k.outer.len();
+        let groups: [(&str, std::ops::Range<usize>); 2] =
+            if self.shape == Shape::Pointwise { [("i", 0..o), ("0", o..o)] } else { [("o", 0..o), ("i", o..o + self.k.inner.len())] };
+        // 32-bit division is several times cheaper than 64-bit.
+        let reach = |v: &View| v.offset + v.dims.iter().zip(&v.strides).map(|(d, s)| d * s).sum::<usize>();
+        let furthest = self.k.loads.iter().map(|l| reach(&l.view)).chain(self.k.stores.iter().map(|s| reach(&s.view))).max().unwrap_or(0);
+        let small = furthest.max(self.k.outer_size() * self.k.inner_size().max(1)) < 1 << 31;
+        let index = if small && self.k.outer.len() + self.k.inner.len() > 1 { "u32" } else { "u64" };
+        for (flat, axes) in groups {
+            let mut rest = if flat == "0" || index == "u64" { flat.to_owned() } else { format!("u32({flat})") };
+            for a in axes.clone().rev() {
+                let dim = if a < o { self.k.outer[a] } else { self.k.inner[a - o] };
+                if a == axes.start {
+                    let _ = writeln!(out, "{pad}const {index} a{a} = {rest};");
+                } else {
+                    let _ = writeln!(out, "{pad}const {index} a{a} = {rest} % {dim};");
+                    rest = format!("{rest} / {dim}");
+                }
+            }
+        }
+    }
+
+    /// The address of lane 0, and how far apart lanes are.
+    fn address(&self, v: &View) -> (String, usize) {
+        let mut terms = Vec::new();
+        if v.offset > 0 {
+            terms.push(v.offset.to_string());
+        }
+        for (a, &s) in v.strides.iter().enumerate() {
+            match s {
+                0 => {}
+                1 => terms.push(format!("a{a}")),
+                _ => terms.push(format!("a{a} * {s}")),
+            }
+        }
+        let lane = self.lane_axes().last().filter(|&a| a < v.strides.len()).map_or(0, |a| v.strides[a]);
+        (if terms.is_empty() { "0".into() } else { terms.join(" + ") }, lane)
+    }
+
+    fn vector_load(&self, out: &mut String, pad: &str, l: usize) {
+        let load = &self.k.loads[l];
+        if load.guard.is_some() {
+            return;
+        }
+        let (at, stride) = self.address(&load.view);
+        let _ = match stride {
+            0 => writeln!(out, "{pad}const float v{l} = widen(x{l}[{at}]);"),
+            1 => writeln!(out, "{pad}float v{l}[W];\n{pad}load<W>(x{l} + {at}, v{l});"),
+            s => writeln!(out, "{pad}float v{l}[W];\n{pad}for (int w = 0; w < W; ++w) v{l}[w] = widen(x{l}[{at} + w * {s}]);"),
+        };
+    }
+
+    fn expression(&self, r: Reg) -> String {
+        match &self.k.tape[r] {
+            Inst::Load(l) => self.loaded(*l),
+            Inst::Const(c) => constant(c.get()),
+            Inst::Position(a) => {
+                let lane = if self.lane_axes().last() == Some(*a) { " + w" } else { "" };
+                format!("float(a{a}{lane})")
+            }
+            Inst::Unary(u, a) => unary(*u, &format!("r{a}")),
+            Inst::Binary(b, x, y) => binary(*b, &format!("r{x}"), &format!("r{y}")),
+            Inst::Select(c, x, y) => format!("r{c} != 0.0f ? r{x} : r{y}"),
+            Inst::Reduce(..) => format!("done[{}]", self.sum(r)),
+            Inst::Round(f, x) => format!("round_to<{}>(r{x})", memory_type(*f)),
+            Inst::Gather { load, index, extent, stride } => {
+                let (at, lane) = self.address(&self.k.loads[*load].view);
+                format!("widen(x{load}[{at} + w * {lane} + resolve(r{index}, {extent}) * {stride}])")
+            }
+            Inst::Accumulator => unreachable!("the accumulator is read from memory"),
+        }
+    }
+
+    fn loaded(&self, l: usize) -> String {
+        let load: &Load = &self.k.loads[l];
+        let (at, stride) = self.address(&load.view);
+        let Some(g) = &load.guard else {
+            return if stride == 0 { format!("v{l}") } else { format!("v{l}[w]") };
+        };
+        let a = g.axis;
+        let step = if g.step > 1 { format!(" && (a{a} - {}) % {} == 0", g.lo, g.step) } else { String::new() };
+        format!("a{a} >= {} && a{a} < {}{step} ? widen(x{l}[{at} + (a{a} - {}) / {} * {}]) : 0.0f", g.lo, g.hi, g.lo, g.step, g.stride)
+    }
+
+    /// Scalars after the last pass, and their stores.
+    fn finish(&self, out: &mut String) {
+        let stores: Vec<usize> = (0..self.k.stores.len()).filter(|&s| self.levels[self.k.stores[s].reg] == Level::Outer).collect();
+        if stores.is_empty() {
+            return;
+        }
+        let mut want = vec![false; self.k.tape.len()];
+        stores.iter().for_each(|&s| want[self.k.stores[s].reg] = true);
+        let pad = "        ";
+        let mut axes = String::new();
+        self.indices(&mut axes, pad);
+        // Only outer indices exist here.
+        let outer: Vec<&str> = axes.lines().filter(|l| !l.contains("= i") && !l.contains("u32(i)")).collect();
+        outer.iter().for_each(|l| {
+            let _ = writeln!(out, "{l}");
+        });
+        let _ = writeln!(out, "{pad}constexpr int w = 0;\n{pad}(void)w;");
+        for r in self.close(want) {
+            let value = match &self.k.tape[r] {
+                Inst::Load(l) => format!("widen(x{l}[{}])", self.address(&self.k.loads[*l].view).0),
+                _ => self.expression(r),
+            };
+            let _ = writeln!(out, "{pad}const float r{r} = {value};");
+        }
+        for s in stores {
+            let store = &self.k.stores[s];
+            let _ = writeln!(out, "{pad}y{s}[{}] = Narrow<{}>::of(r{});", self.address(&store.view).0, memory_type(store.format), store.reg);
+        }
+    }
+}
+
+fn constant(x: f64) -> String {
+    let x = x as f32;
+    match x {
+        x if x.is_nan() => "NAN_F".into(),
+        x if x.is_infinite() => if x > 0.0 { "INFINITY_F".into() } else { "-INFINITY_F".into() },
+        x => format!("{x:?}f"),
+    }
+}
+
+fn unary(u: Unary, x: &str) -> String {
+    use crate::ir::ops::{GELU_CUBIC, GELU_SCALE};
+    match u {
+        Unary::Neg => format!("-{x}"),
+        Unary::Abs => format!("fabsf({x})"),
+        Unary::Sign => format!("sign({x})"),
+        Unary::Square => format!("{x} * {x}"),
+        Unary::Recip => format!("1.0f / {x}"),
+        Unary::Exp => format!("expf({x})"),
+        Unary::Log => format!("logf({x})"),
+        Unary::Log1p => format!("log1pf({x})"),
+        Unary::Sqrt => format!("sqrtf({x})"),
+        Unary::Rsqrt => format!("1.0f / sqrtf({x})"),
+        Unary::Sin => format!("sinf({x})"),
+        Unary::Cos => format!("cosf({x})"),
+        Unary::Tanh => format!("tanhf({x})"),
+        Unary::Erf => format!("erff({x})"),
+        Unary::Floor => format!("floorf({x})"),
+        Unary::Sigmoid => format!("sigmoid({x})"),
+        Unary::Softplus => format!("softplus({x})"),
+        Unary::Relu => format!("maximum({x}, 0.0f)"),
+        Unary::Gelu => format!("0.5f * {x} * (1.0f + erff({x} * 0.70710678f))"),
+        Unary::GeluTanh => {
+            format!("0.5f * {x} * (1.0f + tanhf({:?}f * ({x} + {:?}f * {x} * {x} * {x})))", GELU_SCALE as f32, GELU_CUBIC as f32)
+        }
+        Unary::Not => format!("truth({x} == 0.0f)"),
+        Unary::IsFinite => format!("truth(fabsf({x}) <= 3.402823466e38f)"),
+    }
+}
+
+fn binary(b: Binary, x: &str, y: &str) -> String {
+    let infix = |op: &str| format!("{x} {op} {y}");
+    let test = |op: &str| format!("truth({x} {op} {y})");
+    match b {
+        Binary::Add => infix("+"),
+        Binary::Sub => infix("-"),
+        Binary::Mul => infix("*"),
+        Binary::Div => infix("/"),
+        Binary::Pow => format!("powf({x}, {y})"),
+        Binary::Max => format!("maximum({x}, {y})"),
+        Binary::Min => format!("minimum({x}, {y})"),
+        Binary::Eq => test("=="),
+        Binary::Ne => test("!="),
+        Binary::Lt => test("<"),
+        Binary::Le => test("<="),
+        Binary::Gt => test(">"),
+        Binary::Ge => test(">="),
+        Binary::And => format!("truth({x} != 0.0f && {y} != 0.0f)"),
+        Binary::Or => format!("truth({x} != 0.0f || {y} != 0.0f)"),
+    }
+}

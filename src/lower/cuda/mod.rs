@@ -1,0 +1,19 @@
+//! CUDA source for a program: functors generated from tapes, instantiations of the templates in `kernels/`.
+//!
+//! Nothing here needs a GPU. [`generate`] yields text, and for every launch its geometry and arguments; a runtime fills
+//! in addresses.
+
+mod functor;
+mod plan;
+
+pub use plan::{CudaProgram, Destination, Launch, Word, generate};
+
+/// The headers, by the name generated code includes them under.
+pub const HEADERS: [(&str, &str); 3] = [
+    ("mantissa.cuh", include_str!("../../../kernels/mantissa.cuh")),
+    ("pointwise.cuh", include_str!("../../../kernels/pointwise.cuh")),
+    ("reduce.cuh", include_str!("../../../kernels/reduce.cuh")),
+];
+
+/// Options every compilation uses. Contraction is off, so that sums and products round as the CPU executor's do.
+pub const OPTIONS: [&str; 3] = ["--std=c++17", "--fmad=false", "--device-as-default-execution-space"];

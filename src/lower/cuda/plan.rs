@@ -1,0 +1,209 @@
+//! Launches: which kernel, how many blocks, and what its arguments stand for.
+
+use super::functor::{Functor, Shape};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::lower::kernel::{Gemm, Inst, Kernel, Load, Loop};
+use crate::lower::program::{BufferId, Program};
+use crate::lower::stages::passes;
+use crate::lower::view::View;
+use std::fmt::Write;
+
+/// One 8-byte argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    Buffer(BufferId),
+    /// The product scratch.
+    Scratch,
+    /// Bytes into the area of partial sums; it starts out zero.
+    Partials(usize),
+    Number(u64),
+}
+
+/// Where a product's result goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Buffer(BufferId, Format),
+    /// To be read by the epilogue's kernel, the next launch.
+    Scratch(Format),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Launch {
+    Kernel { name: String, blocks: u32, threads: u32, words: Vec<Word> },
+    /// The kernel of the program with this index, its epilogue left to the next launch if it goes to scratch.
+    Product { kernel: usize, to: Destination },
+}
+
+/// Source text and launches of a program.
+#[derive(Clone, Debug, Default)]
+pub struct CudaProgram {
+    pub source: String,
+    pub launches: Vec<Launch>,
+    pub scratch_bytes: usize,
+    pub partials_bytes: usize,
+}
+
+/// Stands for the product scratch among buffers.
+const SCRATCH: BufferId = BufferId::MAX;
+/// Parts of one launch: kernel arguments must stay under 4 KiB on older drivers.
+const MOST_PARTS: usize = 16;
+const THREADS: u32 = 256;
+const COLUMNS: usize = 32;
+
+/// Generates source and launches.
+pub fn generate(program: &Program) -> Result<CudaProgram> {
+    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0 };
+    g.out.source = "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\nusing namespace mantissa;\n\
+         #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
+        .to_owned();
+    for launch in &program.launches {
+        if let Kernel::Gemm(gemm) = &program.kernels[launch.start] {
+            g.product(launch.start, gemm)?;
+            continue;
+        }
+        let bodies: Vec<&Loop> = launch.clone().map(|i| program.kernels[i].body()).collect();
+        for chunk in bodies.chunks(MOST_PARTS) {
+            g.group(chunk)?;
+        }
+    }
+    Ok(g.out)
+}
+
+struct Generator<'a> {
+    program: &'a Program,
+    out: CudaProgram,
+    kernels: usize,
+}
+
+impl Generator<'_> {
+    /// A product: straight to memory if its epilogue only rounds, else to scratch, with the epilogue as a kernel.
+    fn product(&mut self, kernel: usize, g: &Gemm) -> Result<()> {
+        let e = &g.epilogue;
+        let first_round = e.tape.iter().find_map(|i| match i {
+            Inst::Round(f, r) if e.tape[*r] == Inst::Accumulator => Some(*f),
+            _ => None,
+        });
+        let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);
+        let uses = e.tape.iter().filter(|i| accumulator.is_some_and(|a| i.operands().contains(&a))).count();
+        let stored_raw = e.stores.iter().any(|s| Some(s.reg) == accumulator);
+        let whole = |s: &crate::lower::kernel::Store| s.view.offset == 0 && s.view == View::contiguous(&s.view.dims);
+        let format = match first_round {
+            Some(f) if uses == 1 && !stored_raw && (f == Format::F16 || f == Format::Bf16) && f == g.format => f,
+            _ => Format::F32,
+        };
+        if let [store] = &e.stores[..]
+            && store.format == format
+            && whole(store)
+            && e.loads.is_empty()
+            && e.tape.len() == if format == Format::F32 { 1 } else { 2 }
+        {
+            self.out.launches.push(Launch::Product { kernel, to: Destination::Buffer(store.buffer, format) });
+            return Ok(());
+        }
+        self.out.scratch_bytes = self.out.scratch_bytes.max(g.batch * g.m * g.n * format.bytes());
+        self.out.launches.push(Launch::Product { kernel, to: Destination::Scratch(format) });
+        let mut body = e.clone();
+        let view = View::contiguous(&body.outer);
+        body.loads.push(Load { buffer: SCRATCH, view, format, guard: None });
+        let load = Inst::Load(body.loads.len() - 1);
+        body.tape.iter_mut().filter(|i| **i == Inst::Accumulator).for_each(|i| *i = load.clone());
+        let body = crate::lower::program::collapse(body);
+        self.group(&[&body])
+    }
+
+    /// Kernels of the same code, in one launch.
+    fn group(&mut self, parts: &[&Loop]) -> Result<()> {
+        let k = parts[0];
+        for f in k.loads.iter().map(|l| l.format).chain(k.stores.iter().map(|s| s.format)) {
+            if matches!(f, Format::F8E4M3 | Format::F8E5M2 | Format::I8) {
+                return Err(Error::Device(format!("generated kernels do not move {f} yet; run this plan with --device cpu")));
+            }
+        }
+        let shape = shape_of(k);
+        let functor = Functor::new(k, shape);
+        let (struct_name, name) = (format!("Functor{}", self.kernels), format!("{}_{}", word(shape), self.kernels));
+        self.kernels += 1;
+        let buffer = |b: BufferId| if b == SCRATCH { "the product" } else { &self.program.buffers[b].name };
+        let writes: Vec<&str> = parts.iter().flat_map(|p| p.stores.iter().map(|s| buffer(s.buffer))).collect();
+        let _ = writeln!(self.out.source, "\n// {} over {:?} × {:?}: {}", word(shape), k.outer, k.inner, writes.join(", "));
+        self.out.source += &functor.text(&struct_name);
+        let team = team_size(k);
+        let (call, threads) = match shape {
+            Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
+            Shape::Row => (format!("row<{team}>(g)"), if team == 32 { 128 } else { team as u32 }),
+            Shape::Column => (format!("column<{COLUMNS}, 16>(g)"), COLUMNS as u32 * 16),
+            Shape::Total => (format!("total<{THREADS}>(g)"), THREADS),
+        };
+        let n = parts.len();
+        let _ = writeln!(
+            self.out.source,
+            "extern \"C\" __global__ void __launch_bounds__({threads}) {name}(const __grid_constant__ Group<{struct_name}, {n}> g) {{ {call}; }}"
+        );
+        let mut words = Vec::new();
+        let mut first = 0u64;
+        for part in parts {
+            let size = |b: BufferId| if b == SCRATCH { Word::Scratch } else { Word::Buffer(b) };
+            words.extend(part.loads.iter().map(|l| size(l.buffer)));
+            words.extend(part.stores.iter().map(|s| size(s.buffer)));
+            let (o, i) = (part.outer_size() as u64, part.inner_size() as u64);
+            let blocks = match shape {
+                Shape::Pointwise => {
+                    words.push(Word::Number(o));
+                    o.div_ceil(u64::from(THREADS) * functor.width as u64)
+                }
+                Shape::Row => {
+                    words.extend([Word::Number(i), Word::Number(o)]);
+                    o.div_ceil(u64::from(threads) / team as u64)
+                }
+                Shape::Column => {
+                    words.extend([Word::Number(i), Word::Number(o)]);
+                    o.div_ceil(COLUMNS as u64)
+                }
+                Shape::Total => {
+                    let blocks = i.div_ceil(u64::from(THREADS) * 16 * functor.width as u64).clamp(1, 1024);
+                    let sums = part.tape.iter().filter(|i| matches!(i, Inst::Reduce(..))).count();
+                    let partials = self.out.partials_bytes;
+                    let counter = partials + blocks as usize * sums * 4;
+                    self.out.partials_bytes = (counter + 4).next_multiple_of(16);
+                    words.extend([Word::Number(i), Word::Number(blocks), Word::Partials(partials), Word::Partials(counter)]);
+                    blocks
+                }
+            };
+            words.push(Word::Number(first));
+            first += blocks.max(1);
+        }
+        let blocks = u32::try_from(first).map_err(|_| Error::Device("a kernel needs more than 2^32 blocks".into()))?;
+        self.out.launches.push(Launch::Kernel { name, blocks, threads, words });
+        Ok(())
+    }
+}
+
+fn shape_of(k: &Loop) -> Shape {
+    if !k.has_reduction() {
+        return Shape::Pointwise;
+    }
+    let live = passes(k).iter().filter(|p| !p.elements.is_empty()).count();
+    if k.outer.is_empty() && live == 1 {
+        return Shape::Total;
+    }
+    if live == 1 && k.is_column() { Shape::Column } else { Shape::Row }
+}
+
+fn word(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Pointwise => "pointwise",
+        Shape::Row => "row",
+        Shape::Column => "column",
+        Shape::Total => "total",
+    }
+}
+
+/// Threads that share a row.
+fn team_size(k: &Loop) -> usize {
+    match k.inner_size() {
+        0..=1024 => 32,
+        1025..=8192 => 256,
+        _ => 1024,
+    }
+}

@@ -1,0 +1,307 @@
+//! The CUDA device: generated kernels and cuBLASLt products, the whole step captured as one CUDA graph.
+//!
+//! Libraries are found at run time, so the same binary works without a GPU. All `unsafe` of the project is in this
+//! folder: calls into the driver, NVRTC and cuBLASLt, whose arguments this module owns.
+
+mod blas;
+mod libraries;
+mod nvrtc;
+
+pub use libraries::{Finding, survey};
+pub use nvrtc::{compile, compile_cached, key};
+
+use super::device::Device;
+use crate::error::{Error, Result};
+use crate::format::{narrow, widen};
+use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
+use crate::lower::{Arena, BufferId, Kernel, Program};
+use crate::run::Bytes;
+use blas::{Blas, Product};
+use cudarc::driver::{CudaContext, result, sys};
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::sync::Arc;
+
+/// Workspace for products: what cuBLAS recommends for Hopper.
+const WORKSPACE: usize = 64 << 20;
+
+/// A program on a GPU.
+pub struct CudaRunner {
+    program: Program,
+    arena: Arena,
+    context: Arc<CudaContext>,
+    stream: sys::CUstream,
+    module: sys::CUmodule,
+    graph: sys::CUgraphExec,
+    base: sys::CUdeviceptr,
+    name: String,
+    // Algorithms and descriptors live as long as the graph that was captured from them.
+    _blas: Option<Blas>,
+}
+
+/// A driver error as ours.
+fn driver<T>(what: &str, r: std::result::Result<T, result::DriverError>) -> Result<T> {
+    r.map_err(|e| {
+        let text = e.error_string().map_or_else(|_| "unknown error".into(), |s| s.to_string_lossy().into_owned());
+        Error::Device(format!("CUDA: {what}: {text}"))
+    })
+}
+
+/// Is there a driver and a GPU?
+pub fn available() -> bool {
+    libraries::driver_present() && CudaContext::device_count().is_ok_and(|n| n > 0)
+}
+
+/// Opens the first GPU, or says what was looked for.
+pub fn context() -> Result<Arc<CudaContext>> {
+    if !libraries::driver_present() {
+        return Err(Error::Device(format!("no NVIDIA driver: {}; run with --device cpu, or see `mantissa doctor`", libraries::DRIVER_HINT)));
+    }
+    driver("opening the first GPU", CudaContext::new(0))
+}
+
+/// The architecture kernels are compiled for: `sm_90a` where the chip has its own instructions.
+pub fn architecture(context: &CudaContext) -> Result<String> {
+    let (major, minor) = driver("reading the compute capability", context.compute_capability())?;
+    Ok(format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" }))
+}
+
+impl CudaRunner {
+    /// Compiles, allocates and captures. `cubin` is used instead of compiling if given.
+    pub fn new(program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<CudaRunner> {
+        let context = context()?;
+        let generated = generate(&program)?;
+        let arch = architecture(&context)?;
+        let key = nvrtc::key(&generated.source, &arch);
+        let cubin = match cubins.get(&key) {
+            Some(c) => c.clone(),
+            None => compile_cached(&generated.source, &arch)?,
+        };
+        let arena = Arena::assign(&program);
+        let scratch = arena.bytes.next_multiple_of(256);
+        let partials = (scratch + generated.scratch_bytes).next_multiple_of(256);
+        let workspace = (partials + generated.partials_bytes).next_multiple_of(256);
+        let needs_blas = generated.launches.iter().any(|l| matches!(l, Launch::Product { .. }));
+        let total = workspace + if needs_blas { WORKSPACE } else { 256 };
+        let name = driver("reading the GPU's name", context.name())?;
+        // SAFETY: a new stream and a new allocation, owned by this runner and released in `drop`; the context is current.
+        let (stream, base) = unsafe {
+            let stream = driver("creating a stream", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+            let (free, _) = driver("asking for free memory", result::mem_get_info())?;
+            if total > free {
+                return Err(Error::Device(format!(
+                    "the step needs {:.1} GB of GPU memory and {:.1} GB are free; train with a smaller --batch",
+                    total as f64 / 1e9,
+                    free as f64 / 1e9
+                )));
+            }
+            let base = driver("allocating memory", result::malloc_sync(total))?;
+            driver("clearing memory", result::memset_d8_async(base, 0, total, stream))?;
+            (stream, base)
+        };
+        // SAFETY: `cubin` is a whole CUBIN, from NVRTC or checked by its key; the driver copies it.
+        let module = unsafe { driver("loading kernels", result::module::load_data(cubin.as_ptr().cast()))? };
+        let blas = if needs_blas { Some(Blas::new(base + workspace as u64, WORKSPACE)?) } else { None };
+        let mut runner = CudaRunner {
+            program,
+            arena,
+            context,
+            stream,
+            module,
+            graph: std::ptr::null_mut(),
+            base,
+            name,
+            _blas: None,
+        };
+        let areas = Areas { scratch: base + scratch as u64, partials: base + partials as u64 };
+        runner.capture(&generated, areas, blas.as_ref())?;
+        runner._blas = blas;
+        Ok(runner)
+    }
+
+    fn address(&self, b: BufferId) -> u64 {
+        self.base + self.arena.slots[b].offset as u64
+    }
+
+    /// Records every launch into one graph.
+    fn capture(&mut self, generated: &CudaProgram, areas: Areas, blas: Option<&Blas>) -> Result<()> {
+        let mut ready = Vec::new();
+        for launch in &generated.launches {
+            ready.push(self.prepare(launch, areas, blas)?);
+        }
+        self.synchronize()?;
+        // SAFETY: everything recorded (functions, descriptors, addresses) is owned by this runner and outlives the graph.
+        unsafe {
+            let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+            driver("starting capture", result::stream::begin_capture(self.stream, mode))?;
+            for r in &mut ready {
+                r.record(self.stream, blas)?;
+            }
+            let graph = driver("ending capture", result::stream::end_capture(self.stream))?;
+            self.graph = driver("instantiating the step's graph", result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)))?;
+            driver("releasing the captured graph", result::graph::destroy(graph))?;
+        }
+        Ok(())
+    }
+
+    fn prepare(&self, launch: &Launch, areas: Areas, blas: Option<&Blas>) -> Result<Ready> {
+        match launch {
+            Launch::Kernel { name, blocks, threads, words } => {
+                let c_name = CString::new(name.as_str()).expect("generated names have no NUL");
+                // SAFETY: the module is loaded and stays so until `drop`.
+                let function = unsafe { driver(name, result::module::get_function(self.module, c_name))? };
+                let words = words.iter().map(|w| match *w {
+                    Word::Buffer(b) => self.address(b),
+                    Word::Scratch => areas.scratch,
+                    Word::Partials(at) => areas.partials + at as u64,
+                    Word::Number(n) => n,
+                });
+                Ok(Ready::Kernel { function, blocks: *blocks, threads: *threads, words: words.collect() })
+            }
+            Launch::Product { kernel, to } => {
+                let Kernel::Gemm(g) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
+                let (d, format) = match *to {
+                    Destination::Buffer(b, f) => (self.address(b), f),
+                    Destination::Scratch(f) => (areas.scratch, f),
+                };
+                let blas = blas.expect("opened for products");
+                Ok(Ready::Product(blas.prepare(g, self.address(g.a), self.address(g.b), d, format)?))
+            }
+        }
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        // SAFETY: the stream is this runner's.
+        unsafe { driver("waiting for the GPU", result::stream::synchronize(self.stream)) }
+    }
+
+    fn buffer(&self, name: &str) -> Result<BufferId> {
+        self.program.find(name).ok_or_else(|| Error::Request(format!("the program has no buffer `{name}`")))
+    }
+
+    fn upload(&self, b: BufferId, bytes: &[u8]) -> Result<()> {
+        // SAFETY: the slot holds at least the buffer's bytes, and `bytes` has exactly those; pageable memory is staged
+        // before the call returns.
+        unsafe { driver("copying to the GPU", result::memcpy_htod_async(self.address(b), bytes, self.stream)) }
+    }
+
+    fn download(&self, b: BufferId) -> Result<Bytes> {
+        let mut out = Bytes::zeroed(self.program.buffers[b].ty.bytes());
+        self.synchronize()?;
+        // SAFETY: as in `upload`; the stream has finished.
+        unsafe { driver("copying from the GPU", result::memcpy_dtoh_sync(out.as_mut(), self.address(b)))? };
+        Ok(out)
+    }
+
+    /// Milliseconds per run, over `n` runs after `warm` others.
+    pub fn time(&mut self, warm: usize, n: usize) -> Result<f64> {
+        for _ in 0..warm {
+            self.run()?;
+        }
+        self.synchronize()?;
+        let start = std::time::Instant::now();
+        for _ in 0..n {
+            self.run()?;
+        }
+        self.synchronize()?;
+        Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
+    }
+}
+
+/// Addresses of what is not a buffer of the program.
+#[derive(Clone, Copy)]
+struct Areas {
+    scratch: u64,
+    partials: u64,
+}
+
+/// A launch with its addresses filled in.
+enum Ready {
+    Kernel { function: sys::CUfunction, blocks: u32, threads: u32, words: Vec<u64> },
+    Product(Product),
+}
+
+impl Ready {
+    /// Enqueues the launch.
+    ///
+    /// # Safety
+    /// The stream and every address must be live.
+    unsafe fn record(&mut self, stream: sys::CUstream, blas: Option<&Blas>) -> Result<()> {
+        match self {
+            Ready::Kernel { function, blocks, threads, words } => {
+                let mut params = [words.as_mut_ptr().cast()];
+                let grid = ((*blocks).max(1), 1, 1);
+                // SAFETY: the kernel takes one struct of 8-byte words, which `words` holds.
+                unsafe { driver("launching a kernel", result::launch_kernel(*function, grid, (*threads, 1, 1), 0, stream, &mut params)) }
+            }
+            // SAFETY: promised by the caller.
+            Ready::Product(p) => unsafe { blas.expect("opened for products").run(p, stream) },
+        }
+    }
+}
+
+impl Drop for CudaRunner {
+    fn drop(&mut self) {
+        // Failing to release what the process is about to give back anyway is no error of the run.
+        let _ = self.context.bind_to_thread();
+        // SAFETY: all of these were made in `new` and are released once; the stream is idle after the wait.
+        unsafe {
+            let _ = result::stream::synchronize(self.stream);
+            if !self.graph.is_null() {
+                let _ = result::graph::exec_destroy(self.graph);
+            }
+            let _ = result::module::unload(self.module);
+            let _ = result::free_sync(self.base);
+            let _ = result::stream::destroy(self.stream);
+        }
+    }
+}
+
+impl Device for CudaRunner {
+    fn program(&self) -> &Program {
+        &self.program
+    }
+
+    fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let b = self.buffer(name)?;
+        let ty = &self.program.buffers[b].ty;
+        if ty.elements() != values.len() {
+            return Err(Error::Request(format!("`{name}` takes {} values, not {}", ty.elements(), values.len())));
+        }
+        let mut bytes = Bytes::zeroed(ty.bytes());
+        narrow(ty.format, values, bytes.as_mut());
+        self.upload(b, bytes.as_ref())
+    }
+
+    fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let b = self.buffer(name)?;
+        let want = self.program.buffers[b].ty.bytes();
+        if want != bytes.len() {
+            return Err(Error::Request(format!("`{name}` takes {want} bytes, not {}", bytes.len())));
+        }
+        self.upload(b, bytes)
+    }
+
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        let b = self.program.result(name).map_or_else(|| self.buffer(name), Ok)?;
+        let bytes = self.download(b)?;
+        let ty = &self.program.buffers[b].ty;
+        let mut out = vec![0.0; ty.elements()];
+        widen(ty.format, bytes.as_ref(), &mut out);
+        Ok(out)
+    }
+
+    fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        let b = self.buffer(name)?;
+        Ok(self.download(b)?.as_ref().to_vec())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        // SAFETY: the graph was instantiated from this runner's own launches and everything it touches is alive.
+        unsafe { driver("running the step", result::graph::launch(self.graph, self.stream)) }
+    }
+
+    fn describe(&self) -> String {
+        format!("cuda ({})", self.name)
+    }
+}
