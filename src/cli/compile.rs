@@ -2,6 +2,7 @@
 
 use super::{StepArgs, read_model};
 use crate::error::{Error, Result};
+use crate::run::cuda;
 use crate::train::Settings;
 use crate::trainer;
 use clap::Args;
@@ -16,6 +17,9 @@ pub struct CompileArgs {
     output: PathBuf,
     #[command(flatten)]
     step: StepArgs,
+    /// GPU architectures to carry compiled kernels for; `none` for none
+    #[arg(long, value_name = "ARCH,..", value_delimiter = ',', default_value = "sm_75,sm_80,sm_86,sm_89,sm_90a")]
+    archs: Vec<String>,
     /// Overwrite the output file
     #[arg(long)]
     force: bool,
@@ -29,7 +33,14 @@ pub fn run(args: &CompileArgs) -> Result<()> {
     }
     let model = read_model(&args.model)?;
     let compiled = settings.compile(&model, &args.step.rule_set()?, None)?;
-    let bytes = trainer::build(&compiled)?;
+    let archs: Vec<String> = args.archs.iter().filter(|a| *a != "none").cloned().collect();
+    let cubins = if archs.is_empty() || cuda::nvrtc_present() {
+        trainer::compile_kernels(&compiled, &archs)?
+    } else {
+        eprintln!("note: NVRTC was not found (see `mantissa doctor`), so the trainer carries no compiled kernels; on a GPU it will need NVRTC");
+        Default::default()
+    };
+    let bytes = trainer::build(&compiled, &cubins)?;
     trainer::write_executable(&args.output, &bytes)?;
     eprintln!("written to {} ({:.1} MB)", args.output.display(), bytes.len() as f64 / 1e6);
     Ok(())

@@ -21,7 +21,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub use show::Reporter;
+pub use show::{Reporter, out};
 pub use train::{RunArgs, RunPlan, train};
 
 /// A compiler for mixed-precision training: plans a number format for every value of a training step, and trains.

@@ -1,6 +1,6 @@
 //! `mantissa plan`.
 
-use super::{StepArgs, read_model};
+use super::{StepArgs, out, read_model};
 use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::lower;
@@ -50,21 +50,21 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     }
     if !args.emit.is_empty() {
         for stage in &args.emit {
-            print!("{}", emit(&compiled, stage)?);
+            out(&format!("{}", emit(&compiled, stage)?));
         }
         return Ok(());
     }
     if args.json {
-        print!("{}", file.to_json());
+        out(&format!("{}", file.to_json()));
         return Ok(());
     }
     let g = &compiled.step;
-    println!("training step of `{}`: {} values, {} parameters, batch {}", g.name, g.len(), compiled.parameters(), settings.batch());
-    println!("policy {} with {} on {} ({})\n", settings.policy, settings.low, request.target.name, request.target.device);
-    print!("{}", print_table(&compiled.planned, &request)?);
-    println!("\n{:<28} {:>10} {:>11} {:>9}", "predicted for one step", "time", "bytes", "launches");
+    out(&format!("training step of `{}`: {} values, {} parameters, batch {}\n", g.name, g.len(), compiled.parameters(), compiled.settings.batch()));
+    out(&format!("policy {} with {} on {} ({})\n\n", settings.policy, settings.low, request.target.name, request.target.device));
+    out(&format!("{}", print_table(&compiled.planned, &request)?));
+    out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one step", "time", "bytes", "launches"));
     let launches = |p: &Planned| Ok::<_, Error>(lower(verify(&p.graph)?)?.launches.len());
-    println!("{}", summary_line("this plan", compiled.planned.estimate, launches(&compiled.planned)?));
+    out(&format!("{}\n", summary_line("this plan", compiled.planned.estimate, launches(&compiled.planned)?)));
     for (label, policy) in [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)] {
         if policy == settings.policy || (policy == Policy::O3 && !request.target.multiplies(settings.low)) {
             continue;
@@ -72,10 +72,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let other = Settings { policy, ..settings.clone() };
         let (_, step) = other.build(&model)?;
         let planned = plan(&step, &Request { policy, ..request.clone() }, &rules)?;
-        println!("{}", summary_line(label, planned.estimate, launches(&planned)?));
+        out(&format!("{}\n", summary_line(label, planned.estimate, launches(&planned)?)));
     }
     for phase in compiled.planned.phases.iter().filter(|p| p.cut_short.is_some()) {
-        println!("note: phase `{}` was cut short at {}; the plan may miss rewrites", phase.phase, phase.cut_short.as_deref().unwrap_or(""));
+        out(&format!("note: phase `{}` was cut short at {}; the plan may miss rewrites\n", phase.phase, phase.cut_short.as_deref().unwrap_or("")));
     }
     Ok(())
 }

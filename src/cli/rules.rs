@@ -1,5 +1,6 @@
 //! `mantissa rules`.
 
+use super::out;
 use crate::error::{Error, Result};
 use crate::rewrite::{Arrow, CONDITIONS, PHASES, RuleSet, check};
 use clap::Subcommand;
@@ -33,15 +34,15 @@ pub fn run(command: &RulesCommand) -> Result<()> {
         RulesCommand::List { rules } => {
             let set = load(rules)?;
             for phase in PHASES {
-                println!("{phase}");
+                out(&format!("{phase}\n"));
                 for r in set.phase(phase) {
-                    println!("  {:<26} {} {}", r.name, if r.arrow == Arrow::Exact { "=" } else { "~" }, r.doc);
-                    println!("  {:<26}   {}", "", r.text);
+                    out(&format!("  {:<26} {} {}\n", r.name, if r.arrow == Arrow::Exact { "=" } else { "~" }, r.doc));
+                    out(&format!("  {:<26}   {}\n", "", r.text));
                 }
             }
-            println!("conditions");
+            out(&format!("conditions\n"));
             for (name, _, doc) in CONDITIONS {
-                println!("  {name:<26}   {doc}");
+                out(&format!("  {name:<26}   {doc}\n"));
             }
             Ok(())
         }
@@ -50,14 +51,14 @@ pub fn run(command: &RulesCommand) -> Result<()> {
             let mut failed = 0;
             for r in &set.rules {
                 match check::check_rule(r, *trials, *seed) {
-                    Ok(n) => println!("ok    {:<26} {n} instances", r.name),
+                    Ok(n) => out(&format!("ok    {:<26} {n} instances\n", r.name)),
                     Err(why) => {
                         failed += 1;
-                        println!("FAIL  {:<26} {why}", r.name);
+                        out(&format!("FAIL  {:<26} {why}\n", r.name));
                     }
                 }
             }
-            println!("{} rules, {failed} failed", set.rules.len());
+            out(&format!("{} rules, {failed} failed\n", set.rules.len()));
             if failed > 0 { Err(Error::Diverged(format!("{failed} rules failed the numerical check"))) } else { Ok(()) }
         }
     }

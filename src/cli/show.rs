@@ -2,8 +2,15 @@
 
 use crate::train::EpochReport;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
+
+/// Prints results. A reader that has gone away (`| head`) ends the program quietly, as it does other tools.
+pub fn out(text: &str) {
+    if std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()).is_err() {
+        std::process::exit(0);
+    }
+}
 
 /// Shows epochs as they pass.
 pub struct Reporter {

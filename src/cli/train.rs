@@ -1,6 +1,6 @@
 //! `mantissa train`.
 
-use super::{Reporter, StepArgs, read_model};
+use super::{Reporter, StepArgs, out, read_model};
 use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, write_atomically};
@@ -147,7 +147,7 @@ pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs, 
     if let Some(path) = &args.resume {
         session.restore(&Checkpoint::read(path)?, path)?;
     }
-    let out = Output::create(args, &plan.name)?;
+    let dir = Output::create(args, &plan.name)?;
     let settings = &session.compiled.settings;
     eprintln!(
         "{}: {} parameters, {} samples, batch {}, {} {} for {}, on {}",
@@ -172,33 +172,33 @@ pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs, 
         }
         best = report.test.and_then(|t| t.accuracy).into_iter().chain(best).reduce(f64::max);
         reporter.epoch(&report);
-        out.log(&report)?;
+        dir.log(&report)?;
         last = Some(report);
     }
     reporter.finish();
     let seconds = start.elapsed().as_secs_f64();
-    let checkpoint = out.dir.join("checkpoint.safetensors");
+    let checkpoint = dir.dir.join("checkpoint.safetensors");
     session.checkpoint()?.write(&checkpoint)?;
     let Some(last) = last else {
-        println!("nothing to do: the checkpoint has {} epochs, {} were asked for", session.epoch, plan.epochs);
+        out(&format!("nothing to do: the checkpoint has {} epochs, {} were asked for\n", session.epoch, plan.epochs));
         return Ok(());
     };
     let accuracy = last.test.and_then(|t| t.accuracy);
     if args.json {
         let summary = serde_json::json!({ "seconds": seconds, "last": last, "best_test_accuracy": best, "checkpoint": checkpoint });
-        println!("{summary}");
+        out(&format!("{summary}\n"));
         return Ok(());
     }
-    println!("trained {} epochs in {seconds:.2} s ({:.0} samples/s)", last.epoch, (last.steps as usize * session.compiled.settings.batch() * last.epoch) as f64 / seconds);
-    println!("training loss   {:.4}", last.loss);
+    out(&format!("trained {} epochs in {seconds:.2} s ({:.0} samples/s)\n", last.epoch, (last.steps as usize * session.compiled.settings.batch() * last.epoch) as f64 / seconds));
+    out(&format!("training loss   {:.4}\n", last.loss));
     if let Some(t) = last.test {
-        println!("test loss       {:.4}", t.loss);
+        out(&format!("test loss       {:.4}\n", t.loss));
     }
     if let Some(a) = accuracy {
-        println!("test accuracy   {:.2} % (best epoch {:.2} %)", 100.0 * a, 100.0 * best.unwrap_or(a));
+        out(&format!("test accuracy   {:.2} % (best epoch {:.2} %)\n", 100.0 * a, 100.0 * best.unwrap_or(a)));
     }
-    println!("loss scale      {}, {} step{} skipped", last.scale, last.skipped, if last.skipped == 1 { "" } else { "s" });
-    println!("written to      {}", out.dir.display());
+    out(&format!("loss scale      {}, {} step{} skipped\n", last.scale, last.skipped, if last.skipped == 1 { "" } else { "s" }));
+    out(&format!("written to      {}\n", dir.dir.display()));
     Ok(())
 }
 

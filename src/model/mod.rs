@@ -1,5 +1,6 @@
 //! Reading and writing model files.
 
+mod onnx;
 mod weights;
 
 pub use weights::{Checkpoint, Saved, write_atomically};
@@ -18,13 +19,14 @@ pub struct Model {
 }
 
 impl Model {
-    /// Reads a `.mir` file.
+    /// Reads a `.mir` or `.onnx` file.
     pub fn read(path: &Path) -> Result<Model> {
         match path.extension().and_then(|e| e.to_str()) {
             Some("mir") => {
                 let source = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
                 Ok(Model { graph: text::parse(&source, &path.display().to_string())?, weights: BTreeMap::new() })
             }
+            Some("onnx") => onnx::read(path),
             _ => Err(Error::model(path, "models are .mir or .onnx files")),
         }
     }

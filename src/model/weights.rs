@@ -41,22 +41,30 @@ fn dtype(format: Format) -> Dtype {
 
 impl Checkpoint {
     pub fn write(&self, path: &Path) -> Result<()> {
+        write_atomically(path, &self.to_bytes())
+    }
+
+    /// The file's bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
         let views = self.tensors.iter().map(|(name, t)| {
             let view = TensorView::new(dtype(t.format), t.dims.clone(), &t.bytes).expect("bytes fill the shape");
             (name.clone(), view)
         });
         let metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
-        let bytes = safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).map_err(|e| Error::Model { path: path.to_owned(), message: e.to_string() })?;
-        write_atomically(path, &bytes)
+        safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).expect("tensors fill their shapes")
     }
 
     /// Reads a checkpoint; a truncated or foreign file is an error that says so.
     pub fn read(path: &Path) -> Result<Checkpoint> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        Checkpoint::from_bytes(&std::fs::read(path).map_err(Error::io("read", path))?, path)
+    }
+
+    /// Reads a checkpoint from memory; `path` is what errors name.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Checkpoint> {
         let bad = |e: safetensors::SafeTensorError| Error::model(path, format!("not a whole safetensors checkpoint (truncated or damaged): {e}"));
-        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(bad)?;
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
-        let file = SafeTensors::deserialize(&bytes).map_err(bad)?;
+        let file = SafeTensors::deserialize(bytes).map_err(bad)?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
             let format = Format::ALL.into_iter().find(|f| dtype(*f) == view.dtype());

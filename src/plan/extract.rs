@@ -322,6 +322,10 @@ impl<'a> Extractor<'a> {
             let node = b.class(*o.1)?;
             b.graph.add_output(&o.0.name, o.0.role, node);
         }
+        // What is updated exists, even if only copies of it are read.
+        for o in self.step.outputs().iter().filter(|o| o.role == Role::Update) {
+            b.source(&o.name)?;
+        }
         // A carried copy obliges the step to write it; writing one may need others.
         let mut written = BTreeSet::new();
         while let Some((name, format)) = b.carried.iter().find(|c| !written.contains(*c)).cloned() {

@@ -15,8 +15,8 @@ pub const CONDITIONS: [(&str, usize, &str); 9] = [
     ("target-multiplies", 1, "the target's matrix units take this format, and the policy allows it for products"),
     ("lowers", 0, "the policy lets this product multiply in the low format"),
     ("has-format", 2, "the buffer is in this format"),
-    ("updated", 1, "the step writes this parameter, so its kernel can write a copy"),
-    ("staged", 1, "the loader writes this input, so it can round it on the way"),
+    ("carries", 2, "the step writes this parameter, so its kernel can write a copy in this other format"),
+    ("stages", 2, "the loader writes this input, so it can round it to this other format on the way"),
     ("same-shape", 2, "both have the same shape"),
 ];
 
@@ -41,9 +41,14 @@ pub(super) fn holds(egraph: &EGraph, name: &str, args: &[Id], root: Id) -> bool 
         "target-multiplies" => format(0).is_some_and(|f| facts.multiplies.contains(&f)),
         "lowers" => !facts.keep_products.iter().any(|&p| egraph.find(p) == egraph.find(root)),
         "has-format" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
-        "updated" => facts.updated.contains(word(0)),
-        "staged" => facts.staged.contains(word(0)),
+        "carries" => facts.updated.contains(word(1)) && is_other_format(egraph, word(1), format(0)),
+        "stages" => facts.staged.contains(word(1)) && is_other_format(egraph, word(1), format(0)),
         "same-shape" => fact(0).ty.as_ref().map(|t| &t.shape) == fact(1).ty.as_ref().map(|t| &t.shape),
         _ => unreachable!("the loader knows every condition"),
     }
+}
+
+/// Does the source of this name lie in memory in another format?
+fn is_other_format(egraph: &EGraph, source: &str, format: Option<Format>) -> bool {
+    egraph.analysis.sources.get(source).is_some_and(|t| Some(t.format) != format)
 }

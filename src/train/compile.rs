@@ -76,6 +76,11 @@ impl Settings {
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
         let (task, step) = self.build(model)?;
+        // A model exported with a fixed batch size has it, whatever was asked for.
+        let mut settings = self.clone();
+        if let Some(batch) = task.inputs(false).first().and_then(|&id| task.graph.ty(id).dims().first().copied()) {
+            settings.sizes.insert("batch".into(), batch);
+        }
         let request = self.request()?;
         let planned = match saved {
             None => plan(&step, &request, rules)?,
@@ -90,7 +95,7 @@ impl Settings {
             step,
             planned,
             eval,
-            settings: self.clone(),
+            settings,
             model_fingerprint: fingerprint(&model.graph),
             weights: model.weights.clone(),
         })

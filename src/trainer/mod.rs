@@ -1,34 +1,50 @@
 //! The compiled trainer: a copy of this executable with a plan appended.
 //!
-//! Layout: `[executable][payload][payload length: u64 LE][magic]`. The payload is JSON: planned graphs in text form,
-//! settings, weights the model file held. It is found by reading the end of the running executable, so the file can be
-//! copied anywhere and needs nothing beside it.
+//! Layout: `[executable][payload][payload length: u64 LE][magic]`. The payload is a safetensors file: settings and planned
+//! graphs (as text) in its metadata, the weights that the model file held and compiled kernels as tensors. It is found
+//! by reading the end of the running executable, so the file can be copied anywhere and needs nothing beside it.
 
 use crate::cli::{RunArgs, RunPlan, train};
 use crate::cost::Target;
 use crate::data::Source;
 use crate::error::{Error, Result};
-use crate::ir::text;
+use crate::format::{Format, widen};
+use crate::ir::{text, verify};
+use crate::lower::cuda::generate;
+use crate::lower::lower;
+use crate::model::{Checkpoint, Saved};
 use crate::plan::{Planned, Request};
+use crate::run::cuda;
 use crate::train::{Compiled, Settings, Task};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 16] = b"mantissa-train-1";
+/// Prefix of kernels among the payload's tensors.
+const CUBIN: &str = "cubin:";
 
+/// What a trainer carries besides tensors; stored as JSON in the payload's metadata.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Payload {
-    pub settings: Settings,
+struct Header {
+    settings: Settings,
     /// The bound model, the step before planning, the planned step and the planned forward graph.
-    pub model: String,
-    pub step: String,
-    pub planned: String,
-    pub eval: Option<String>,
-    pub model_fingerprint: String,
-    pub weights: BTreeMap<String, Vec<f32>>,
+    model: String,
+    step: String,
+    planned: String,
+    eval: Option<String>,
+    model_fingerprint: String,
+}
+
+/// A trainer's plan, weights and kernels.
+#[derive(Debug)]
+pub struct Payload {
+    header: Header,
+    weights: BTreeMap<String, Vec<f32>>,
+    /// Compiled kernels by [`cuda::key`].
+    cubins: HashMap<String, Vec<u8>>,
 }
 
 /// The payload of the running executable, if it has one.
@@ -51,23 +67,58 @@ fn read_payload(path: &Path) -> Result<Option<Payload>> {
     let start = tail_at.checked_sub(size).ok_or_else(damaged)?;
     let mut bytes = vec![0; size as usize];
     file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io("read", path))?;
-    serde_json::from_slice(&bytes).map(Some).map_err(|_| damaged())
+    let file = Checkpoint::from_bytes(&bytes, path).map_err(|_| damaged())?;
+    let header = serde_json::from_str(file.metadata.get("plan").map_or("", String::as_str)).map_err(|_| damaged())?;
+    let mut payload = Payload { header, weights: BTreeMap::new(), cubins: HashMap::new() };
+    for (name, t) in file.tensors {
+        match name.strip_prefix(CUBIN) {
+            Some(key) => {
+                payload.cubins.insert(key.to_owned(), t.bytes);
+            }
+            None => {
+                let mut values = vec![0.0; t.dims.iter().product()];
+                widen(t.format, &t.bytes, &mut values);
+                payload.weights.insert(name, values);
+            }
+        }
+    }
+    Ok(Some(payload))
 }
 
-/// The bytes of a trainer for a compiled step: this executable (without a payload of its own) and the plan.
-pub fn build(compiled: &Compiled) -> Result<Vec<u8>> {
+/// Compiles the kernels of a step and its forward graph for each architecture, by key.
+pub fn compile_kernels(compiled: &Compiled, architectures: &[String]) -> Result<HashMap<String, Vec<u8>>> {
+    let mut out = HashMap::new();
+    for graph in [Some(&compiled.planned.graph), compiled.eval.as_ref()].into_iter().flatten() {
+        let source = generate(&lower(verify(graph)?)?)?.source;
+        for arch in architectures {
+            out.insert(cuda::key(&source, arch), cuda::compile_cached(&source, arch)?);
+        }
+    }
+    Ok(out)
+}
+
+/// The bytes of a trainer for a compiled step: this executable and its payload.
+pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<Vec<u8>> {
     let exe = std::env::current_exe().map_err(Error::io("find", "the running executable"))?;
     let mut bytes = std::fs::read(&exe).map_err(Error::io("read", &exe))?;
-    let payload = Payload {
+    let header = Header {
         settings: compiled.settings.clone(),
         model: text::print(&compiled.task.graph),
         step: text::print(&compiled.step),
         planned: text::print(&compiled.planned.graph),
         eval: compiled.eval.as_ref().map(text::print),
         model_fingerprint: compiled.model_fingerprint.clone(),
-        weights: compiled.weights.clone(),
     };
-    let payload = serde_json::to_vec(&payload).expect("a payload is plain data");
+    let mut file = Checkpoint::default();
+    file.metadata.insert("plan".into(), serde_json::to_string(&header).expect("a header is plain data"));
+    for (name, values) in &compiled.weights {
+        let saved = Saved { format: Format::F32, dims: vec![values.len()], bytes: bytemuck::cast_slice(values).to_vec() };
+        file.tensors.insert(name.clone(), saved);
+    }
+    for (key, cubin) in cubins {
+        file.tensors.insert(format!("{CUBIN}{key}"), Saved { format: Format::U8, dims: vec![cubin.len()], bytes: cubin.clone() });
+    }
+    let payload = file.to_bytes();
     bytes.extend_from_slice(&payload);
     bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
     bytes.extend_from_slice(MAGIC);
@@ -96,6 +147,7 @@ struct TrainerCli {
 /// The trainer's own command line.
 pub fn main(payload: Payload) -> Result<()> {
     let args = TrainerCli::parse().run;
+    let cubins = payload.cubins.clone();
     let compiled = payload.into_compiled()?;
     if args.data.is_none() {
         return Err(Error::Request("--data is needed: .npz with x and y, .csv, or a directory of IDX files".into()));
@@ -103,23 +155,22 @@ pub fn main(payload: Payload) -> Result<()> {
     let none = Source { features: PathBuf::new(), labels: None };
     let plan = RunPlan { name: compiled.planned.graph.name.clone(), train: none, test: None, scale: 1.0, epochs: 10, seed: 0 }.with(&args)?;
     let data = crate::data::load(&plan.train, plan.scale)?;
-    train(compiled, data, &plan, &args, &std::collections::HashMap::new())
+    train(compiled, data, &plan, &args, &cubins)
 }
 
 impl Payload {
     fn into_compiled(self) -> Result<Compiled> {
-        let graph = text::parse(&self.model, "the trainer's model")?;
-        let step = text::parse(&self.step, "the trainer's step")?;
-        let planned = text::parse(&self.planned, "the trainer's plan")?;
-        let target = Target::named(&self.settings.target)?;
-        let request = Request { policy: self.settings.policy, low: self.settings.low, target };
+        let h = self.header;
+        let target = Target::named(&h.settings.target)?;
+        let request = Request { policy: h.settings.policy, low: h.settings.low, target };
+        let planned = text::parse(&h.planned, "the trainer's plan")?;
         Ok(Compiled {
-            task: Task::new(graph, None)?,
-            step,
+            task: Task::new(text::parse(&h.model, "the trainer's model")?, None)?,
+            step: text::parse(&h.step, "the trainer's step")?,
             planned: Planned::from_graph(planned, &request)?,
-            eval: self.eval.map(|e| text::parse(&e, "the trainer's forward graph")).transpose()?,
-            settings: self.settings,
-            model_fingerprint: self.model_fingerprint,
+            eval: h.eval.map(|e| text::parse(&e, "the trainer's forward graph")).transpose()?,
+            settings: h.settings,
+            model_fingerprint: h.model_fingerprint,
             weights: self.weights,
         })
     }

@@ -7,7 +7,7 @@ mod blas;
 mod libraries;
 mod nvrtc;
 
-pub use libraries::{Finding, survey};
+pub use libraries::{Finding, nvrtc_present, survey};
 pub use nvrtc::{compile, compile_cached, key};
 
 use super::device::Device;

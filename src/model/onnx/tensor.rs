@@ -1,0 +1,106 @@
+//! Tensors of an ONNX file: inline, or in a file beside it.
+
+use super::proto::TensorProto;
+use super::proto::tensor_proto::{DataLocation, DataType};
+use crate::format::Format;
+use memmap2::Mmap;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// A decoded tensor. Integers are exact to 2^53.
+#[derive(Clone, Debug)]
+pub struct Constant {
+    pub dims: Vec<usize>,
+    pub values: Vec<f64>,
+    pub format: Format,
+}
+
+/// Files of external data, mapped once.
+pub struct Files {
+    dir: PathBuf,
+    maps: HashMap<PathBuf, Mmap>,
+}
+
+/// The format of an ONNX element type.
+pub fn format_of(data_type: i32) -> Result<Format, String> {
+    Ok(match DataType::try_from(data_type) {
+        Ok(DataType::Float) => Format::F32,
+        Ok(DataType::Double) => Format::F64,
+        Ok(DataType::Float16) => Format::F16,
+        Ok(DataType::Bfloat16) => Format::Bf16,
+        Ok(DataType::Int64) => Format::I64,
+        Ok(DataType::Int32) => Format::I32,
+        Ok(DataType::Int8) => Format::I8,
+        Ok(DataType::Uint8) => Format::U8,
+        Ok(DataType::Bool) => Format::Bool,
+        Ok(t) => return Err(format!("the element type {} is not supported", t.as_str_name())),
+        Err(_) => return Err(format!("unknown element type {data_type}")),
+    })
+}
+
+impl Files {
+    pub fn beside(model: &Path) -> Files {
+        Files { dir: model.parent().unwrap_or(Path::new(".")).to_owned(), maps: HashMap::new() }
+    }
+
+    pub fn decode(&mut self, t: &TensorProto) -> Result<Constant, String> {
+        let dims: Vec<usize> = t.dims.iter().map(|&d| usize::try_from(d).map_err(|_| format!("extent {d} is negative"))).collect::<Result<_, _>>()?;
+        let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("the shape is too large")?;
+        let format = format_of(t.data_type())?;
+        let values = if t.data_location() == DataLocation::External {
+            let bytes = self.external(t, count * format.bytes())?;
+            raw(format, bytes)
+        } else if t.raw_data.as_ref().is_some_and(|r| !r.is_empty()) || count == 0 {
+            raw(format, t.raw_data())
+        } else {
+            match format {
+                Format::F32 => t.float_data.iter().map(|&v| f64::from(v)).collect(),
+                Format::F64 => t.double_data.clone(),
+                Format::I64 => t.int64_data.iter().map(|&v| v as f64).collect(),
+                Format::F16 | Format::Bf16 => t.int32_data.iter().map(|&v| format.decode(v as u16)).collect(),
+                _ => t.int32_data.iter().map(|&v| f64::from(v)).collect(),
+            }
+        };
+        if values.len() != count {
+            return Err(format!("the shape {dims:?} needs {count} elements, but {} are there", values.len()));
+        }
+        Ok(Constant { dims, values, format })
+    }
+
+    fn external(&mut self, t: &TensorProto, need: usize) -> Result<&[u8], String> {
+        let key = |k: &str| t.external_data.iter().find(|e| e.key() == k).map(|e| e.value().to_owned());
+        let location = key("location").ok_or("external data without a location")?;
+        let relative = Path::new(&location);
+        if relative.is_absolute() || relative.components().any(|c| c == std::path::Component::ParentDir) {
+            return Err(format!("external data must lie beside the model, not at {location}"));
+        }
+        let path = self.dir.join(relative);
+        let number = |k: &str, default: usize| key(k).map_or(Ok(default), |v| v.parse::<usize>().map_err(|_| format!("external data has a bad {k}")));
+        let (offset, length) = (number("offset", 0)?, number("length", need)?);
+        if !self.maps.contains_key(&path) {
+            let file = std::fs::File::open(&path).map_err(|e| format!("its data is in {}, which cannot be opened: {e}", path.display()))?;
+            // SAFETY: the map is only read; a file that shrinks meanwhile would fault, as with every memory-mapped input.
+            let map = unsafe { Mmap::map(&file) }.map_err(|e| format!("{} cannot be mapped: {e}", path.display()))?;
+            self.maps.insert(path.clone(), map);
+        }
+        let map = &self.maps[&path];
+        if length != need {
+            return Err(format!("{length} bytes of external data for a tensor of {need}"));
+        }
+        map.get(offset..offset + length).ok_or_else(|| format!("{} has {} bytes, but the tensor lies at {offset} to {}", path.display(), map.len(), offset + length))
+    }
+}
+
+fn raw(format: Format, bytes: &[u8]) -> Vec<f64> {
+    let each = |f: &dyn Fn(&[u8]) -> f64| bytes.chunks_exact(format.bytes()).map(f).collect();
+    match format {
+        Format::F32 | Format::Tf32 => each(&|c| f64::from(f32::from_le_bytes([c[0], c[1], c[2], c[3]]))),
+        Format::F64 => each(&|c| f64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]])),
+        Format::F16 | Format::Bf16 => each(&|c| format.decode(u16::from_le_bytes([c[0], c[1]]))),
+        Format::I64 => each(&|c| i64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]) as f64),
+        Format::I32 => each(&|c| f64::from(i32::from_le_bytes([c[0], c[1], c[2], c[3]]))),
+        Format::I8 => each(&|c| f64::from(c[0] as i8)),
+        Format::F8E4M3 | Format::F8E5M2 => each(&|c| format.decode(c[0].into())),
+        Format::U8 | Format::Bool => each(&|c| f64::from(c[0])),
+    }
+}
