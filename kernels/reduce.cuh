@@ -60,31 +60,35 @@ template <int T, class K, int N> __device__ __forceinline__ void row(const Group
     if (threadIdx.x % T == 0) k.finish(o, done);
 }
 
-/// TX columns per block, TY threads sharing each. One pass.
+/// TX threads side by side, each with K::WIDTH columns, and TY threads sharing each column's rows. One pass;
+/// element<P, W> takes W neighbouring columns, and accumulator s of column w is sum[s * W + w].
 template <int TX, int TY, class K, int N> __device__ __forceinline__ void column(const Group<K, N>& g) {
-    __shared__ float shared[K::SUMS][TY][TX + 1];
+    constexpr int W = K::WIDTH, C = TX * W;
+    __shared__ float shared[K::SUMS][TY][C + 1];
     const K& k = part_of(g);
     const u32 x = threadIdx.x % TX, y = threadIdx.x / TX;
-    const u64 o = (blockIdx.x - k.first_block) * u64(TX) + x;
-    float sum[K::SUMS];
+    const u64 first = (blockIdx.x - k.first_block) * u64(C);
+    const u64 o = first + x * W;
+    float sum[K::SUMS * W];
 #pragma unroll
-    for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
+    for (int s = 0; s < K::SUMS * W; ++s) sum[s] = K::identity(s / W);
     if (o < k.rows) {
 #pragma unroll 4
-        for (u64 i = y; i < k.n; i += TY) k.template element<0, 1>(o, i, nullptr, sum);
+        for (u64 i = y; i < k.n; i += TY) k.template element<0, W>(o, i, nullptr, sum);
     }
 #pragma unroll
-    for (int s = 0; s < K::SUMS; ++s) shared[s][y][x] = sum[s];
+    for (int s = 0; s < K::SUMS * W; ++s) shared[s / W][y][x * W + s % W] = sum[s];
     __syncthreads();
-    if (y == 0 && o < k.rows) {
+    for (int c = threadIdx.x; c < C; c += TX * TY) {
+        if (first + c >= k.rows) return;
         float done[K::SUMS];
 #pragma unroll
         for (int s = 0; s < K::SUMS; ++s) {
-            float total = shared[s][0][x];
-            for (int j = 1; j < TY; ++j) total = K::combine(s, total, shared[s][j][x]);
+            float total = shared[s][0][c];
+            for (int j = 1; j < TY; ++j) total = K::combine(s, total, shared[s][j][c]);
             done[s] = k.settle(s, total);
         }
-        k.finish(o, done);
+        k.finish(first + c, done);
     }
 }
 

@@ -1,18 +1,20 @@
 //! `mantissa plan`.
 
 use super::{StepArgs, out, read_model};
+use crate::data;
 use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::lower;
 use crate::model::write_atomically;
 use crate::plan::{PlanFile, Planned, Policy, Request, plan, print_table, summary_line};
-use crate::train::Settings;
+use crate::train::{RunFile, Settings};
 use clap::Args;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Args)]
 pub struct PlanArgs {
-    /// A model: .mir or .onnx
+    /// A model (.mir, .onnx), or a run file (.toml) for the step that `train` would run
+    #[arg(value_name = "MODEL|RUN.toml")]
     model: PathBuf,
     #[command(flatten)]
     step: StepArgs,
@@ -31,12 +33,19 @@ pub struct PlanArgs {
 }
 
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let mut settings = Settings::default();
+    let (model_path, mut settings) = if args.model.extension().is_some_and(|e| e == "toml") {
+        let file = RunFile::read(&args.model, &[])?;
+        let dir = args.model.parent().unwrap_or(Path::new("."));
+        let samples = data::load(&file.data.train.relative_to(dir), file.data.scale)?.samples;
+        (dir.join(&file.model), file.settings(samples))
+    } else {
+        (args.model.clone(), Settings::default())
+    };
     args.step.apply(&mut settings)?;
     if let Some(path) = args.output.as_ref().filter(|p| p.exists() && !args.force) {
         return Err(Error::Request(format!("{} exists; give another name, or --force to overwrite it", path.display())));
     }
-    let model = read_model(&args.model)?;
+    let model = read_model(&model_path)?;
     let request = settings.request()?;
     if settings.policy != Policy::Fp32 {
         request.target.require(settings.low)?;

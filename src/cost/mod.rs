@@ -6,7 +6,7 @@
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::nearest;
-use crate::lower::{BufferId, Kernel, Program};
+use crate::lower::{BufferId, Exit, Kernel, Program};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -20,6 +20,8 @@ pub struct Target {
     pub launch_us: f64,
     /// Scalar instructions of generated kernels per second, in 10^9.
     pub scalar_gflops: f64,
+    /// Products go to a library that can only round and store, so other epilogues are kernels of their own.
+    pub library_products: bool,
     /// Dense product rates by operand format, in 10^12 per second; formats not listed are not multiplied.
     pub product_tflops: BTreeMap<Format, f64>,
 }
@@ -71,7 +73,15 @@ impl Target {
 
     /// Predicted time of one kernel, without its launch.
     pub fn estimate(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> Estimate {
-        let bytes = kernel.bytes(format_of);
+        let mut bytes = kernel.bytes(format_of);
+        let mut launch = 0.0;
+        // A product whose epilogue the library cannot run goes through scratch, and costs another launch.
+        if let (Kernel::Gemm(g), true) = (kernel, self.library_products)
+            && let Exit::Scratch(format) = g.exit()
+        {
+            bytes += 2 * g.batch * g.m * g.n * format.bytes();
+            launch = self.launch_us * 1e-6;
+        }
         let (scalar, matrix) = kernel.operations();
         let product_rate = match kernel {
             Kernel::Gemm(g) => self.product_tflops.get(&g.format).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12,
@@ -79,7 +89,7 @@ impl Target {
         };
         let memory = bytes as f64 / (self.bandwidth_gb_s * 1e9);
         let compute = scalar / (self.scalar_gflops * 1e9) + matrix / product_rate;
-        Estimate { seconds: memory.max(compute) + TIE * memory, bytes }
+        Estimate { seconds: memory.max(compute) + TIE * memory + launch, bytes }
     }
 }
 

@@ -145,6 +145,40 @@ pub struct Gemm {
     pub epilogue: Loop,
 }
 
+/// How a product's result leaves the matrix unit when the library that multiplies can only store it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Straight to a buffer of this format: the epilogue only rounds.
+    Direct(BufferId, Format),
+    /// To scratch in this format, for another kernel to go on from.
+    Scratch(Format),
+}
+
+impl Gemm {
+    pub fn exit(&self) -> Exit {
+        let e = &self.epilogue;
+        let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);
+        let rounds = |i: &Inst| match i {
+            Inst::Round(f, r) if Some(*r) == accumulator => Some(*f),
+            _ => None,
+        };
+        let used = e.tape.iter().filter(|i| accumulator.is_some_and(|a| i.operands().contains(&a))).count()
+            + e.stores.iter().filter(|s| Some(s.reg) == accumulator).count();
+        // Rounded at once and read nowhere else, so scratch can be narrow too.
+        let format = match e.tape.iter().find_map(rounds) {
+            Some(f) if used == 1 && f == self.format && matches!(f, Format::F16 | Format::Bf16) => f,
+            _ => Format::F32,
+        };
+        let steps = if format == Format::F32 { 1 } else { 2 };
+        match &e.stores[..] {
+            [s] if s.format == format && e.loads.is_empty() && e.tape.len() == steps && s.view == View::contiguous(&s.view.dims) => {
+                Exit::Direct(s.buffer, format)
+            }
+            _ => Exit::Scratch(format),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
     Loop(Loop),

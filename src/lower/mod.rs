@@ -12,7 +12,7 @@ mod view;
 
 pub use buffers::{Arena, Slot};
 pub use expand::expand;
-pub use kernel::{Gemm, Guard, Inst, Kernel, Level, Load, Loop, Reg, Store};
+pub use kernel::{Exit, Gemm, Guard, Inst, Kernel, Level, Load, Loop, Reg, Store};
 pub use print::print_program;
 pub use program::{BufferId, BufferInfo, Program, lower};
 pub use region::{Region, Regions, regions};

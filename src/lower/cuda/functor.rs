@@ -56,9 +56,6 @@ impl<'a> Functor<'a> {
 
     /// Elements a thread takes at once: as many as 16-byte accesses move, if every access keeps its alignment.
     fn choose_width(&self) -> usize {
-        if self.shape == Shape::Column {
-            return 1;
-        }
         let axes = self.lane_axes();
         let Some(last) = axes.clone().last() else { return 1 };
         let dims: Vec<usize> = self.k.outer.iter().chain(&self.k.inner).copied().collect();
@@ -75,6 +72,10 @@ impl<'a> Functor<'a> {
         let size: usize = dims[axes].iter().product();
         let wide = self.k.loads.iter().map(|l| l.format.bytes()).chain(self.k.stores.iter().map(|s| s.format.bytes())).max().unwrap_or(4);
         let most = if wide <= 2 && size >= 1 << 14 { 8 } else { 4 };
+        if self.shape == Shape::Column {
+            // Four columns a thread, or one: the last group must be whole, and the block's sums must fit its memory.
+            return if self.reductions.len() <= 4 && size % 4 == 0 && dims[last] % 4 == 0 && views().all(|v| aligned(v, 4)) { 4 } else { 1 };
+        }
         // Small kernels are better spread over more threads.
         if size < 1 << 12 && self.shape == Shape::Pointwise {
             return 1;
@@ -206,7 +207,8 @@ impl<'a> Functor<'a> {
         for &r in reductions {
             if let Inst::Reduce(_, x) = self.k.tape[r] {
                 let s = self.sum(r);
-                let _ = writeln!(out, "{pad}    sum[{s}] = combine({s}, sum[{s}], r{x});");
+                let at = if self.shape == Shape::Column { format!("{s} * W + w") } else { s.to_string() };
+                let _ = writeln!(out, "{pad}    sum[{at}] = combine({s}, sum[{at}], r{x});");
             }
         }
         for &s in stores {

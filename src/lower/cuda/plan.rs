@@ -3,7 +3,7 @@
 use super::functor::{Functor, Shape};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::lower::kernel::{Gemm, Inst, Kernel, Load, Loop};
+use crate::lower::kernel::{Exit, Gemm, Inst, Kernel, Load, Loop};
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
 use crate::lower::view::View;
@@ -49,7 +49,9 @@ const SCRATCH: BufferId = BufferId::MAX;
 /// Parts of one launch: kernel arguments must stay under 4 KiB on older drivers.
 const MOST_PARTS: usize = 16;
 const THREADS: u32 = 256;
+/// Columns a block reduces, and the threads it does so with.
 const COLUMNS: usize = 32;
+const COLUMN_THREADS: u32 = 512;
 
 /// Generates source and launches.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
@@ -79,31 +81,16 @@ struct Generator<'a> {
 impl Generator<'_> {
     /// A product: straight to memory if its epilogue only rounds, else to scratch, with the epilogue as a kernel.
     fn product(&mut self, kernel: usize, g: &Gemm) -> Result<()> {
-        let e = &g.epilogue;
-        let first_round = e.tape.iter().find_map(|i| match i {
-            Inst::Round(f, r) if e.tape[*r] == Inst::Accumulator => Some(*f),
-            _ => None,
-        });
-        let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);
-        let uses = e.tape.iter().filter(|i| accumulator.is_some_and(|a| i.operands().contains(&a))).count();
-        let stored_raw = e.stores.iter().any(|s| Some(s.reg) == accumulator);
-        let whole = |s: &crate::lower::kernel::Store| s.view.offset == 0 && s.view == View::contiguous(&s.view.dims);
-        let format = match first_round {
-            Some(f) if uses == 1 && !stored_raw && (f == Format::F16 || f == Format::Bf16) && f == g.format => f,
-            _ => Format::F32,
+        let format = match g.exit() {
+            Exit::Direct(buffer, format) => {
+                self.out.launches.push(Launch::Product { kernel, to: Destination::Buffer(buffer, format) });
+                return Ok(());
+            }
+            Exit::Scratch(format) => format,
         };
-        if let [store] = &e.stores[..]
-            && store.format == format
-            && whole(store)
-            && e.loads.is_empty()
-            && e.tape.len() == if format == Format::F32 { 1 } else { 2 }
-        {
-            self.out.launches.push(Launch::Product { kernel, to: Destination::Buffer(store.buffer, format) });
-            return Ok(());
-        }
         self.out.scratch_bytes = self.out.scratch_bytes.max(g.batch * g.m * g.n * format.bytes());
         self.out.launches.push(Launch::Product { kernel, to: Destination::Scratch(format) });
-        let mut body = e.clone();
+        let mut body = g.epilogue.clone();
         let view = View::contiguous(&body.outer);
         body.loads.push(Load { buffer: SCRATCH, view, format, guard: None });
         let load = Inst::Load(body.loads.len() - 1);
@@ -132,7 +119,10 @@ impl Generator<'_> {
         let (call, threads) = match shape {
             Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
             Shape::Row => (format!("row<{team}>(g)"), if team == 32 { 128 } else { team as u32 }),
-            Shape::Column => (format!("column<{COLUMNS}, 16>(g)"), COLUMNS as u32 * 16),
+            Shape::Column => {
+                let across = COLUMNS / functor.width;
+                (format!("column<{across}, {}>(g)", COLUMN_THREADS as usize / across), COLUMN_THREADS)
+            }
             Shape::Total => (format!("total<{THREADS}>(g)"), THREADS),
         };
         let n = parts.len();

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The second test layer: checks against what others computed. Needs Python 3.11 or newer, packages from PyPI (kept
+# under target/), and no GPU. `cargo test`, the first layer, needs none of this.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+export PYTHONDONTWRITEBYTECODE=1
+
+venv=target/extra-venv
+nvrtc12=target/extra-nvrtc12
+[ -x $venv/bin/pip ] || python3 -m venv $venv
+pip() { $venv/bin/pip --quiet --disable-pip-version-check "$@"; }
+pip install numpy==2.4.6 ml_dtypes==0.6.0 onnx==1.20.1 onnxruntime==1.31.1
+pip install --no-deps 'nvidia-cuda-nvrtc==13.0.*'
+# CUDA 13 does not compile for Volta.
+[ -d $nvrtc12/nvidia ] || pip install --no-deps --target $nvrtc12 'nvidia-cuda-nvrtc-cu12==12.9.*'
+
+cargo build --release --quiet --target-dir target --example extra_checks
+helper=$PWD/target/release/examples/extra_checks
+python=$venv/bin/python
+lib13=$(echo "$PWD"/$venv/lib/python3*/site-packages/nvidia/cu13/lib)
+lib12=$PWD/$nvrtc12/nvidia/cuda_nvrtc/lib
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# Runs a command that prints a line for each check; one that ends early counts as a failure.
+check() {
+    local failed
+    failed=$(grep -c '^FAILED' "$log" || true)
+    if ! "$@" | tee -a "$log" && [ "$(grep -c '^FAILED' "$log" || true)" = "$failed" ]; then
+        echo "FAILED ${*: -2}: ended early" | tee -a "$log"
+    fi
+}
+check $python tests/extra/formats.py "$helper"
+check $python tests/extra/onnx_casts.py "$helper"
+check $python tests/extra/onnx_forward.py "$helper"
+check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
+check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
+
+failed=$(grep -c '^FAILED' "$log" || true)
+echo "$(grep -c '^ok ' "$log" || true) passed, $failed failed"
+[ "$failed" = 0 ]

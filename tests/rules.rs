@@ -1,0 +1,81 @@
+//! Every rule: checked numerically, seen to fire, and errors of rule files.
+
+mod common;
+
+use common::{MODELS, compile};
+use mantissa::format::Format;
+use mantissa::plan::Policy;
+use mantissa::rewrite::RuleSet;
+use mantissa::rewrite::check::check_rule;
+use mantissa::train::{Optimizer, Settings};
+use std::collections::BTreeSet;
+
+#[test]
+fn every_rule_holds_on_random_tensors() {
+    for rule in &RuleSet::builtin().unwrap().rules {
+        check_rule(rule, 12, 7).unwrap_or_else(|e| panic!("{}: {e}", rule.name));
+    }
+}
+
+/// Snippets in which the rules fire that no model of the corpus has a place for.
+const PLACES: [(&str, &str); 8] = [
+    ("recognise", "a = log1p(exp(h)) + log(exp(h) + 1) + log(sigmoid(h)) b = log(softmax(h)) p = relu(relu(a)) + b"),
+    ("units", "p = (h * 1 + 0) + (1 * h + (0 + h)) - 0 + h / 1"),
+    ("signs", "p = neg(neg(h)) + (h - neg(w)) + (h + neg(w)) + (neg(h) + w)"),
+    ("squares", "p = h * h + recip(recip(h)) + 1 / h + recip(sqrt(h))"),
+    ("right", "p = h @ transpose(w)"),
+    ("right_back", "p = matmul(h, transpose(w), t=nt)"),
+    ("left", "p = matmul(transpose(w), w) + 0 * sum(h)"),
+    ("twice", "p = transpose(transpose(h) ) + w"),
+];
+
+#[test]
+fn every_rule_fires_in_the_corpus() {
+    let rules = RuleSet::builtin().unwrap();
+    let mut silent: BTreeSet<&str> = rules.rules.iter().map(|r| r.name.as_str()).collect();
+    let places = PLACES.map(|(name, body)| {
+        (name, format!("model {name} {{ input x: f32[4, 4] param w: f32[4, 4] = kaiming_uniform param v: f32[4, 4] = kaiming_uniform h = x @ v {body} loss = mean(p) }}"))
+    });
+    let corpus = MODELS.iter().map(|(n, s)| (*n, (*s).to_owned())).chain(places);
+    let mut fired: BTreeSet<String> = BTreeSet::new();
+    let sgd = |s: &mut Settings| s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    for (name, source) in corpus {
+        for (policy, low) in [(Policy::O1, Format::F16), (Policy::O1, Format::Bf16), (Policy::O3, Format::F16)] {
+            // One model will do for what depends on the policy alone.
+            if (policy, low) != (Policy::O1, Format::F16) && name != "mlp" {
+                continue;
+            }
+            let compiled = compile(&source, policy, low, sgd);
+            let counts = compiled.planned.phases.iter().flat_map(|p| &p.applied);
+            fired.extend(counts.filter(|(_, n)| *n > 0).map(|(name, _)| name.clone()));
+        }
+    }
+    silent.retain(|r| !fired.contains(*r));
+    assert!(silent.is_empty(), "these rules never fire: {silent:?}");
+}
+
+#[test]
+fn saturation_is_small_and_deterministic() {
+    let plan = || compile(MODELS[0].1, Policy::O1, Format::F16, |_| {});
+    let (a, b) = (plan(), plan());
+    assert_eq!(mantissa::ir::text::print(&a.planned.graph), mantissa::ir::text::print(&b.planned.graph));
+    let last = a.planned.phases.last().unwrap();
+    let summary = format!("{} e-nodes in {} classes from {} values", last.nodes, last.classes, a.step.len());
+    insta::assert_snapshot!("mlp_saturation", summary);
+}
+
+fn complaint(text: &str) -> String {
+    RuleSet::default().load("simplify", text, "bad.rules").expect_err("this must not load").render(false)
+}
+
+#[test]
+fn rule_file_errors_show_the_place() {
+    insta::assert_snapshot!("unbound", complaint("(rule a \"doc\"\n  (mul ?x 1) => ?y)"));
+    insta::assert_snapshot!("unknown_condition", complaint("(rule a \"doc\"\n  (mul ?x 1) => ?x\n  when (fitz f16 ?x))"));
+    insta::assert_snapshot!("unknown_operation_in_rule", complaint("(rule a \"doc\" (mull ?x 1) => ?x)"));
+    insta::assert_snapshot!("rounding_passes", complaint("(rule a \"doc\" (pass ?v) ~> (pass (neg ?v)))"));
+    insta::assert_snapshot!("algebra_on_edges", complaint("(rule a \"doc\" (pass (mul ?x 1)) => ?x)"));
+    insta::assert_snapshot!("unclosed", complaint("(rule a \"doc\" (mul ?x 1 => ?x)"));
+    insta::assert_snapshot!("wrong_sort", complaint("(rule a \"doc\" (cast ?f (mul ?x 1)) => ?x)"));
+    insta::assert_snapshot!("no_doc", complaint("(rule a (mul ?x 1) => ?x)"));
+}

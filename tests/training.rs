@@ -1,0 +1,150 @@
+//! Training on the CPU: accuracy, determinism, loss scaling, skipped steps, checkpoints.
+
+mod common;
+
+use common::{MODELS, compile, feed, initialise_all};
+use mantissa::data::{self, Source};
+use mantissa::format::Format;
+use mantissa::ir::verify;
+use mantissa::lower::{Program, lower};
+use mantissa::model::Model;
+use mantissa::plan::Policy;
+use mantissa::rewrite::RuleSet;
+use mantissa::run::Device;
+use mantissa::run::cpu::CpuRunner;
+use mantissa::train::{Compiled, RunFile, Session, names};
+use std::path::Path;
+
+fn open(program: Program) -> mantissa::Result<Box<dyn Device>> {
+    Ok(Box::new(CpuRunner::new(program)))
+}
+
+struct Digits {
+    compiled: Compiled,
+    train: data::Dataset,
+    test: data::Dataset,
+}
+
+fn digits(policy: Policy, low: Format) -> Digits {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits");
+    let file = RunFile::read(&dir.join("run.toml"), &[]).unwrap();
+    let load = |s: &Source| data::load(&s.relative_to(&dir), file.data.scale).unwrap();
+    let train = load(&file.data.train);
+    let mut settings = file.settings(train.samples);
+    (settings.policy, settings.low) = (policy, low);
+    settings.total_steps = 44 * 24;
+    let model = Model::read(&dir.join("mlp.mir")).unwrap();
+    let compiled = settings.compile(&model, &RuleSet::builtin().unwrap(), None).unwrap();
+    Digits { compiled, train, test: load(file.data.test.as_ref().unwrap()) }
+}
+
+fn accuracy(d: &Digits, epochs: usize) -> f64 {
+    let mut s = Session::new(d.compiled.clone(), 0, &open).unwrap();
+    for _ in 0..epochs {
+        s.train_epoch(&d.train, |_| {}).unwrap();
+    }
+    s.evaluate(&d.test).unwrap().unwrap().accuracy.unwrap()
+}
+
+#[test]
+fn digits_are_learnt_in_every_format() {
+    let full = accuracy(&digits(Policy::Fp32, Format::F16), 24);
+    assert!(full >= 0.97, "fp32: {full}");
+    for (policy, low) in [(Policy::O1, Format::F16), (Policy::O1, Format::Bf16), (Policy::O2, Format::F16)] {
+        let low_accuracy = accuracy(&digits(policy, low), 24);
+        assert!(low_accuracy >= 0.97, "{policy} {low}: {low_accuracy}");
+        assert!((low_accuracy - full).abs() <= 0.006 + 1e-9, "{policy} {low}: {low_accuracy} against {full}");
+    }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bits_and_a_resumed_run_too() {
+    let d = digits(Policy::O1, Format::F16);
+    let run = |epochs: usize| {
+        let mut s = Session::new(d.compiled.clone(), 5, &open).unwrap();
+        for _ in 0..epochs {
+            s.train_epoch(&d.train, |_| {}).unwrap();
+        }
+        s.checkpoint().unwrap()
+    };
+    let whole = run(3);
+    assert_eq!(whole, run(3));
+    let mut resumed = Session::new(d.compiled.clone(), 0, &open).unwrap();
+    resumed.restore(&run(2), Path::new("memory")).unwrap();
+    resumed.train_epoch(&d.train, |_| {}).unwrap();
+    assert_eq!(resumed.checkpoint().unwrap(), whole);
+}
+
+/// All of a device's parameters and state, by name.
+fn state(device: &mut CpuRunner, compiled: &Compiled) -> Vec<(String, Vec<u8>)> {
+    let g = &compiled.planned.graph;
+    let ids = g.sources().filter(|&id| !matches!(g.op(id), mantissa::ir::Op::Input { .. }));
+    ids.map(|id| (g.name_of(id).to_owned(), device.read_bytes(g.name_of(id)).unwrap())).collect()
+}
+
+#[test]
+fn a_skipped_step_leaves_everything_but_the_scaler_as_it_was() {
+    let compiled = compile(MODELS[0].1, Policy::O1, Format::F16, |s| s.recipe.clip_norm = Some(1.0));
+    let g = &compiled.planned.graph;
+    let mut cpu = CpuRunner::new(lower(verify(g).unwrap()).unwrap());
+    initialise_all(&mut cpu, g, 3);
+    feed(&mut cpu, g, 1, 5);
+    cpu.run().unwrap();
+    let before = state(&mut cpu, &compiled);
+    // A scale that no f16 gradient survives.
+    cpu.write(names::SCALE, &[1e30]).unwrap();
+    cpu.run().unwrap();
+    assert_eq!(cpu.read("overflow").unwrap(), [1.0]);
+    assert_eq!(cpu.read(names::SKIPPED).unwrap(), [1.0]);
+    assert_eq!(cpu.read(names::SCALE).unwrap(), [5e29]);
+    assert_eq!(cpu.read(names::STEP).unwrap(), [1.0], "the schedule did not move");
+    for ((name, old), (_, new)) in before.iter().zip(state(&mut cpu, &compiled)) {
+        if !name.starts_with("scaler.") && !name.starts_with("log.") {
+            assert_eq!(*old, new, "{name} changed in a skipped step");
+        }
+    }
+}
+
+#[test]
+fn a_start_at_the_cap_settles() {
+    let mut d = digits(Policy::O1, Format::F16);
+    let file = RunFile::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits/run.toml"), &["train.scaler.init=16777216.0".into()]).unwrap();
+    let mut settings = file.settings(d.train.samples);
+    settings.recipe.optimizer = d.compiled.settings.recipe.optimizer.clone();
+    let model = Model::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits/mlp.mir")).unwrap();
+    d.compiled = settings.compile(&model, &RuleSet::builtin().unwrap(), None).unwrap();
+    let mut s = Session::new(d.compiled.clone(), 0, &open).unwrap();
+    let mut last = s.train_epoch(&d.train, |_| {}).unwrap();
+    for _ in 0..7 {
+        last = s.train_epoch(&d.train, |_| {}).unwrap();
+    }
+    assert!(last.skipped > 0, "2^24 overflows at first");
+    assert!(last.skipped < 40 && last.scale < 16_777_216.0, "{last:?}");
+    assert!(last.loss < 0.5, "{last:?}");
+}
+
+/// The scaler's arithmetic over single steps: growth after the interval, hysteresis, floor and cap.
+#[test]
+fn the_scale_grows_backs_off_and_stays_in_bounds() {
+    let compiled = compile(MODELS[0].1, Policy::O1, Format::F16, |s| {
+        (s.recipe.scaler.init, s.recipe.scaler.interval, s.recipe.scaler.hysteresis) = (8.0, 3, 2);
+        (s.recipe.scaler.floor, s.recipe.scaler.cap) = (4.0, 16.0);
+    });
+    let g = &compiled.planned.graph;
+    let mut cpu = CpuRunner::new(lower(verify(g).unwrap()).unwrap());
+    initialise_all(&mut cpu, g, 3);
+    let mut step = |good: bool| {
+        feed(&mut cpu, g, 1, 5);
+        if !good {
+            let n = g.ty(g.find("x.f16").unwrap()).elements();
+            cpu.write("x.f16", &vec![f32::INFINITY; n]).unwrap();
+        }
+        cpu.run().unwrap();
+        cpu.read(names::SCALE).unwrap()[0]
+    };
+    assert_eq!([step(true), step(true), step(true)], [8.0, 8.0, 16.0], "doubles after three good steps");
+    assert_eq!([step(true), step(true), step(true)], [16.0; 3], "the cap holds");
+    assert_eq!([step(false), step(false)], [16.0, 8.0], "the first overflow is forgiven");
+    assert_eq!([step(false), step(false), step(false)], [4.0; 3], "the floor holds");
+    assert_eq!([step(true), step(true), step(true)], [4.0, 4.0, 8.0]);
+}
