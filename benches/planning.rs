@@ -21,10 +21,21 @@ fn model() -> Model {
 fn fill(device: &mut CpuRunner, graph: &Graph) {
     for id in graph.sources() {
         let name = graph.name_of(id);
-        let values = match graph.op(id) {
-            Op::Param { init, ty } | Op::State { init, ty } if !matches!(init, Init::Copy(_)) => initialise(name, init, ty, 1).expect("known"),
-            op => (0..graph.ty(id).elements()).map(|i| if matches!(op, Op::Input { label: true, .. }) { (i % 10) as f32 } else { (i % 17) as f32 / 16.0 }).collect(),
-        };
+        let values =
+            match graph.op(id) {
+                Op::Param { init, ty } | Op::State { init, ty } if !matches!(init, Init::Copy(_)) => {
+                    initialise(name, init, ty, 1).expect("known")
+                }
+                op => (0..graph.ty(id).elements())
+                    .map(|i| {
+                        if matches!(op, Op::Input { label: true, .. }) {
+                            (i % 10) as f32
+                        } else {
+                            (i % 17) as f32 / 16.0
+                        }
+                    })
+                    .collect(),
+            };
         device.write(name, &values).expect("sources take values");
     }
 }

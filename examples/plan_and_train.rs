@@ -27,7 +27,13 @@ fn main() -> mantissa::Result<()> {
     for _ in 0..20 {
         let epoch = session.train_epoch(&train, |_| {})?;
         let accuracy = session.evaluate(&test)?.and_then(|e| e.accuracy).unwrap_or(0.0);
-        println!("epoch {:2}  loss {:.4}  accuracy {:.1} %  scale {}", epoch.epoch, epoch.loss, 100.0 * accuracy, epoch.scale);
+        println!(
+            "epoch {:2}  loss {:.4}  accuracy {:.1} %  scale {}",
+            epoch.epoch,
+            epoch.loss,
+            100.0 * accuracy,
+            epoch.scale
+        );
     }
     Ok(())
 }

@@ -32,7 +32,8 @@ fn perceptron(dims: &[usize]) -> String {
         let [a, b] = pair else { continue };
         let layer = format!("{h} @ w{i} + b{i}");
         let layer = if i + 2 < dims.len() { format!("relu({layer})") } else { layer };
-        let _ = writeln!(out, "param w{i}: f32[{a}, {b}] = kaiming_uniform param b{i}: f32[{b}] = zeros h{i} = {layer}");
+        let _ =
+            writeln!(out, "param w{i}: f32[{a}, {b}] = kaiming_uniform param b{i}: f32[{b}] = zeros h{i} = {layer}");
         h = format!("h{i}");
     }
     out + &format!("loss = cross_entropy({h}, y) }}")
@@ -42,7 +43,8 @@ fn run() -> Result<()> {
     let args: Vec<String> = std::env::args().collect();
     let usage = || Error::Request("usage: time_step WIDTH,WIDTH,.. BATCH POLICY [STEPS]".into());
     let [_, dims, batch, policy, rest @ ..] = &args[..] else { return Err(usage()) };
-    let widths = dims.split(',').map(str::parse).collect::<std::result::Result<Vec<usize>, _>>().map_err(|_| usage())?;
+    let widths =
+        dims.split(',').map(str::parse).collect::<std::result::Result<Vec<usize>, _>>().map_err(|_| usage())?;
     let steps: usize = rest.first().map_or(Ok(200), |s| s.parse()).map_err(|_| usage())?;
     let mut settings = Settings { policy: policy.parse()?, ..Settings::default() };
     settings.sizes.insert("batch".into(), batch.parse().map_err(|_| usage())?);

@@ -58,6 +58,7 @@ impl Error {
     /// 2: the request was wrong; 1: the work failed.
     pub fn exit_code(&self) -> i32 {
         match self {
+            Error::Io { action: "read", .. } => 2,
             Error::Diverged(_) | Error::Device(_) | Error::Io { .. } => 1,
             _ => 2,
         }
@@ -68,7 +69,7 @@ impl Error {
         let Error::Source { file, text, span, message, help } = self else { return format!("error: {self}\n") };
         use ariadne::{Config, IndexType, Label, Report, ReportKind, Source};
         let place = (file.as_str(), span.clone());
-        let mut report = Report::build(ReportKind::Error, place.clone())
+        let mut report = Report::build(ReportKind::Custom("error", ariadne::Color::Red), place.clone())
             .with_config(Config::default().with_color(color).with_index_type(IndexType::Byte))
             .with_message(message)
             .with_label(Label::new(place).with_message("here"));
@@ -101,7 +102,13 @@ impl Spanned {
         self
     }
     pub fn in_file(self, file: &str, text: &str) -> Error {
-        Error::Source { file: file.to_owned(), text: text.to_owned(), span: self.span, message: self.message, help: self.help }
+        Error::Source {
+            file: file.to_owned(),
+            text: text.to_owned(),
+            span: self.span,
+            message: self.message,
+            help: self.help,
+        }
     }
 }
 

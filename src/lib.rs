@@ -2,12 +2,12 @@
 
 pub mod autodiff;
 pub mod cli;
+pub mod cost;
 pub mod data;
 pub mod error;
 pub mod format;
 pub mod hint;
 pub mod ir;
-pub mod cost;
 pub mod lower;
 pub mod model;
 pub mod plan;

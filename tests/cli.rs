@@ -28,14 +28,32 @@ fn plan_then_train_with_it() {
     for part in ["store-f16", "this plan", "everything f32", "everything low", "casts: 0 standing alone"] {
         assert!(table.contains(part), "no `{part}` in\n{table}");
     }
-    let out = succeed(dir.path(), &["train", &example("run.toml"), "--plan", "plan.json", "--device", "cpu", "--out", "with"]);
+    let out = succeed(
+        dir.path(),
+        &["train", &example("run.toml"), "--plan", "plan.json", "--device", "cpu", "--out", "with"],
+    );
     assert!(out.contains("test accuracy"), "{out}");
-    succeed(dir.path(), &["train", &example("run.toml"), "--device", "cpu", "--epochs", "2", "--out", "short", "--json"]);
+    succeed(
+        dir.path(),
+        &["train", &example("run.toml"), "--device", "cpu", "--epochs", "2", "--out", "short", "--json"],
+    );
     let metrics = std::fs::read_to_string(dir.path().join("short/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 2);
     let line: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
     assert!(line["test_accuracy"].as_f64().unwrap() > 0.5);
-    let resumed = succeed(dir.path(), &["train", &example("run.toml"), "--device", "cpu", "--epochs", "3", "--resume", "short/checkpoint.safetensors"]);
+    let resumed = succeed(
+        dir.path(),
+        &[
+            "train",
+            &example("run.toml"),
+            "--device",
+            "cpu",
+            "--epochs",
+            "3",
+            "--resume",
+            "short/checkpoint.safetensors",
+        ],
+    );
     assert!(resumed.contains("trained 3 epochs"), "{resumed}");
 }
 
@@ -59,7 +77,13 @@ fn a_trainer_stands_alone() {
 #[test]
 fn stages_print() {
     let dir = tempfile::tempdir().unwrap();
-    for (stage, part) in [("ir", "cross_entropy"), ("step", "scaler.scale"), ("plan", "put("), ("kernels", "launch 0"), ("cuda", "__global__")] {
+    for (stage, part) in [
+        ("ir", "cross_entropy"),
+        ("step", "scaler.scale"),
+        ("plan", "put("),
+        ("kernels", "launch 0"),
+        ("cuda", "__global__"),
+    ] {
         let out = succeed(dir.path(), &["plan", &example("mlp.mir"), "--emit", stage]);
         assert!(out.contains(part), "{stage}: {out}");
     }

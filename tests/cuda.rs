@@ -7,9 +7,9 @@ use mantissa::format::Format;
 use mantissa::ir::{Op, verify};
 use mantissa::lower::lower;
 use mantissa::plan::Policy;
+use mantissa::run::Device;
 use mantissa::run::cpu::CpuRunner;
 use mantissa::run::cuda::{CudaRunner, available};
-use mantissa::run::Device;
 use std::collections::HashMap;
 
 fn gpu() -> bool {
@@ -51,11 +51,16 @@ fn every_model_agrees_after_one_step() {
     if !gpu() {
         return;
     }
-    let cases = [(Policy::Fp32, Format::F16, 2e-5), (Policy::O1, Format::F16, 4e-3), (Policy::O1, Format::Bf16, 2e-2), (Policy::O2, Format::F16, 8e-3)];
+    let cases = [
+        (Policy::Fp32, Format::F16, 2e-5),
+        (Policy::O1, Format::F16, 4e-3),
+        (Policy::O1, Format::Bf16, 2e-2),
+        (Policy::O2, Format::F16, 8e-3),
+    ];
     for (policy, low, tolerance) in cases {
         for (name, source) in MODELS {
             let d = compare(source, policy, low, 1);
-            announce(&format!("{name:<12} {policy} {low}: {d:.2e}"));
+            announce(&format!("{name:<18} {policy} {low}: {d:.2e}"));
             assert!(d < tolerance, "{name} under {policy} {low}: {d:e}");
         }
     }
@@ -66,7 +71,9 @@ fn a_hundred_steps_agree() {
     if !gpu() {
         return;
     }
-    for (policy, low, tolerance) in [(Policy::Fp32, Format::F16, 1e-3), (Policy::O1, Format::F16, 2e-2), (Policy::O1, Format::Bf16, 8e-2)] {
+    for (policy, low, tolerance) in
+        [(Policy::Fp32, Format::F16, 1e-3), (Policy::O1, Format::F16, 2e-2), (Policy::O1, Format::Bf16, 8e-2)]
+    {
         let d = compare(MODELS[0].1, policy, low, 100);
         announce(&format!("100 steps of mlp {policy} {low}: {d:.2e}"));
         assert!(d < tolerance, "{policy} {low}: {d:e}");
@@ -81,7 +88,8 @@ fn the_same_seed_gives_the_same_bits() {
     let compiled = compile(MODELS[0].1, Policy::O1, Format::F16, |_| {});
     let graph = &compiled.planned.graph;
     let run = || {
-        let mut cuda = CudaRunner::new(lower(verify(graph).unwrap()).unwrap(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
+        let mut cuda =
+            CudaRunner::new(lower(verify(graph).unwrap()).unwrap(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
         initialise_all(&mut cuda, graph, 3);
         for step in 0..20 {
             feed(&mut cuda, graph, step, 5);

@@ -16,7 +16,11 @@ fn sources(graph: &Graph, seed: u32) -> BTreeMap<NodeId, Tensor> {
         let ty = graph.ty(id);
         let data = (0..ty.elements()).map(|i| {
             let x = f64::from(noise(seed + id.index() as u32, i));
-            if ty.format == Format::I64 { (x * 4.0).floor() } else { (0.3 + 0.9 * x) * if noise(seed + 99, i + 7 * id.index()) < 0.4 { -1.0 } else { 1.0 } }
+            if ty.format == Format::I64 {
+                (x * 4.0).floor()
+            } else {
+                (0.3 + 0.9 * x) * if noise(seed + 99, i + 7 * id.index()) < 0.4 { -1.0 } else { 1.0 }
+            }
         });
         Tensor::new(&ty.dims(), data.collect())
     };
@@ -50,7 +54,10 @@ fn check(source: &str, seed: u32) -> Result<(), String> {
             let numeric = (bump(h) - bump(-h)) / (2.0 * h);
             let a = analytic.data[i];
             if (a - numeric).abs() > 1e-6 * (1.0 + a.abs().max(numeric.abs())) {
-                return Err(format!("d loss / d {}[{i}] is {a}, by finite differences {numeric}", graph.name_of(param)));
+                return Err(format!(
+                    "d loss / d {}[{i}] is {a}, by finite differences {numeric}",
+                    graph.name_of(param)
+                ));
             }
         }
     }
@@ -68,8 +75,12 @@ fn every_model() {
 fn every_unary_operation() {
     for u in Unary::ALL.into_iter().filter(|u| !u.is_predicate()) {
         // Logarithms and roots take positive numbers.
-        let x = if matches!(u, Unary::Log | Unary::Log1p | Unary::Sqrt | Unary::Rsqrt) { "square(w) + 0.5" } else { "w" };
-        let source = format!("model m {{ param w: f32[2, 3] = ones param v: f32[2, 3] = ones loss = sum(v * {}({x})) }}", u.name());
+        let x =
+            if matches!(u, Unary::Log | Unary::Log1p | Unary::Sqrt | Unary::Rsqrt) { "square(w) + 0.5" } else { "w" };
+        let source = format!(
+            "model m {{ param w: f32[2, 3] = ones param v: f32[2, 3] = ones loss = sum(v * {}({x})) }}",
+            u.name()
+        );
         check(&source, 5).unwrap_or_else(|e| panic!("{}: {e}", u.name()));
     }
 }

@@ -30,7 +30,11 @@ fn settings(header: &str) -> Settings {
 #[test]
 fn rewrites() {
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rewrites");
-    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "mir")).collect();
+    let mut files: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "mir"))
+        .collect();
     files.sort();
     assert!(files.len() >= 4, "the corpus is there");
     let rules = RuleSet::builtin().unwrap();
@@ -38,12 +42,18 @@ fn rewrites() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let source = std::fs::read_to_string(&path).unwrap();
         let settings = settings(source.lines().next().unwrap());
-        let model = Model { graph: text::parse(&source, &name).unwrap_or_else(|e| panic!("{}", e.render(false))), weights: BTreeMap::new() };
+        let model = Model {
+            graph: text::parse(&source, &name).unwrap_or_else(|e| panic!("{}", e.render(false))),
+            weights: BTreeMap::new(),
+        };
         let compiled = settings.compile(&model, &rules, None).unwrap();
         let program = lower(verify(&compiled.planned.graph).unwrap()).unwrap();
         insta::assert_snapshot!(format!("{name}.1_step"), text::print(&compiled.step));
         insta::assert_snapshot!(format!("{name}.2_plan"), text::print(&compiled.planned.graph));
-        insta::assert_snapshot!(format!("{name}.3_table"), print_table(&compiled.planned, &settings.request().unwrap()).unwrap());
+        insta::assert_snapshot!(
+            format!("{name}.3_table"),
+            print_table(&compiled.planned, &settings.request().unwrap()).unwrap()
+        );
         insta::assert_snapshot!(format!("{name}.4_kernels"), print_program(&program));
         insta::assert_snapshot!(format!("{name}.5_cuda"), generate(&program).unwrap().source);
     }

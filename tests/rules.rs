@@ -38,7 +38,9 @@ fn every_rule_fires_in_the_corpus() {
     });
     let corpus = MODELS.iter().map(|(n, s)| (*n, (*s).to_owned())).chain(places);
     let mut fired: BTreeSet<String> = BTreeSet::new();
-    let sgd = |s: &mut Settings| s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+    let sgd = |s: &mut Settings| {
+        s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 }
+    };
     for (name, source) in corpus {
         for (policy, low) in [(Policy::O1, Format::F16), (Policy::O1, Format::Bf16), (Policy::O3, Format::F16)] {
             // One model will do for what depends on the policy alone.
@@ -71,7 +73,10 @@ fn complaint(text: &str) -> String {
 #[test]
 fn rule_file_errors_show_the_place() {
     insta::assert_snapshot!("unbound", complaint("(rule a \"doc\"\n  (mul ?x 1) => ?y)"));
-    insta::assert_snapshot!("unknown_condition", complaint("(rule a \"doc\"\n  (mul ?x 1) => ?x\n  when (fitz f16 ?x))"));
+    insta::assert_snapshot!(
+        "unknown_condition",
+        complaint("(rule a \"doc\"\n  (mul ?x 1) => ?x\n  when (fitz f16 ?x))")
+    );
     insta::assert_snapshot!("unknown_operation_in_rule", complaint("(rule a \"doc\" (mull ?x 1) => ?x)"));
     insta::assert_snapshot!("rounding_passes", complaint("(rule a \"doc\" (pass ?v) ~> (pass (neg ?v)))"));
     insta::assert_snapshot!("algebra_on_edges", complaint("(rule a \"doc\" (pass (mul ?x 1)) => ?x)"));

@@ -51,7 +51,9 @@ fn f32_steps_match_f64() {
 
 #[test]
 fn low_precision_steps_match_the_rounding_reference() {
-    for (policy, low, tolerance) in [(Policy::O1, Format::F16, 4e-3), (Policy::O1, Format::Bf16, 2e-2), (Policy::O2, Format::F16, 8e-3)] {
+    for (policy, low, tolerance) in
+        [(Policy::O1, Format::F16, 4e-3), (Policy::O1, Format::Bf16, 2e-2), (Policy::O2, Format::F16, 8e-3)]
+    {
         for (name, source) in MODELS {
             let d = against_reference(source, policy, low);
             assert!(d < tolerance, "{name} under {policy} {low}: {d:e}");
@@ -69,6 +71,10 @@ fn a_plan_reads_back_from_its_text() {
             assert_eq!(mantissa::ir::text::print(&again), text);
         }
         let has_product = source.contains('@');
-        assert!(!has_product || compiled.planned.graph.ids().any(|id| matches!(compiled.planned.graph.op(id), Op::Put(Format::F16))), "{name} uses no f16");
+        assert!(
+            !has_product
+                || compiled.planned.graph.ids().any(|id| matches!(compiled.planned.graph.op(id), Op::Put(Format::F16))),
+            "{name} uses no f16"
+        );
     }
 }

@@ -32,7 +32,10 @@ fn complaint(source: &str) -> String {
 #[test]
 fn errors_show_the_place() {
     insta::assert_snapshot!("undefined_name", complaint("model m {\n  input labels: f32[2]\n  y = relu(lables)\n}"));
-    insta::assert_snapshot!("shape_error", complaint("model m {\n  input x: f32[2, 3]\n  param w: f32[4, 5] = ones\n  y = relu(x @ w)\n}"));
+    insta::assert_snapshot!(
+        "shape_error",
+        complaint("model m {\n  input x: f32[2, 3]\n  param w: f32[4, 5] = ones\n  y = relu(x @ w)\n}")
+    );
     insta::assert_snapshot!("syntax_error", complaint("model m {\n  input x f32[2]\n}"));
     insta::assert_snapshot!("unknown_operation", complaint("model m {\n  input x: f32[2]\n  y = frobnicate(x)\n}"));
     insta::assert_snapshot!("declared_type", complaint("model m {\n  input x: f32[2]\n  y: f32[3] = x + 1\n}"));

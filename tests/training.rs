@@ -108,7 +108,11 @@ fn a_skipped_step_leaves_everything_but_the_scaler_as_it_was() {
 #[test]
 fn a_start_at_the_cap_settles() {
     let mut d = digits(Policy::O1, Format::F16);
-    let file = RunFile::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits/run.toml"), &["train.scaler.init=16777216.0".into()]).unwrap();
+    let file = RunFile::read(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits/run.toml"),
+        &["train.scaler.init=16777216.0".into()],
+    )
+    .unwrap();
     let mut settings = file.settings(d.train.samples);
     settings.recipe.optimizer = d.compiled.settings.recipe.optimizer.clone();
     let model = Model::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits/mlp.mir")).unwrap();

@@ -29,7 +29,10 @@ pub fn run(args: &CompileArgs) -> Result<()> {
     let mut settings = Settings::default();
     args.step.apply(&mut settings)?;
     if args.output.exists() && !args.force {
-        return Err(Error::Request(format!("{} exists; give another name, or --force to overwrite it", args.output.display())));
+        return Err(Error::Request(format!(
+            "{} exists; give another name, or --force to overwrite it",
+            args.output.display()
+        )));
     }
     let model = read_model(&args.model)?;
     let compiled = settings.compile(&model, &args.step.rule_set()?, None)?;
@@ -37,7 +40,9 @@ pub fn run(args: &CompileArgs) -> Result<()> {
     let cubins = if archs.is_empty() || cuda::nvrtc_present() {
         trainer::compile_kernels(&compiled, &archs)?
     } else {
-        eprintln!("note: NVRTC was not found (see `mantissa doctor`), so the trainer carries no compiled kernels; on a GPU it will need NVRTC");
+        eprintln!(
+            "note: NVRTC was not found (see `mantissa doctor`), so the trainer carries no compiled kernels; on a GPU it will need NVRTC"
+        );
         Default::default()
     };
     let bytes = trainer::build(&compiled, &cubins)?;

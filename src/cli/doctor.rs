@@ -11,7 +11,13 @@ pub fn run() -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     out(&format!("cpu      {threads} threads: always available\n"));
     for f in cuda::survey() {
-        out(&format!("{:<12} {} ({}){}\n", f.library, if f.found { "found" } else { "not found" }, f.purpose, if f.found { String::new() } else { format!("; looked for {}", f.looked) }));
+        out(&format!(
+            "{:<12} {} ({}){}\n",
+            f.library,
+            if f.found { "found" } else { "not found" },
+            f.purpose,
+            if f.found { String::new() } else { format!("; looked for {}", f.looked) }
+        ));
     }
     match cuda::context() {
         Ok(context) => {

@@ -88,10 +88,13 @@ impl StepArgs {
             s.policy = p.parse::<Policy>()?;
         }
         if let Some(f) = &self.format {
-            s.low = f.parse::<Format>().map_err(|e| Error::Request(e.to_string()))?;
-        }
-        if !matches!(s.low, Format::F16 | Format::Bf16) {
-            return Err(Error::Request(format!("--format takes f16 or bf16: {} cannot be planned yet", s.low)));
+            s.low = match f.parse::<Format>() {
+                Ok(low @ (Format::F16 | Format::Bf16)) => low,
+                Ok(other) => {
+                    return Err(Error::Request(format!("--format takes f16 or bf16; {other} cannot be planned yet")));
+                }
+                Err(_) => return Err(Error::Request(format!("unknown format `{f}`; --format takes f16 or bf16"))),
+            };
         }
         if let Some(t) = &self.target {
             s.target = t.clone();
@@ -113,7 +116,8 @@ impl StepArgs {
         if let Some(name) = &self.optimizer {
             let lr = s.recipe.optimizer.lr();
             let table = format!("name = \"{name}\"\nlr = {lr}");
-            s.recipe.optimizer = toml::from_str::<Optimizer>(&table).map_err(|_| Error::Request(format!("unknown optimizer `{name}`; optimizers are sgd, adam, adamw")))?;
+            s.recipe.optimizer = toml::from_str::<Optimizer>(&table)
+                .map_err(|_| Error::Request(format!("unknown optimizer `{name}`; optimizers are sgd, adam, adamw")))?;
         }
         if let Some(lr) = self.lr {
             *s.recipe.optimizer.lr_mut() = lr;
@@ -154,9 +158,6 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             eprint!("{}", e.render(std::io::stderr().is_terminal()));
-            if !matches!(e, Error::Source { .. }) {
-                eprintln!();
-            }
             ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(1))
         }
     }

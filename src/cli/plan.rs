@@ -32,6 +32,9 @@ pub struct PlanArgs {
     json: bool,
 }
 
+/// What `--emit` prints.
+const STAGES: [&str; 5] = ["ir", "step", "plan", "kernels", "cuda"];
+
 pub fn run(args: &PlanArgs) -> Result<()> {
     let (model_path, mut settings) = if args.model.extension().is_some_and(|e| e == "toml") {
         let file = RunFile::read(&args.model, &[])?;
@@ -42,8 +45,14 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         (args.model.clone(), Settings::default())
     };
     args.step.apply(&mut settings)?;
+    if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
+        return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
+    }
     if let Some(path) = args.output.as_ref().filter(|p| p.exists() && !args.force) {
-        return Err(Error::Request(format!("{} exists; give another name, or --force to overwrite it", path.display())));
+        return Err(Error::Request(format!(
+            "{} exists; give another name, or --force to overwrite it",
+            path.display()
+        )));
     }
     let model = read_model(&model_path)?;
     let request = settings.request()?;
@@ -59,18 +68,27 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     }
     if !args.emit.is_empty() {
         for stage in &args.emit {
-            out(&format!("{}", emit(&compiled, stage)?));
+            out(&emit(&compiled, stage)?);
         }
         return Ok(());
     }
     if args.json {
-        out(&format!("{}", file.to_json()));
+        out(&file.to_json());
         return Ok(());
     }
     let g = &compiled.step;
-    out(&format!("training step of `{}`: {} values, {} parameters, batch {}\n", g.name, g.len(), compiled.parameters(), compiled.settings.batch()));
-    out(&format!("policy {} with {} on {} ({})\n\n", settings.policy, settings.low, request.target.name, request.target.device));
-    out(&format!("{}", print_table(&compiled.planned, &request)?));
+    out(&format!(
+        "training step of `{}`: {} values, {} parameters, batch {}\n",
+        g.name,
+        g.len(),
+        compiled.parameters(),
+        compiled.settings.batch()
+    ));
+    out(&format!(
+        "policy {} with {} on {} ({})\n\n",
+        settings.policy, settings.low, request.target.name, request.target.device
+    ));
+    out(&print_table(&compiled.planned, &request)?);
     out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one step", "time", "bytes", "launches"));
     let launches = |p: &Planned| Ok::<_, Error>(lower(verify(&p.graph)?)?.launches.len());
     out(&format!("{}\n", summary_line("this plan", compiled.planned.estimate, launches(&compiled.planned)?)));
@@ -84,7 +102,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         out(&format!("{}\n", summary_line(label, planned.estimate, launches(&planned)?)));
     }
     for phase in compiled.planned.phases.iter().filter(|p| p.cut_short.is_some()) {
-        out(&format!("note: phase `{}` was cut short at {}; the plan may miss rewrites\n", phase.phase, phase.cut_short.as_deref().unwrap_or("")));
+        out(&format!(
+            "note: phase `{}` was cut short at {}; the plan may miss rewrites\n",
+            phase.phase,
+            phase.cut_short.as_deref().unwrap_or("")
+        ));
     }
     Ok(())
 }
@@ -97,6 +119,6 @@ fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {
     match stage {
         "cuda" => Ok(crate::lower::cuda::generate(&program)?.source),
         "kernels" => Ok(crate::lower::print_program(&program)),
-        _ => Err(Error::Request(format!("there is no stage `{stage}`; stages are ir, step, plan, kernels, cuda"))),
+        _ => unreachable!("stages are checked first"),
     }
 }

@@ -40,7 +40,7 @@ pub fn run(command: &RulesCommand) -> Result<()> {
                     out(&format!("  {:<26}   {}\n", "", r.text));
                 }
             }
-            out(&format!("conditions\n"));
+            out("conditions\n");
             for (name, _, doc) in CONDITIONS {
                 out(&format!("  {name:<26}   {doc}\n"));
             }

@@ -43,7 +43,9 @@ impl Reporter {
         let line = epoch_line(r, self.epochs);
         match &self.bar {
             Some(bar) => bar.set_message(line),
-            None if r.epoch % self.epochs.div_ceil(20) == 0 || r.epoch == 1 || r.epoch == self.epochs => eprintln!("{line}"),
+            None if r.epoch.is_multiple_of(self.epochs.div_ceil(20)) || r.epoch == 1 || r.epoch == self.epochs => {
+                eprintln!("{line}")
+            }
             None => {}
         }
     }

@@ -95,7 +95,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let (model_path, mut settings, plan, data) = if is_run_file {
         let file = RunFile::read(&args.what, &args.set)?;
         let dir = args.what.parent().unwrap_or(Path::new("."));
-        let name = args.what.parent().and_then(Path::file_name).map_or("run".into(), |n| n.to_string_lossy().into_owned());
+        let name =
+            args.what.parent().and_then(Path::file_name).map_or("run".into(), |n| n.to_string_lossy().into_owned());
         let plan = RunPlan {
             name,
             train: file.data.train.relative_to(dir),
@@ -109,10 +110,19 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         (dir.join(&file.model), file.settings(data.samples), plan, data)
     } else {
         let Some(path) = &args.run.data else {
-            return Err(Error::Request(format!("{}: a model needs --data to train on (or give a run file, .toml)", args.what.display())));
+            return Err(Error::Request(format!(
+                "{}: a model needs --data to train on (or give a run file, .toml)",
+                args.what.display()
+            )));
         };
+        if !args.set.is_empty() {
+            return Err(Error::Request(
+                "--set changes values of a run file; with a model, use the options themselves".into(),
+            ));
+        }
         let name = args.what.file_stem().map_or("run".into(), |n| n.to_string_lossy().into_owned());
-        let plan = RunPlan { name, train: Source::find(path, "train")?, test: None, scale: 1.0, epochs: 10, seed: 0 }.with(&args.run)?;
+        let plan = RunPlan { name, train: Source::find(path, "train")?, test: None, scale: 1.0, epochs: 10, seed: 0 }
+            .with(&args.run)?;
         let data = data::load(&plan.train, plan.scale)?;
         (args.what.clone(), Settings::default(), plan, data)
     };
@@ -131,18 +141,23 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 }
 
 /// Trains, writes metrics and the checkpoint, prints a summary.
-pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs, cubins: &HashMap<String, Vec<u8>>) -> Result<()> {
+pub fn train(
+    compiled: Compiled,
+    data: Dataset,
+    plan: &RunPlan,
+    args: &RunArgs,
+    cubins: &HashMap<String, Vec<u8>>,
+) -> Result<()> {
     let device: DeviceKind = args.device.parse()?;
     let open = |program| device.open(program, cubins);
     let mut session = Session::new(compiled, plan.seed, &open)?;
-    let (input, classes) = session.expects();
-    data.check(&input, classes)?;
+    session.check(&data, true)?;
     let test = match &plan.test {
         Some(source) => Some(data::load(source, plan.scale)?),
         None => None,
     };
     if let Some(t) = &test {
-        t.check(&input, classes)?;
+        session.check(t, false)?;
     }
     if let Some(path) = &args.resume {
         session.restore(&Checkpoint::read(path)?, path)?;
@@ -189,7 +204,11 @@ pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs, 
         out(&format!("{summary}\n"));
         return Ok(());
     }
-    out(&format!("trained {} epochs in {seconds:.2} s ({:.0} samples/s)\n", last.epoch, (last.steps as usize * session.compiled.settings.batch() * last.epoch) as f64 / seconds));
+    out(&format!(
+        "trained {} epochs in {seconds:.2} s ({:.0} samples/s)\n",
+        last.epoch,
+        (last.steps as usize * session.compiled.settings.batch() * last.epoch) as f64 / seconds
+    ));
     out(&format!("training loss   {:.4}\n", last.loss));
     if let Some(t) = last.test {
         out(&format!("test loss       {:.4}\n", t.loss));
@@ -197,7 +216,12 @@ pub fn train(compiled: Compiled, data: Dataset, plan: &RunPlan, args: &RunArgs, 
     if let Some(a) = accuracy {
         out(&format!("test accuracy   {:.2} % (best epoch {:.2} %)\n", 100.0 * a, 100.0 * best.unwrap_or(a)));
     }
-    out(&format!("loss scale      {}, {} step{} skipped\n", last.scale, last.skipped, if last.skipped == 1 { "" } else { "s" }));
+    out(&format!(
+        "loss scale      {}, {} step{} skipped\n",
+        last.scale,
+        last.skipped,
+        if last.skipped == 1 { "" } else { "s" }
+    ));
     out(&format!("written to      {}\n", dir.dir.display()));
     Ok(())
 }
@@ -212,10 +236,16 @@ impl Output {
     fn create(args: &RunArgs, name: &str) -> Result<Output> {
         let dir = match &args.out {
             Some(dir) if dir.exists() && !args.force => {
-                return Err(Error::Request(format!("{} exists; give another --out, or --force to write into it", dir.display())));
+                return Err(Error::Request(format!(
+                    "{} exists; give another --out, or --force to write into it",
+                    dir.display()
+                )));
             }
             Some(dir) => dir.clone(),
-            None => (1..).map(|i| PathBuf::from(format!("runs/{name}-{i:03}"))).find(|d| !d.exists()).expect("there is always a next number"),
+            None => (1..)
+                .map(|i| PathBuf::from(format!("runs/{name}-{i:03}")))
+                .find(|d| !d.exists())
+                .expect("there is always a next number"),
         };
         std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         write_atomically(&dir.join("metrics.jsonl"), b"")?;

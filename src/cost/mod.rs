@@ -26,8 +26,12 @@ pub struct Target {
     pub product_tflops: BTreeMap<Format, f64>,
 }
 
-const FILES: [&str; 4] =
-    [include_str!("targets/cpu.toml"), include_str!("targets/sm_70.toml"), include_str!("targets/sm_80.toml"), include_str!("targets/sm_90.toml")];
+const FILES: [&str; 4] = [
+    include_str!("targets/cpu.toml"),
+    include_str!("targets/sm_70.toml"),
+    include_str!("targets/sm_80.toml"),
+    include_str!("targets/sm_90.toml"),
+];
 
 /// Seconds per byte added to break ties, as a share of the bandwidth term.
 const TIE: f64 = 0.02;
@@ -58,7 +62,11 @@ impl Target {
             return Ok(());
         }
         let able: Vec<String> = Target::all().into_iter().filter(|t| t.multiplies(format)).map(|t| t.name).collect();
-        let who = if able.is_empty() { "no target has it".to_owned() } else { format!("these targets have it: {}", able.join(", ")) };
+        let who = if able.is_empty() {
+            "no target has it".to_owned()
+        } else {
+            format!("these targets have it: {}", able.join(", "))
+        };
         Err(Error::Request(format!("{} ({}) does not multiply {format}; {who}", self.name, self.device)))
     }
 
@@ -73,23 +81,31 @@ impl Target {
 
     /// Predicted time of one kernel, without its launch.
     pub fn estimate(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> Estimate {
-        let mut bytes = kernel.bytes(format_of);
-        let mut launch = 0.0;
-        // A product whose epilogue the library cannot run goes through scratch, and costs another launch.
-        if let (Kernel::Gemm(g), true) = (kernel, self.library_products)
-            && let Exit::Scratch(format) = g.exit()
-        {
-            bytes += 2 * g.batch * g.m * g.n * format.bytes();
-            launch = self.launch_us * 1e-6;
-        }
+        let bytes = kernel.bytes(format_of);
         let (scalar, matrix) = kernel.operations();
         let product_rate = match kernel {
             Kernel::Gemm(g) => self.product_tflops.get(&g.format).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12,
             Kernel::Loop(_) => f64::INFINITY,
         };
-        let memory = bytes as f64 / (self.bandwidth_gb_s * 1e9);
-        let compute = scalar / (self.scalar_gflops * 1e9) + matrix / product_rate;
-        Estimate { seconds: memory.max(compute) + TIE * memory + launch, bytes }
+        let memory = |bytes: usize| bytes as f64 / (self.bandwidth_gb_s * 1e9);
+        let (scalar, matrix) = (scalar / (self.scalar_gflops * 1e9), matrix / product_rate);
+        let seconds = match kernel {
+            // A product whose epilogue the library cannot run goes through scratch: two kernels, one after the other.
+            Kernel::Gemm(g)
+                if self.library_products
+                    && let Exit::Scratch(format) = g.exit() =>
+            {
+                let scratch = g.batch * g.m * g.n * format.bytes();
+                let epilogue = g.epilogue_bytes();
+                let first = memory(bytes - epilogue + scratch).max(matrix);
+                let second = memory(epilogue + scratch).max(scalar);
+                let total = bytes + 2 * scratch;
+                let seconds = first + second + self.launch_us * 1e-6 + TIE * memory(total);
+                return Estimate { seconds, bytes: total };
+            }
+            _ => memory(bytes).max(scalar + matrix),
+        };
+        Estimate { seconds: seconds + TIE * memory(bytes), bytes }
     }
 }
 

@@ -16,12 +16,18 @@ pub fn read(path: &Path) -> Result<(Array, Array)> {
         let line = record.position().map_or(0, csv::Position::line);
         for (i, field) in record.iter().enumerate() {
             let v: f64 = field.trim().parse().map_err(|_| {
-                Error::data(path, format!("line {line}, column `{}`: `{field}` is not a number", header.get(i).unwrap_or("?")))
+                Error::data(
+                    path,
+                    format!("line {line}, column `{}`: `{field}` is not a number", header.get(i).unwrap_or("?")),
+                )
             })?;
             if i == label { y.push(v) } else { x.push(v) }
         }
     }
     let integers = y.iter().all(|v| v.fract() == 0.0);
     let samples = y.len();
-    Ok((Array { dims: vec![samples, width], values: x, integers: false }, Array { dims: vec![samples], values: y, integers }))
+    Ok((
+        Array { dims: vec![samples, width], values: x, integers: false },
+        Array { dims: vec![samples], values: y, integers },
+    ))
 }

@@ -9,7 +9,9 @@ pub fn read(path: &Path) -> Result<Array> {
     let raw = std::fs::read(path).map_err(Error::io("read", path))?;
     let bytes = if raw.starts_with(&[0x1f, 0x8b]) {
         let mut out = Vec::new();
-        flate2::read::GzDecoder::new(&raw[..]).read_to_end(&mut out).map_err(|e| Error::data(path, format!("damaged gzip data: {e}")))?;
+        flate2::read::GzDecoder::new(&raw[..])
+            .read_to_end(&mut out)
+            .map_err(|e| Error::data(path, format!("damaged gzip data: {e}")))?;
         out
     } else {
         raw
@@ -25,7 +27,8 @@ fn parse(bytes: &[u8]) -> Result<Array, String> {
         return Err(not_idx.into());
     }
     let (header, data) = rest.split_at(4 * rank);
-    let dims: Vec<usize> = header.chunks_exact(4).map(|c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]) as usize).collect();
+    let dims: Vec<usize> =
+        header.chunks_exact(4).map(|c| u32::from_be_bytes([c[0], c[1], c[2], c[3]]) as usize).collect();
     let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or(not_idx)?;
     let size = match kind {
         8 | 9 => 1,

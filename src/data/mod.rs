@@ -64,7 +64,12 @@ impl Source {
         };
         match (file("images-idx3-ubyte"), file("labels-idx1-ubyte")) {
             (Some(features), labels @ Some(_)) => Ok(Source { features, labels }),
-            _ => Err(Error::data(path, format!("no {split} split here: expected {split}-images-idx3-ubyte[.gz] and {split}-labels-idx1-ubyte[.gz]"))),
+            _ => Err(Error::data(
+                path,
+                format!(
+                    "no {split} split here: expected {split}-images-idx3-ubyte[.gz] and {split}-labels-idx1-ubyte[.gz]"
+                ),
+            )),
         }
     }
 
@@ -81,7 +86,12 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
         Some(labels) => (read_array(path, "x")?, read_array(labels, "y")?),
         None if is(path, "npz") => (numpy::read_npz(path, "x")?, numpy::read_npz(path, "y")?),
         None if is(path, "csv") => csv::read(path)?,
-        None => return Err(Error::data(path, "this file holds features only; give the labels' file too")),
+        None => {
+            return Err(Error::data(
+                path,
+                "one file with both features and labels is .npz (with x and y) or .csv; for IDX give a directory, or both files in a run file",
+            ));
+        }
     };
     let label_path = source.labels.as_ref().unwrap_or(path);
     let samples = x.dims.first().copied().unwrap_or(0);
@@ -93,9 +103,13 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
     }
     let width = x.values.len() / samples;
     for (what, p, a) in [("feature", path, &x), ("label", label_path, &y)] {
-        if let Some(i) = a.values.iter().position(|v| !v.is_finite()) {
+        let factor = if what == "feature" { scale } else { 1.0 };
+        if let Some(i) = a.values.iter().position(|v| !((v * factor) as f32).is_finite()) {
             let per = (a.values.len() / samples).max(1);
-            return Err(Error::data(p, format!("{what} {} of sample {} is {}; training data must be finite", i % per, i / per, a.values[i])));
+            return Err(Error::data(
+                p,
+                format!("{what} {} of sample {} is {}; training data must be finite", i % per, i / per, a.values[i]),
+            ));
         }
     }
     let labels = if y.integers && y.dims.len() == 1 {
@@ -116,21 +130,59 @@ impl Dataset {
 
     /// Refuses data that does not fit: `input` are the extents of one sample as the model reads it, `classes` how many
     /// it tells apart.
-    pub fn check(&self, input: &[usize], classes: Option<usize>) -> Result<()> {
+    /// `targets` is how many numbers a sample's label holds where it is no class; `batch` samples must be there.
+    pub fn check(&self, input: &[usize], classes: Option<usize>, targets: usize, batch: usize) -> Result<()> {
+        if self.samples < batch {
+            return Err(Error::data(
+                &self.path,
+                format!(
+                    "the data has {} sample{}, which does not fill one batch of {batch}; use a smaller --batch",
+                    self.samples,
+                    if self.samples == 1 { "" } else { "s" }
+                ),
+            ));
+        }
         let want: usize = input.iter().product();
         if want != self.width() {
             return Err(Error::data(
                 &self.path,
-                format!("a sample has {} features ({:?}), but the model's input takes {want} ({input:?})", self.width(), self.sample_dims),
+                format!(
+                    "a sample has {} features ({:?}), but the model's input takes {want} ({input:?})",
+                    self.width(),
+                    self.sample_dims
+                ),
             ));
         }
         if let (Some(n), Labels::Classes(labels)) = (classes, &self.labels)
             && let Some(i) = labels.iter().position(|&l| l < 0 || l >= n as i64)
         {
-            return Err(Error::data(&self.path, format!("the label of sample {i} is {}, but the model tells apart {n} classes (0 to {})", labels[i], n - 1)));
+            return Err(Error::data(
+                &self.path,
+                format!(
+                    "the label of sample {i} is {}, but the model tells apart {n} classes (0 to {})",
+                    labels[i],
+                    n - 1
+                ),
+            ));
+        }
+        let per_sample = match &self.labels {
+            Labels::Targets(t) => t.len() / self.samples,
+            Labels::Classes(_) => 1,
+        };
+        if classes.is_none() && per_sample != targets {
+            return Err(Error::data(
+                &self.path,
+                format!(
+                    "a sample has {per_sample} target{}, but the model's loss takes {targets}",
+                    if per_sample == 1 { "" } else { "s" }
+                ),
+            ));
         }
         if classes.is_some() && matches!(self.labels, Labels::Targets(_)) {
-            return Err(Error::data(&self.path, "the labels are not whole numbers, but the model's loss takes class indices"));
+            return Err(Error::data(
+                &self.path,
+                "the labels are not whole numbers, but the model's loss takes class indices",
+            ));
         }
         Ok(())
     }

@@ -12,11 +12,15 @@ pub fn read_npy(path: &Path) -> Result<Array> {
 }
 
 pub fn read_npz(path: &Path, name: &str) -> Result<Array> {
-    let mut archive = npyz::npz::NpzArchive::open(path).map_err(|e| Error::data(path, format!("not a .npz file: {e}")))?;
+    let mut archive =
+        npyz::npz::NpzArchive::open(path).map_err(|e| Error::data(path, format!("not a .npz file: {e}")))?;
     let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
     match archive.by_name(name) {
         Ok(Some(npy)) => array(npy).map_err(|e| Error::data(path, format!("array `{name}`: {e}"))),
-        Ok(None) => Err(Error::data(path, format!("no array `{name}`; a dataset holds `x` and `y`, this file {}", names.join(", ")))),
+        Ok(None) => Err(Error::data(
+            path,
+            format!("no array `{name}`; a dataset holds `x` and `y`, this file {}", names.join(", ")),
+        )),
         Err(e) => Err(Error::data(path, format!("array `{name}`: {e}"))),
     }
 }

@@ -14,7 +14,8 @@ pub fn evaluate_node(graph: &Graph, id: NodeId, values: &[Option<Tensor>]) -> Te
 pub fn evaluate(graph: &Graph, mut source: impl FnMut(NodeId) -> Tensor) -> Vec<Tensor> {
     let mut values: Vec<Option<Tensor>> = vec![None; graph.len()];
     for id in graph.ids() {
-        values[id.index()] = Some(if graph.op(id).is_source() { source(id) } else { evaluate_node(graph, id, &values) });
+        values[id.index()] =
+            Some(if graph.op(id).is_source() { source(id) } else { evaluate_node(graph, id, &values) });
     }
     values.into_iter().flatten().collect()
 }

@@ -105,8 +105,11 @@ impl Graph {
 
     /// Operands in order.
     pub fn inputs(&self, id: NodeId) -> Vec<NodeId> {
-        let mut edges: Vec<_> =
-            self.dag.edges_directed(id, Direction::Incoming).map(|e| (*e.weight(), petgraph::visit::EdgeRef::source(&e))).collect();
+        let mut edges: Vec<_> = self
+            .dag
+            .edges_directed(id, Direction::Incoming)
+            .map(|e| (*e.weight(), petgraph::visit::EdgeRef::source(&e)))
+            .collect();
         edges.sort_unstable();
         edges.into_iter().map(|(_, from)| from).collect()
     }
@@ -158,7 +161,10 @@ impl Graph {
     fn insert(&mut self, op: Op, inputs: &[NodeId], name: Option<String>) -> Result<NodeId> {
         let key = (op, inputs.to_vec());
         let shareable = !key.0.is_source();
-        if name.is_none() && shareable && let Some(&id) = self.known.get(&key) {
+        if name.is_none()
+            && shareable
+            && let Some(&id) = self.known.get(&key)
+        {
             return Ok(id);
         }
         let types: Vec<&Type> = inputs.iter().map(|&i| self.ty(i)).collect();

@@ -15,8 +15,8 @@ mod verify;
 
 pub use eval::{evaluate, evaluate_node};
 pub use graph::{Graph, Node, NodeId, Output, Role, Stage};
+pub(crate) use ops::standardise;
 pub use ops::{Attr, Attrs, Binary, Init, Loss, Num, Op, ReduceKind, Unary};
 pub use tensor::Tensor;
-pub(crate) use ops::standardise;
 pub use types::{Dim, Shape, Type};
 pub use verify::{Verified, verify};

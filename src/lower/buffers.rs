@@ -42,10 +42,14 @@ impl Arena {
         let mut placed: Vec<BufferId> = Vec::new();
         for b in order {
             let bytes = program.buffers[b].ty.bytes().next_multiple_of(ALIGN).max(ALIGN);
-            let mut taken: Vec<Slot> =
-                placed.iter().filter(|&&p| life[p].0 <= life[b].1 && life[b].0 <= life[p].1).map(|&p| arena.slots[p]).collect();
+            let mut taken: Vec<Slot> = placed
+                .iter()
+                .filter(|&&p| life[p].0 <= life[b].1 && life[b].0 <= life[p].1)
+                .map(|&p| arena.slots[p])
+                .collect();
             taken.sort_by_key(|s| s.offset);
-            let offset = taken.iter().fold(0, |at, s| if at + bytes <= s.offset { at } else { at.max(s.offset + s.bytes) });
+            let offset =
+                taken.iter().fold(0, |at, s| if at + bytes <= s.offset { at } else { at.max(s.offset + s.bytes) });
             arena.slots[b] = Slot { offset, bytes };
             arena.bytes = arena.bytes.max(offset + bytes);
             placed.push(b);

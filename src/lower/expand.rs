@@ -58,9 +58,10 @@ fn scatter_add(g: &mut Graph, dy: NodeId, index: NodeId, axis: usize, result: &S
     let positions = g.shape(index).0.clone();
     let ones = vec![1.into(); positions.len()];
     let one = |n: usize| vec![1.into(); n];
-    let around = |rows: Vec<crate::ir::Dim>, at: Vec<crate::ir::Dim>, lead: &[crate::ir::Dim], tail: &[crate::ir::Dim]| {
-        Shape([lead, &rows, &at, tail].concat())
-    };
+    let around = |rows: Vec<crate::ir::Dim>,
+                  at: Vec<crate::ir::Dim>,
+                  lead: &[crate::ir::Dim],
+                  tail: &[crate::ir::Dim]| { Shape([lead, &rows, &at, tail].concat()) };
     let (lead, tail) = (&result.0[..axis], &result.0[axis + 1..]);
     let wide = around(vec![result.0[axis].clone()], ones, lead, tail);
     let row = g.add(Op::Iota { dims: wide, axis }, &[])?;

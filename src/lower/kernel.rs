@@ -35,7 +35,12 @@ pub enum Inst {
     /// Rounds to a format without leaving the registers.
     Round(Format, Reg),
     /// The load's element at the position `index` of an axis with this extent and stride.
-    Gather { load: usize, index: Reg, extent: usize, stride: usize },
+    Gather {
+        load: usize,
+        index: Reg,
+        extent: usize,
+        stride: usize,
+    },
     /// The product's element.
     Accumulator,
 }
@@ -91,6 +96,19 @@ pub struct Loop {
 }
 
 impl Loop {
+    /// Bytes of every element reached by a load once, and of every store.
+    pub fn bytes(&self) -> usize {
+        let mut seen: Vec<(BufferId, &View)> = Vec::new();
+        let mut total: usize = self.stores.iter().map(|s| s.view.distinct() * s.format.bytes()).sum();
+        for l in &self.loads {
+            if !seen.contains(&(l.buffer, &l.view)) {
+                seen.push((l.buffer, &l.view));
+                total += l.view.distinct() * l.format.bytes();
+            }
+        }
+        total
+    }
+
     pub fn outer_size(&self) -> usize {
         self.outer.iter().product()
     }
@@ -105,7 +123,8 @@ impl Loop {
         let mut out: Vec<Level> = Vec::with_capacity(self.tape.len());
         for inst in &self.tape {
             let load_level = |l: &Load| {
-                let moves = l.view.strides[o..].iter().any(|&s| s != 0) || l.guard.as_ref().is_some_and(|g| g.axis >= o);
+                let moves =
+                    l.view.strides[o..].iter().any(|&s| s != 0) || l.guard.as_ref().is_some_and(|g| g.axis >= o);
                 if moves { Level::Inner } else { Level::Outer }
             };
             out.push(match inst {
@@ -155,6 +174,11 @@ pub enum Exit {
 }
 
 impl Gemm {
+    /// Bytes that the epilogue loads and stores.
+    pub fn epilogue_bytes(&self) -> usize {
+        self.epilogue.bytes()
+    }
+
     pub fn exit(&self) -> Exit {
         let e = &self.epilogue;
         let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);
@@ -171,7 +195,11 @@ impl Gemm {
         };
         let steps = if format == Format::F32 { 1 } else { 2 };
         match &e.stores[..] {
-            [s] if s.format == format && e.loads.is_empty() && e.tape.len() == steps && s.view == View::contiguous(&s.view.dims) => {
+            [s] if s.format == format
+                && e.loads.is_empty()
+                && e.tape.len() == steps
+                && s.view == View::contiguous(&s.view.dims) =>
+            {
                 Exit::Direct(s.buffer, format)
             }
             _ => Exit::Scratch(format),
@@ -233,15 +261,7 @@ impl Kernel {
 
     /// Bytes moved at least: every element reached by a load once, every store once, and a product's operands.
     pub fn bytes(&self, format_of: impl Fn(BufferId) -> Format) -> usize {
-        let body = self.body();
-        let mut seen: Vec<(BufferId, &View)> = Vec::new();
-        let mut total: usize = body.stores.iter().map(|s| s.view.distinct() * s.format.bytes()).sum();
-        for l in &body.loads {
-            if !seen.contains(&(l.buffer, &l.view)) {
-                seen.push((l.buffer, &l.view));
-                total += l.view.distinct() * l.format.bytes();
-            }
-        }
+        let mut total = self.body().bytes();
         if let Kernel::Gemm(g) = self {
             let count = |stride: usize| if stride == 0 { 1 } else { g.batch };
             total += count(g.stride_a) * g.m * g.k * format_of(g.a).bytes();

@@ -24,7 +24,16 @@ fn print_kernel(out: &mut String, p: &Program, launch: usize, i: usize) {
     if let Kernel::Gemm(g) = kernel {
         let side = |t: bool, s: &str| if t { format!("{s}ᵀ") } else { s.to_owned() };
         let batch = if g.batch == 1 { String::new() } else { format!("{} × ", g.batch) };
-        let _ = write!(out, "{} {} × {} ({batch}{}×{}×{}) ", g.format, side(g.ta, name(g.a)), side(g.tb, name(g.b)), g.m, g.n, g.k);
+        let _ = write!(
+            out,
+            "{} {} × {} ({batch}{}×{}×{}) ",
+            g.format,
+            side(g.ta, name(g.a)),
+            side(g.tb, name(g.b)),
+            g.m,
+            g.n,
+            g.k
+        );
     }
     let _ = writeln!(out, "over {:?} × {:?}", body.outer, body.inner);
     for (r, inst) in body.tape.iter().enumerate() {
@@ -39,7 +48,15 @@ fn describe<'a>(inst: &Inst, body: &Loop, name: &impl Fn(usize) -> &'a str) -> S
     let load = |i: usize| {
         let l = &body.loads[i];
         let whole = l.view == super::View::contiguous(&l.view.dims);
-        let at = if whole { String::new() } else { format!(" strides {:?}{}", l.view.strides, if l.view.offset > 0 { format!(" from {}", l.view.offset) } else { String::new() }) };
+        let at = if whole {
+            String::new()
+        } else {
+            format!(
+                " strides {:?}{}",
+                l.view.strides,
+                if l.view.offset > 0 { format!(" from {}", l.view.offset) } else { String::new() }
+            )
+        };
         format!("{}: {}{at}", name(l.buffer), l.format)
     };
     match inst {

@@ -50,7 +50,11 @@ pub fn lower(plan: Verified) -> Result<Program> {
     let mut place: BTreeMap<NodeId, BufferId> = BTreeMap::new();
     for id in graph.ids().filter(|&id| graph.op(id).is_source()) {
         place.insert(id, program.buffers.len());
-        program.buffers.push(BufferInfo { name: graph.name_of(id).to_owned(), ty: graph.ty(id).clone(), source: Some(graph.op(id).clone()) });
+        program.buffers.push(BufferInfo {
+            name: graph.name_of(id).to_owned(),
+            ty: graph.ty(id).clone(),
+            source: Some(graph.op(id).clone()),
+        });
     }
     // An updated source is where its next value is written, unless something still reads the old one.
     let mut copies = Vec::new();
@@ -65,7 +69,11 @@ pub fn lower(plan: Verified) -> Result<Program> {
     }
     for id in graph.ids().filter(|&id| graph.op(id).is_buffer()) {
         place.entry(id).or_insert_with(|| {
-            program.buffers.push(BufferInfo { name: graph.name_of(id).to_owned(), ty: graph.ty(id).clone(), source: None });
+            program.buffers.push(BufferInfo {
+                name: graph.name_of(id).to_owned(),
+                ty: graph.ty(id).clone(),
+                source: None,
+            });
             program.buffers.len() - 1
         });
     }
@@ -81,7 +89,13 @@ pub fn lower(plan: Verified) -> Result<Program> {
         let (view, format) = (View::contiguous(&graph.ty(to).dims()), graph.ty(from).format);
         let load = Load { buffer: place[&from], view: view.clone(), format, guard: None };
         let store = Store { reg: 0, buffer: place[&to], view: view.clone(), format: graph.ty(to).format };
-        let copy = Loop { outer: view.dims, inner: Vec::new(), loads: vec![load], tape: vec![Inst::Load(0)], stores: vec![store] };
+        let copy = Loop {
+            outer: view.dims,
+            inner: Vec::new(),
+            loads: vec![load],
+            tape: vec![Inst::Load(0)],
+            stores: vec![store],
+        };
         program.kernels.push(Kernel::Loop(collapse(copy)));
         program.computes.push(vec![graph.name_of(to).to_owned()]);
     }
@@ -96,7 +110,8 @@ fn group_launches(program: &mut Program) {
     // Groups from the last launch to the first.
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut group_of = vec![0; program.kernels.len()];
-    let access: Vec<(Vec<BufferId>, Vec<BufferId>)> = program.kernels.iter().map(|k| (k.reads(), k.writes().collect())).collect();
+    let access: Vec<(Vec<BufferId>, Vec<BufferId>)> =
+        program.kernels.iter().map(|k| (k.reads(), k.writes().collect())).collect();
     for i in (0..program.kernels.len()).rev() {
         let (reads, writes) = &access[i];
         let conflicts = |j: &usize| {
@@ -123,7 +138,12 @@ fn group_launches(program: &mut Program) {
 }
 
 /// The kernel of a region. `place` says which buffer each node lies in; roots that are not `kept` are not stored.
-pub(crate) fn emit(graph: &Graph, region: &Region, place: &BTreeMap<NodeId, BufferId>, kept: impl Fn(NodeId) -> bool) -> Kernel {
+pub(crate) fn emit(
+    graph: &Graph,
+    region: &Region,
+    place: &BTreeMap<NodeId, BufferId>,
+    kept: impl Fn(NodeId) -> bool,
+) -> Kernel {
     let mut e = Emit { graph, region, place, body: Loop::default(), regs: BTreeMap::new(), known: HashMap::new() };
     let layout = &region.layout;
     (e.body.outer, e.body.inner) = (layout.outer.clone(), layout.inner.clone());
@@ -132,7 +152,11 @@ pub(crate) fn emit(graph: &Graph, region: &Region, place: &BTreeMap<NodeId, Buff
         if kept(root) {
             let own = View::contiguous(&graph.ty(root).dims());
             let axes = &layout.axes[&Site::Value(root)];
-            let rank = if axes.iter().flatten().any(|&a| a >= layout.outer.len()) { layout.outer.len() + layout.inner.len() } else { layout.outer.len() };
+            let rank = if axes.iter().flatten().any(|&a| a >= layout.outer.len()) {
+                layout.outer.len() + layout.inner.len()
+            } else {
+                layout.outer.len()
+            };
             let view = e.over_domain(&own, axes, rank, None);
             e.body.stores.push(Store { reg, buffer: place[&root], view, format: graph.ty(root).format });
         }
@@ -154,7 +178,20 @@ fn gemm(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>, epilogue: 
     let batch: usize = if shared { 1 } else { y[..r - 2].iter().product() };
     let m = if shared { y[..r - 1].iter().product() } else { y[r - 2] };
     let n = y[r - 1];
-    Gemm { a: place[&x[0]], b: place[&x[1]], ta, tb, batch, m, n, k, stride_a: m * k, stride_b: if rb == 2 { 0 } else { k * n }, format, epilogue }
+    Gemm {
+        a: place[&x[0]],
+        b: place[&x[1]],
+        ta,
+        tb,
+        batch,
+        m,
+        n,
+        k,
+        stride_a: m * k,
+        stride_b: if rb == 2 { 0 } else { k * n },
+        format,
+        epilogue,
+    }
 }
 
 struct Emit<'a> {

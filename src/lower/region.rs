@@ -78,19 +78,26 @@ fn cone(graph: &Graph, roots: &[NodeId]) -> Result<Cone, String> {
         }
         let op = graph.op(id);
         for (operand, input) in graph.inputs(id).into_iter().enumerate() {
-            let needs_buffer = matches!(op, Op::Pad { .. } | Op::Concat { .. } | Op::MatMul { .. }) || (matches!(op, Op::Gather { .. }) && operand == 0);
+            let needs_buffer = matches!(op, Op::Pad { .. } | Op::Concat { .. } | Op::MatMul { .. })
+                || (matches!(op, Op::Gather { .. }) && operand == 0);
             match resolve_view(graph, input) {
                 // A register of this very kernel, if read as it was written.
                 Some((buffer, _)) if roots.contains(&buffer) => {
                     if buffer != input || needs_buffer {
-                        return Err(format!("`{}` reads `{}` across positions", graph.name_of(id), graph.name_of(buffer)));
+                        return Err(format!(
+                            "`{}` reads `{}` across positions",
+                            graph.name_of(id),
+                            graph.name_of(buffer)
+                        ));
                     }
                     stack.push(buffer);
                 }
                 Some(found) => {
                     cone.reads.insert(Site::Read { user: id, operand }, found);
                 }
-                None if needs_buffer => return Err(format!("`{}` needs `{}` in memory", graph.name_of(id), graph.name_of(input))),
+                None if needs_buffer => {
+                    return Err(format!("`{}` needs `{}` in memory", graph.name_of(id), graph.name_of(input)));
+                }
                 None => stack.push(input),
             }
         }
@@ -141,7 +148,9 @@ impl Axes<'_> {
     /// Identifies the axes of an operand with those of its user, as the user's operation says.
     fn connect(&mut self, user: NodeId, operand: usize, at: Site) -> Result<(), String> {
         let (y, x) = (self.of[&Site::Value(user)].clone(), self.of[&at].clone());
-        let aligned = |x: &[Option<usize>], y: &[Option<usize>]| -> Vec<_> { x.iter().rev().copied().zip(y.iter().rev().copied()).collect() };
+        let aligned = |x: &[Option<usize>], y: &[Option<usize>]| -> Vec<_> {
+            x.iter().rev().copied().zip(y.iter().rev().copied()).collect()
+        };
         let pairs = match self.graph.op(user) {
             Op::Transpose { perm } => perm.iter().map(|&p| x[p]).zip(y).collect(),
             Op::Reduce { axes, keep, .. } => {
@@ -191,13 +200,18 @@ fn analyse(graph: &Graph, roots: &[NodeId], updates: &BTreeMap<NodeId, NodeId>) 
     lay_out(graph, roots, updates, true).or_else(|_| lay_out(graph, roots, updates, false))
 }
 
-fn lay_out(graph: &Graph, roots: &[NodeId], updates: &BTreeMap<NodeId, NodeId>, together: bool) -> Result<Region, String> {
+fn lay_out(
+    graph: &Graph,
+    roots: &[NodeId],
+    updates: &BTreeMap<NodeId, NodeId>,
+    together: bool,
+) -> Result<Region, String> {
     let cone = cone(graph, roots)?;
     let mut a = Axes { graph, parent: Vec::new(), extent: Vec::new(), of: BTreeMap::new() };
     for &v in &cone.values {
         a.site(Site::Value(v), &graph.ty(v).dims());
     }
-    for (&site, _) in &cone.reads {
+    for &site in cone.reads.keys() {
         let Site::Read { user, operand } = site else { continue };
         a.site(site, &graph.ty(graph.inputs(user)[operand]).dims());
     }
@@ -216,7 +230,8 @@ fn lay_out(graph: &Graph, roots: &[NodeId], updates: &BTreeMap<NodeId, NodeId>, 
             x.into_iter().zip(y).try_for_each(|(p, q)| a.unify(p, q))?;
         }
     }
-    let mut products: Vec<NodeId> = cone.values.iter().copied().filter(|&v| matches!(graph.op(v), Op::MatMul { .. })).collect();
+    let mut products: Vec<NodeId> =
+        cone.values.iter().copied().filter(|&v| matches!(graph.op(v), Op::MatMul { .. })).collect();
     if products.len() > 1 {
         return Err("two products".into());
     }
@@ -256,8 +271,14 @@ fn lay_out(graph: &Graph, roots: &[NodeId], updates: &BTreeMap<NodeId, NodeId>, 
         let hidden = hidden.and_then(|axis| a.of[site][axis]).map(|v| a.find(v));
         all.extend(vars.into_iter().filter(|v| Some(*v) != hidden));
     }
-    let widest = roots.iter().copied().max_by_key(|&r| (set(&a, Site::Value(r)).len(), std::cmp::Reverse(r))).ok_or("no roots")?;
-    let outer: Vec<usize> = set(&a, Site::Value(widest)).into_iter().filter(|v| !inner.contains(v)).collect();
+    let widest = roots
+        .iter()
+        .copied()
+        .max_by_key(|&r| (set(&a, Site::Value(r)).len(), std::cmp::Reverse(r)))
+        .ok_or("no roots")?;
+    // A product's epilogue runs in the product's order, whatever order its result is stored in.
+    let lead = product.unwrap_or(widest);
+    let outer: Vec<usize> = set(&a, Site::Value(lead)).into_iter().filter(|v| !inner.contains(v)).collect();
     let domain: BTreeSet<usize> = outer.iter().chain(&inner).copied().collect();
     if domain != all {
         return Err("no one domain covers the region".into());
@@ -277,10 +298,10 @@ fn lay_out(graph: &Graph, roots: &[NodeId], updates: &BTreeMap<NodeId, NodeId>, 
         let place = |v: &Option<usize>| v.and_then(|v| order.iter().position(|&o| o == a.find(v)));
         layout.axes.insert(*site, vars.iter().map(place).collect());
     }
-    if let Some(p) = product {
-        if layout.axes[&Site::Value(p)].iter().flatten().count() != order.len() {
-            return Err("an epilogue wider than its product".into());
-        }
+    if let Some(p) = product
+        && layout.axes[&Site::Value(p)].iter().flatten().count() != order.len()
+    {
+        return Err("an epilogue wider than its product".into());
     }
     // What is updated in place may be read here only at the element being written.
     for (source, root) in updates {
@@ -396,8 +417,14 @@ struct Links {
 }
 
 impl Links {
-    fn new(graph: &Graph, regions: &[Region], updates: &BTreeMap<NodeId, NodeId>, shadowed: &mut BTreeSet<String>) -> Links {
-        let writer: BTreeMap<NodeId, usize> = regions.iter().enumerate().flat_map(|(i, r)| r.roots.iter().map(move |&n| (n, i))).collect();
+    fn new(
+        graph: &Graph,
+        regions: &[Region],
+        updates: &BTreeMap<NodeId, NodeId>,
+        shadowed: &mut BTreeSet<String>,
+    ) -> Links {
+        let writer: BTreeMap<NodeId, usize> =
+            regions.iter().enumerate().flat_map(|(i, r)| r.roots.iter().map(move |&n| (n, i))).collect();
         let mut before = vec![BTreeSet::new(); regions.len()];
         for (i, r) in regions.iter().enumerate() {
             before[i].extend(r.reads.iter().filter_map(|b| writer.get(b)).filter(|&&w| w != i));
@@ -406,7 +433,8 @@ impl Links {
         for (source, root) in updates {
             let name = graph.name_of(*source);
             let Some(&w) = writer.get(root) else { continue };
-            let readers: Vec<usize> = (0..regions.len()).filter(|&i| i != w && regions[i].reads.contains(source)).collect();
+            let readers: Vec<usize> =
+                (0..regions.len()).filter(|&i| i != w && regions[i].reads.contains(source)).collect();
             if shadowed.contains(name) || readers.iter().any(|&r| links.reaches(w, r)) {
                 shadowed.insert(name.to_owned());
                 continue;

@@ -28,10 +28,14 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
     (0..=last)
         .map(|stage| {
             let is_reduction = |r: Reg| matches!(k.tape[r], Inst::Reduce(..));
-            let scalars = (0..k.tape.len()).filter(|&r| levels[r] == Level::Outer && ready[r] == stage && !is_reduction(r)).collect();
-            let reductions: Vec<Reg> = (0..k.tape.len()).filter(|&r| is_reduction(r) && ready[r] == stage + 1).collect();
-            let stores: Vec<usize> =
-                (0..k.stores.len()).filter(|&s| levels[k.stores[s].reg] == Level::Inner && ready[k.stores[s].reg] == stage).collect();
+            let scalars = (0..k.tape.len())
+                .filter(|&r| levels[r] == Level::Outer && ready[r] == stage && !is_reduction(r))
+                .collect();
+            let reductions: Vec<Reg> =
+                (0..k.tape.len()).filter(|&r| is_reduction(r) && ready[r] == stage + 1).collect();
+            let stores: Vec<usize> = (0..k.stores.len())
+                .filter(|&s| levels[k.stores[s].reg] == Level::Inner && ready[k.stores[s].reg] == stage)
+                .collect();
             let mut needed = vec![false; k.tape.len()];
             reductions.iter().flat_map(|&r| k.tape[r].operands()).for_each(|r| needed[r] = true);
             stores.iter().for_each(|&s| needed[k.stores[s].reg] = true);

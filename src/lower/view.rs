@@ -49,7 +49,8 @@ impl View {
             return Some(View { offset: self.offset, dims: dims.to_vec(), strides: vec![0; dims.len()] });
         }
         // Runs of old axes that address memory as one axis, each split into new axes.
-        let old: Vec<(usize, usize)> = self.dims.iter().copied().zip(self.strides.iter().copied()).filter(|d| d.0 != 1).collect();
+        let old: Vec<(usize, usize)> =
+            self.dims.iter().copied().zip(self.strides.iter().copied()).filter(|d| d.0 != 1).collect();
         let mut strides = vec![0; dims.len()];
         let (mut i, mut j) = (0, 0);
         while i < old.len() {

@@ -61,14 +61,23 @@ impl Checkpoint {
 
     /// Reads a checkpoint from memory; `path` is what errors name.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Checkpoint> {
-        let bad = |e: safetensors::SafeTensorError| Error::model(path, format!("not a whole safetensors checkpoint (truncated or damaged): {e}"));
+        let bad = |e: safetensors::SafeTensorError| {
+            Error::model(
+                path,
+                format!(
+                    "not a whole safetensors checkpoint (truncated or damaged: {e}); copy it again, or start without it"
+                ),
+            )
+        };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(bad)?;
         let metadata = header.metadata().clone().unwrap_or_default().into_iter().collect();
         let file = SafeTensors::deserialize(bytes).map_err(bad)?;
         let mut tensors = BTreeMap::new();
         for (name, view) in file.iter() {
             let format = Format::ALL.into_iter().find(|f| dtype(*f) == view.dtype());
-            let format = format.ok_or_else(|| Error::model(path, format!("tensor `{name}` has the unsupported type {:?}", view.dtype())))?;
+            let format = format.ok_or_else(|| {
+                Error::model(path, format!("tensor `{name}` has the unsupported type {:?}", view.dtype()))
+            })?;
             tensors.insert(name.to_owned(), Saved { format, dims: view.shape().to_vec(), bytes: view.data().to_vec() });
         }
         Ok(Checkpoint { tensors, metadata })
@@ -78,7 +87,7 @@ impl Checkpoint {
 /// Writes a file whole or not at all: to a temporary name beside it, then renamed.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(Error::io("write", path))?;
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("write", path)(plain(&e)))?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
     #[cfg(unix)]
     {
@@ -88,4 +97,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
     Ok(())
+}
+
+/// The operating system's error without the temporary name that was tried.
+fn plain(e: &std::io::Error) -> std::io::Error {
+    e.raw_os_error().map_or_else(|| std::io::Error::from(e.kind()), std::io::Error::from_raw_os_error)
 }

@@ -58,7 +58,8 @@ impl<'a> Extractor<'a> {
     fn rank_members(&self) -> BTreeMap<Id, Vec<Term>> {
         let mut best: BTreeMap<Id, f64> = BTreeMap::new();
         let price = |t: &Term, best: &BTreeMap<Id, f64>| -> Option<f64> {
-            let below: f64 = t.children.iter().map(|c| best.get(&self.egraph.find(*c)).copied()).sum::<Option<f64>>()?;
+            let below: f64 =
+                t.children.iter().map(|c| best.get(&self.egraph.find(*c)).copied()).sum::<Option<f64>>()?;
             Some(below + self.own_price(t))
         };
         loop {
@@ -76,8 +77,11 @@ impl<'a> Extractor<'a> {
         }
         let mut out = BTreeMap::new();
         for class in self.egraph.classes() {
-            let mut priced: Vec<(f64, Term)> =
-                class.nodes.iter().filter_map(|t| Some((price(t, &best)?, t.clone().map_children(|c| self.egraph.find(c))))).collect();
+            let mut priced: Vec<(f64, Term)> = class
+                .nodes
+                .iter()
+                .filter_map(|t| Some((price(t, &best)?, t.clone().map_children(|c| self.egraph.find(c)))))
+                .collect();
             priced.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
             priced.dedup_by(|a, b| a.1 == b.1);
             out.insert(class.id, priced.into_iter().map(|p| p.1).collect());
@@ -93,7 +97,13 @@ impl<'a> Extractor<'a> {
             "put" | "cast" => 0.1 + 0.01 * self.format_of(t.children[0]).map_or(4, Format::bytes) as f64,
             "get" | "pass" => 0.01,
             // Low products first: their operands' casts are priced above.
-            "matmul" => if self.format_of(t.children[0]).is_some_and(Format::is_low) { 0.0 } else { 2.0 },
+            "matmul" => {
+                if self.format_of(t.children[0]).is_some_and(Format::is_low) {
+                    0.0
+                } else {
+                    2.0
+                }
+            }
             _ => 1.0,
         }
     }
@@ -104,7 +114,12 @@ impl<'a> Extractor<'a> {
 
     /// The cheapest graph found.
     pub fn extract(&self) -> Result<Extracted> {
-        let edges: Vec<Id> = self.members.iter().filter(|(id, m)| self.egraph[**id].data.sort == Sort::Edge && m.len() > 1).map(|(id, _)| *id).collect();
+        let edges: Vec<Id> = self
+            .members
+            .iter()
+            .filter(|(id, m)| self.egraph[**id].data.sort == Sort::Edge && m.len() > 1)
+            .map(|(id, _)| *id)
+            .collect();
         let mut evaluations = 0;
         let mut cost = |choice: &Choice| -> Option<(f64, Graph, Estimate)> {
             evaluations += 1;
@@ -160,7 +175,10 @@ impl<'a> Extractor<'a> {
         let mut heavy: BTreeMap<Id, bool> = BTreeMap::new();
         let mut read_in_place: BTreeSet<Id> = BTreeSet::new();
         for members in self.members.values() {
-            for t in members.iter().filter(|t| matches!(t.name(), "transpose" | "slice" | "pad" | "concat" | "gather" | "reshape")) {
+            for t in members
+                .iter()
+                .filter(|t| matches!(t.name(), "transpose" | "slice" | "pad" | "concat" | "gather" | "reshape"))
+            {
                 read_in_place.extend(t.children.iter().copied());
             }
         }
@@ -168,7 +186,13 @@ impl<'a> Extractor<'a> {
         let mut spread: BTreeSet<Id> = BTreeSet::new();
         for class in self.reachable(&Choice::default()) {
             let wide = self.rank(class).is_some_and(|r| r > 0);
-            spread.extend(self.members[&class][0].children.iter().map(|&c| self.egraph.find(c)).filter(|&c| wide && self.rank(c) == Some(0)));
+            spread.extend(
+                self.members[&class][0]
+                    .children
+                    .iter()
+                    .map(|&c| self.egraph.find(c))
+                    .filter(|&c| wide && self.rank(c) == Some(0)),
+            );
         }
         for (&class, members) in &self.members {
             if self.egraph[class].data.sort != Sort::Edge || members.len() < 2 {
@@ -209,7 +233,8 @@ impl<'a> Extractor<'a> {
     /// Does the first start keep this value in registers?
     fn passes(&self, value: Id, users: &BTreeMap<Id, usize>, heavy: &mut BTreeMap<Id, bool>) -> bool {
         let single = users.get(&value).copied().unwrap_or(0) <= 1;
-        (self.is_product(value) && single) || (self.is_pointwise(value) && (single || !self.is_heavy(value, users, heavy)))
+        (self.is_product(value) && single)
+            || (self.is_pointwise(value) && (single || !self.is_heavy(value, users, heavy)))
     }
 
     /// Does computing this value take a product, if operands are passed as the first start passes them?
@@ -222,7 +247,9 @@ impl<'a> Extractor<'a> {
             || self.members[&value][0].children.iter().any(|e| {
                 let members = self.members.get(&self.egraph.find(*e));
                 let passed = members.filter(|m| m.len() > 1).and_then(|m| m.iter().find(|t| t.name() == "pass"));
-                passed.is_some_and(|t| self.passes(t.children[0], users, known) && self.is_heavy(t.children[0], users, known))
+                passed.is_some_and(|t| {
+                    self.passes(t.children[0], users, known) && self.is_heavy(t.children[0], users, known)
+                })
             });
         known.insert(value, heavy);
         heavy
@@ -248,7 +275,8 @@ impl<'a> Extractor<'a> {
 
     fn is_pointwise(&self, value: Id) -> bool {
         let Some(term) = self.members.get(&value).and_then(|m| m.first()) else { return false };
-        decode_op(self.egraph, term).is_ok_and(|(op, _)| op.is_elementwise() || matches!(op, Op::Broadcast { .. } | Op::Reshape { .. }))
+        decode_op(self.egraph, term)
+            .is_ok_and(|(op, _)| op.is_elementwise() || matches!(op, Op::Broadcast { .. } | Op::Reshape { .. }))
     }
 
     /// Alternatives at one edge: each other member, alone and with the opposite choice at one operand below.
@@ -264,7 +292,11 @@ impl<'a> Extractor<'a> {
             let stored = members[other].name() == "get";
             let Some(term) = self.members[&value].first() else { continue };
             for &operand in &term.children {
-                let Some(below) = self.members.get(&operand).filter(|m| m.len() > 1 && self.egraph[operand].data.sort == Sort::Edge) else { continue };
+                let Some(below) =
+                    self.members.get(&operand).filter(|m| m.len() > 1 && self.egraph[operand].data.sort == Sort::Edge)
+                else {
+                    continue;
+                };
                 let to = if stored { self.position(below, |t| t.name() == "pass") } else { self.narrowest(below) };
                 if let Some(to) = to.filter(|&to| now.0.get(&operand).copied().unwrap_or(0) != to) {
                     let mut two = one.clone();
@@ -317,7 +349,14 @@ impl<'a> Extractor<'a> {
 
     /// The graph a choice stands for.
     fn build(&self, choice: &Choice) -> Result<Graph> {
-        let mut b = Builder { x: self, choice, graph: Graph::new(&self.step.name), done: BTreeMap::new(), open: BTreeSet::new(), carried: BTreeSet::new() };
+        let mut b = Builder {
+            x: self,
+            choice,
+            graph: Graph::new(&self.step.name),
+            done: BTreeMap::new(),
+            open: BTreeSet::new(),
+            carried: BTreeSet::new(),
+        };
         for o in self.step.outputs().iter().zip(&self.chosen(choice, self.encoded.root).children.clone()) {
             let node = b.class(*o.1)?;
             b.graph.add_output(&o.0.name, o.0.role, node);
@@ -376,7 +415,8 @@ impl Builder<'_> {
             "pass" | "get" => self.class(term.children[0]),
             "param" | "state" | "input" => self.source(word(0)),
             "carried" | "staged" => {
-                let (name, format) = (word(1).to_owned(), word(0).parse::<Format>().map_err(|e| Error::Graph(e.to_string()))?);
+                let (name, format) =
+                    (word(1).to_owned(), word(0).parse::<Format>().map_err(|e| Error::Graph(e.to_string()))?);
                 let mut ty = self.x.egraph.analysis.sources[&name].clone();
                 ty.format = format;
                 let copy = copy_name(&name, format);

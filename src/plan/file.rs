@@ -79,7 +79,10 @@ impl PlanFile {
         let version = serde_json::from_str::<serde_json::Value>(&text).map_err(bad)?["version"].as_u64();
         if version != Some(PLAN_VERSION.into()) {
             let found = version.map_or("none".to_owned(), |v| v.to_string());
-            return Err(Error::Request(format!("{}: plan version {found}, but this mantissa reads version {PLAN_VERSION}; plan the model again", path.display())));
+            return Err(Error::Request(format!(
+                "{}: plan version {found}, but this mantissa reads version {PLAN_VERSION}; plan the model again",
+                path.display()
+            )));
         }
         serde_json::from_str(&text).map_err(bad)
     }

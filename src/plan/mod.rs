@@ -45,7 +45,14 @@ impl Planned {
     /// A plan made before, costed for a target.
     pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
         let estimate = request.target.estimate_program(&crate::lower::lower(verify(&graph)?)?);
-        Ok(Planned { graph, estimate, reasons: BTreeMap::new(), rules: BTreeMap::new(), phases: Vec::new(), evaluations: 0 })
+        Ok(Planned {
+            graph,
+            estimate,
+            reasons: BTreeMap::new(),
+            rules: BTreeMap::new(),
+            phases: Vec::new(),
+            evaluations: 0,
+        })
     }
 }
 

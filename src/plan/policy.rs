@@ -91,7 +91,9 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
     match policy {
         Policy::Fp32 => unreachable!("handled above"),
         Policy::O3 => return say(true, "o3: everything is low"),
-        Policy::O2 if matches!(node.op, Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_)) => {
+        Policy::O2
+            if matches!(node.op, Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_)) =>
+        {
             return say(false, "o2: norms, softmax and losses stay f32");
         }
         Policy::O2 | Policy::O1 => {}
@@ -116,7 +118,12 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
     }
     let inputs = graph.inputs(id);
     let follows = |&i: &NodeId| done[i.index()].low;
-    let neutral = |&i: &NodeId| graph.op(i).is_source() || matches!(graph.op(i), Op::Const(_)) || graph.shape(i).rank() == 0 || !graph.ty(i).format.is_float();
+    let neutral = |&i: &NodeId| {
+        graph.op(i).is_source()
+            || matches!(graph.op(i), Op::Const(_))
+            || graph.shape(i).rank() == 0
+            || !graph.ty(i).format.is_float()
+    };
     if inputs.iter().any(follows) && inputs.iter().all(|i| follows(i) || neutral(i)) {
         say(true, "follows its low inputs")
     } else {
@@ -126,7 +133,10 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
 
 /// A weight's gradient is low where some product reads the weight.
 fn uses_low(graph: &Graph, param: NodeId, done: &[Verdict]) -> bool {
-    graph.users(param).into_iter().any(|u| graph.node(u).stage == Stage::Forward && done.get(u.index()).is_some_and(|v| v.low))
+    graph
+        .users(param)
+        .into_iter()
+        .any(|u| graph.node(u).stage == Stage::Forward && done.get(u.index()).is_some_and(|v| v.low))
 }
 
 /// The float32 list of `aten/src/ATen/autocast_mode.h`, in our operations.
@@ -135,7 +145,9 @@ fn on_f32_list(op: &Op) -> bool {
         Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_) => true,
         Op::Reduce { kind, .. } => *kind == ReduceKind::Sum,
         Op::Binary(b) => *b == crate::ir::Binary::Pow,
-        Op::Unary(u) => matches!(u, Unary::Exp | Unary::Log | Unary::Log1p | Unary::Recip | Unary::Rsqrt | Unary::Softplus),
+        Op::Unary(u) => {
+            matches!(u, Unary::Exp | Unary::Log | Unary::Log1p | Unary::Recip | Unary::Rsqrt | Unary::Softplus)
+        }
         _ => false,
     }
 }

@@ -36,7 +36,11 @@ pub fn summary_line(label: &str, estimate: Estimate, kernels: usize) -> String {
 pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     let program = lower(verify(&planned.graph)?)?;
     let mut out = String::new();
-    let _ = writeln!(out, "{:>3}  {:<9} {:>9} {:>9}  {:<34} {:<8} why", "#", "kernel", "time", "bytes", "computes", "format");
+    let _ = writeln!(
+        out,
+        "{:>3}  {:<9} {:>9} {:>9}  {:<34} {:<8} why",
+        "#", "kernel", "time", "bytes", "computes", "format"
+    );
     for (launch, i) in program.launches.iter().enumerate().flat_map(|(n, r)| r.clone().map(move |i| (n, i))) {
         let kernel = &program.kernels[i];
         let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format);
@@ -52,18 +56,29 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         }
     }
     let (alone, fused) = casts(&planned.graph, &program);
-    let _ = writeln!(out, "\ncasts: {alone} standing alone, {fused} fused into the kernel that produces the value, {} weights carried in a low copy, {} inputs staged low", carried(&planned.graph), staged(&planned.graph));
+    let _ = writeln!(
+        out,
+        "\ncasts: {alone} standing alone, {fused} fused into the kernel that produces the value, {} weights carried in a low copy, {} inputs staged low",
+        carried(&planned.graph),
+        staged(&planned.graph)
+    );
     Ok(out)
 }
 
 fn clip(s: &str, width: usize) -> String {
-    if s.chars().count() <= width { s.to_owned() } else { format!("{}…", s.chars().take(width - 1).collect::<String>()) }
+    if s.chars().count() <= width {
+        s.to_owned()
+    } else {
+        format!("{}…", s.chars().take(width - 1).collect::<String>())
+    }
 }
 
 /// A stored buffer: the value it holds, its format, and the reason.
 fn describe(planned: &Planned, buffer: &str) -> (String, String, String) {
     let g = &planned.graph;
-    let Some(id) = g.find(buffer) else { return (buffer.to_owned(), String::new(), "copied at the end of the step".into()) };
+    let Some(id) = g.find(buffer) else {
+        return (buffer.to_owned(), String::new(), "copied at the end of the step".into());
+    };
     let value = g.inputs(id).first().map_or(buffer, |&v| g.name_of(v));
     let update = g.outputs().iter().find(|o| o.node == id && o.role == crate::ir::Role::Update);
     let shown = update.map_or_else(|| value.to_owned(), |o| format!("{} ←", o.name));

@@ -84,7 +84,8 @@ fn instance(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
     let root = *ids.last().ok_or("an empty left side")?;
     egraph.rebuild();
     let before = egraph[root].nodes.len();
-    let runner = Runner::<_, _, ()>::new(Default::default()).with_egraph(egraph).with_iter_limit(1).run(&[rule.rewrite()]);
+    let runner =
+        Runner::<_, _, ()>::new(Default::default()).with_egraph(egraph).with_iter_limit(1).run(&[rule.rewrite()]);
     let (egraph, root) = (runner.egraph, runner.iterations);
     let applied: usize = root.iter().flat_map(|i| i.applied.values()).sum();
     let root = egraph.find(*ids.last().expect("checked above"));
@@ -110,7 +111,9 @@ fn word_for(rule: &Rule, var: &str, name: &str, rng: &mut ChaCha8Rng) -> String 
                 ("matmul", 0) => "f32".into(),
                 ("matmul", 1) => pick(rng, &["nn", "nt", "tn", "tt"]),
                 ("softmax" | "log_softmax" | "gather" | "concat", _) => pick(rng, &["axis=0", "axis=1"]),
-                ("reshape" | "broadcast", _) => pick(rng, &["dims=[3]", "dims=[6]", "dims=[2, 3]", "dims=[3, 2]", "dims=[1, 3]"]),
+                ("reshape" | "broadcast", _) => {
+                    pick(rng, &["dims=[3]", "dims=[6]", "dims=[2, 3]", "dims=[3, 2]", "dims=[1, 3]"])
+                }
                 ("transpose", _) => "perm=[1, 0]".into(),
                 _ => pick(rng, &["axes=[0]", "axes=[1]", "keep=false", "keep=true"]),
             };
@@ -150,7 +153,8 @@ fn type_checks(egraph: &EGraph, t: &Term) -> Result<(), String> {
         return Ok(());
     }
     let (op, operands) = decode_op(egraph, t)?;
-    let types: Vec<&Type> = operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
+    let types: Vec<&Type> =
+        operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
     op.infer(&types).map(|_| ())
 }
 
@@ -158,7 +162,8 @@ impl Instance {
     fn check(&self, rule: &Rule) -> Result<(), String> {
         let members: Vec<Tensor> = self.egraph[self.root].nodes.iter().filter_map(|t| self.eval(t, 0)).collect();
         let Some(first) = members.first() else { return Err("no member could be evaluated".into()) };
-        let unit = if rule.arrow == Arrow::Exact { 1e-12 } else { Format::Bf16.float().map_or(0.0, |s| s.unit_roundoff()) };
+        let unit =
+            if rule.arrow == Arrow::Exact { 1e-12 } else { Format::Bf16.float().map_or(0.0, |s| s.unit_roundoff()) };
         for other in &members[1..] {
             for (a, b) in first.data.iter().zip(&other.data) {
                 // A few roundings of operands of size up to 2, summed over products of length 3.

@@ -152,7 +152,10 @@ impl Analysis<Term> for Facts {
                     "param" | "state" | "input" => {
                         let word = child(0).word.map_or("", |w| w.as_str());
                         let ty = egraph.analysis.sources.get(word).cloned();
-                        Fact { word: child(0).word, ..fact(sort, Some(ty.expect("sources are declared before they are used"))) }
+                        Fact {
+                            word: child(0).word,
+                            ..fact(sort, Some(ty.expect("sources are declared before they are used")))
+                        }
                     }
                     "carried" | "staged" => {
                         let format = child(0).word.and_then(|w| w.as_str().parse().ok()).expect("a format leads");
@@ -161,8 +164,10 @@ impl Analysis<Term> for Facts {
                         fact(sort, Some(Type::new(shape, format)))
                     }
                     _ => {
-                        let ty = infer(egraph, term).unwrap_or_else(|e| panic!("a rule built an ill-typed {name}: {e}"));
-                        let low = if name == "put" || name == "cast" { child(1).low } else { egraph.analysis.allow_low };
+                        let ty =
+                            infer(egraph, term).unwrap_or_else(|e| panic!("a rule built an ill-typed {name}: {e}"));
+                        let low =
+                            if name == "put" || name == "cast" { child(1).low } else { egraph.analysis.allow_low };
                         Fact { low, ..fact(sort, Some(ty)) }
                     }
                 }
@@ -173,7 +178,8 @@ impl Analysis<Term> for Facts {
     /// Equal classes must agree in sort, shape and format: an unsound rule dies here, at once.
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
         assert!(a.sort == b.sort && a.ty == b.ty, "a rule equates {a:?} and {b:?}");
-        let merged = Fact { low: a.low && b.low, constant: a.constant.or(b.constant), word: a.word.or(b.word), ..a.clone() };
+        let merged =
+            Fact { low: a.low && b.low, constant: a.constant.or(b.constant), word: a.word.or(b.word), ..a.clone() };
         let changed = (merged != *a, merged != b);
         *a = merged;
         DidMerge(changed.0, changed.1)
@@ -225,6 +231,7 @@ pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> 
 
 fn infer(egraph: &EGraph, term: &Term) -> Result<Type, String> {
     let (op, operands) = decode_op(egraph, term)?;
-    let types: Vec<&Type> = operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
+    let types: Vec<&Type> =
+        operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
     op.infer(&types)
 }

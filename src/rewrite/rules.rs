@@ -85,7 +85,11 @@ impl RuleSet {
             }
         }
         if !found {
-            return Err(Error::Request(format!("{}: no rule files; they are named {}.rules", dir.display(), PHASES.join(".rules, "))));
+            return Err(Error::Request(format!(
+                "{}: no rule files; they are named {}.rules",
+                dir.display(),
+                PHASES.join(".rules, ")
+            )));
         }
         Ok(set)
     }
@@ -115,7 +119,9 @@ fn parse_rule(phase: &str, item: &Sexpr, source: &str) -> Parse<Vec<Rule>> {
     let shape = "a rule is (rule NAME \"doc\" LEFT => RIGHT when (CONDITION ...) ...)";
     let bad = |span, what: &str| Spanned::new(span, what.to_owned()).help(shape);
     let Sexpr::List(parts, span) = item else { return Err(bad(item.span(), "expected a rule")) };
-    let [head, name, doc, left, arrow, right, rest @ ..] = &parts[..] else { return Err(bad(span.clone(), "this rule lacks a part")) };
+    let [head, name, doc, left, arrow, right, rest @ ..] = &parts[..] else {
+        return Err(bad(span.clone(), "this rule lacks a part"));
+    };
     if head.atom() != Some("rule") {
         return Err(bad(head.span(), "expected `rule`"));
     }
@@ -129,7 +135,9 @@ fn parse_rule(phase: &str, item: &Sexpr, source: &str) -> Parse<Vec<Rule>> {
     };
     let conditions = match rest {
         [] => Vec::new(),
-        [when, conditions @ ..] if when.atom() == Some("when") => conditions.iter().map(parse_condition).collect::<Parse<_>>()?,
+        [when, conditions @ ..] if when.atom() == Some("when") => {
+            conditions.iter().map(parse_condition).collect::<Parse<_>>()?
+        }
         [other, ..] => return Err(bad(other.span(), "expected `when` or the end of the rule")),
     };
     let text = source[left.span().start..span.end - 1].split_whitespace().collect::<Vec<_>>().join(" ");
@@ -151,7 +159,10 @@ fn parse_rule(phase: &str, item: &Sexpr, source: &str) -> Parse<Vec<Rule>> {
                 if let ENodeOrVar::Var(v) = arg
                     && !rule.sorts.contains_key(&v.to_string())
                 {
-                    return Err(Spanned::new(span.clone(), format!("the condition `{}` uses {v}, which the left side does not bind", c.name)));
+                    return Err(Spanned::new(
+                        span.clone(),
+                        format!("the condition `{}` uses {v}, which the left side does not bind", c.name),
+                    ));
                 }
             }
         }
@@ -164,11 +175,14 @@ fn parse_rule(phase: &str, item: &Sexpr, source: &str) -> Parse<Vec<Rule>> {
 }
 
 fn parse_condition(item: &Sexpr) -> Parse<Condition> {
-    let Sexpr::List(parts, span) = item else { return Err(Spanned::new(item.span(), "expected a condition in parentheses")) };
+    let Sexpr::List(parts, span) = item else {
+        return Err(Spanned::new(item.span(), "expected a condition in parentheses"));
+    };
     let name = parts.first().and_then(Sexpr::atom).unwrap_or("");
     let Some((_, arity, _)) = CONDITIONS.iter().find(|c| c.0 == name) else {
         let known = CONDITIONS.map(|c| c.0);
-        let error = Spanned::new(parts.first().map_or(span.clone(), Sexpr::span), format!("there is no condition `{name}`"));
+        let error =
+            Spanned::new(parts.first().map_or(span.clone(), Sexpr::span), format!("there is no condition `{name}`"));
         return Err(error.help(match nearest(name, known.into_iter()) {
             Some(near) => format!("is `{near}` meant?"),
             None => format!("conditions are {}", known.join(", ")),
@@ -178,7 +192,9 @@ fn parse_condition(item: &Sexpr) -> Parse<Condition> {
         return Err(Spanned::new(span.clone(), format!("`{name}` takes {arity} arguments, not {}", parts.len() - 1)));
     }
     let args = parts[1..].iter().map(|p| match p.atom() {
-        Some(v) if v.starts_with('?') => v.parse().map(ENodeOrVar::Var).map_err(|_| Spanned::new(p.span(), "not a variable")),
+        Some(v) if v.starts_with('?') => {
+            v.parse().map(ENodeOrVar::Var).map_err(|_| Spanned::new(p.span(), "not a variable"))
+        }
         Some(word) => Ok(ENodeOrVar::ENode(Term::word(word))),
         None => Err(Spanned::new(p.span(), "expected a variable or a word")),
     });
@@ -193,14 +209,19 @@ fn parse_sides(left: &Sexpr, right: &Sexpr, arrow: Arrow) -> Parse<Sides> {
     if let Some(other) = sort_of(right)
         && other != root
     {
-        return Err(Spanned::new(right.span(), format!("this is {}, but the left side is {}", describe(other), describe(root))));
+        return Err(Spanned::new(
+            right.span(),
+            format!("this is {}, but the left side is {}", describe(other), describe(root)),
+        ));
     }
     let algebra = root == Sort::Value;
     if arrow == Arrow::Rounds && mentions(right, "pass") {
-        return Err(Spanned::new(right.span(), "a rounding rule must not `pass` on its right side").help("rounding needs a `put`: it would be lost in registers"));
+        return Err(Spanned::new(right.span(), "a rounding rule must not `pass` on its right side")
+            .help("rounding needs a `put`: it would be lost in registers"));
     }
     if root == Sort::Edge && arrow == Arrow::Exact && !mentions(right, "put") && !mentions(right, "get") {
-        return Err(Spanned::new(left.span(), "algebra must be rooted in values, not edges").help("drop the outer `pass`: congruence carries the rule into every edge"));
+        return Err(Spanned::new(left.span(), "algebra must be rooted in values, not edges")
+            .help("drop the outer `pass`: congruence carries the rule into every edge"));
     }
     // A bare variable on the right of algebra is a value, so on the left it is passed.
     let value_variable = right.atom().filter(|a| algebra && a.starts_with('?'));
@@ -235,7 +256,9 @@ fn sort_of(e: &Sexpr) -> Option<Sort> {
 
 fn mentions(e: &Sexpr, head: &str) -> bool {
     match e {
-        Sexpr::List(parts, _) => parts.first().and_then(Sexpr::atom) == Some(head) || parts.iter().any(|p| mentions(p, head)),
+        Sexpr::List(parts, _) => {
+            parts.first().and_then(Sexpr::atom) == Some(head) || parts.iter().any(|p| mentions(p, head))
+        }
         _ => false,
     }
 }
@@ -249,7 +272,9 @@ struct Build<'a> {
 impl Build<'_> {
     /// Appends `e` where a term of sort `wanted` must stand; a value in an edge's place is passed.
     fn term(&mut self, e: &Sexpr, wanted: Sort, out: &mut PatternAst<Term>) -> Parse<Id> {
-        if wanted == Sort::Edge && (sort_of(e) == Some(Sort::Value) || (self.value_variable.is_some() && e.atom() == self.value_variable)) {
+        if wanted == Sort::Edge
+            && (sort_of(e) == Some(Sort::Value) || (self.value_variable.is_some() && e.atom() == self.value_variable))
+        {
             let value = self.term(e, Sort::Value, out)?;
             return Ok(out.add(ENodeOrVar::ENode(Term::op("pass", vec![value]))));
         }
@@ -259,9 +284,14 @@ impl Build<'_> {
                 let var: Var = a.parse().map_err(|_| Spanned::new(span.clone(), "variables are written ?name"))?;
                 match self.sorts.get(a) {
                     Some(&sort) if sort != wanted => {
-                        return Err(Spanned::new(span.clone(), format!("{a} is {} elsewhere but must be {} here", describe(sort), describe(wanted))));
+                        return Err(Spanned::new(
+                            span.clone(),
+                            format!("{a} is {} elsewhere but must be {} here", describe(sort), describe(wanted)),
+                        ));
                     }
-                    None if !self.on_left => return Err(Spanned::new(span.clone(), format!("{a} is not bound by the left side"))),
+                    None if !self.on_left => {
+                        return Err(Spanned::new(span.clone(), format!("{a} is not bound by the left side")));
+                    }
                     Some(_) => {}
                     None => {
                         self.sorts.insert(a.clone(), wanted);
@@ -270,16 +300,23 @@ impl Build<'_> {
                 Ok(out.add(ENodeOrVar::Var(var)))
             }
             Sexpr::Atom(a, span) => match (a.parse::<f64>(), wanted) {
-                (Ok(x), Sort::Value) => Ok(out.add(ENodeOrVar::ENode(Term { head: Head::Num(Num::new(x)), children: Vec::new() }))),
+                (Ok(x), Sort::Value) => {
+                    Ok(out.add(ENodeOrVar::ENode(Term { head: Head::Num(Num::new(x)), children: Vec::new() })))
+                }
                 (_, Sort::Word) => Ok(out.add(ENodeOrVar::ENode(Term::word(a)))),
                 _ => Err(Spanned::new(span.clone(), format!("expected {}, found the word `{a}`", describe(wanted)))),
             },
             Sexpr::List(parts, span) => {
-                let Some(name) = parts.first().and_then(Sexpr::atom) else { return Err(Spanned::new(span.clone(), "expected an operation")) };
+                let Some(name) = parts.first().and_then(Sexpr::atom) else {
+                    return Err(Spanned::new(span.clone(), "expected an operation"));
+                };
                 check_head(name, &parts[0])?;
                 let sort = Sort::of(name);
                 if sort != wanted {
-                    return Err(Spanned::new(span.clone(), format!("expected {}, but `{name}` yields {}", describe(wanted), describe(sort))));
+                    return Err(Spanned::new(
+                        span.clone(),
+                        format!("expected {}, but `{name}` yields {}", describe(wanted), describe(sort)),
+                    ));
                 }
                 let words = word_count(name, parts.len() - 1);
                 let mut children = Vec::new();
@@ -305,8 +342,12 @@ fn word_count(name: &str, children: usize) -> usize {
 
 /// Some operation of this name, for its operand count.
 fn known_op(name: &str) -> Option<Op> {
-    let attrs = ["axis=0", "axes=[0]", "dims=[1]", "perm=[0]", "value=0", "stop=0", "size=[1]", "format=f32", "reduction=none"];
-    let attrs = attrs.iter().filter_map(|a| a.split_once('=')).filter_map(|(k, v)| Some((k.to_owned(), crate::ir::text::parse_attr(v).ok()?)));
+    let attrs =
+        ["axis=0", "axes=[0]", "dims=[1]", "perm=[0]", "value=0", "stop=0", "size=[1]", "format=f32", "reduction=none"];
+    let attrs = attrs
+        .iter()
+        .filter_map(|a| a.split_once('='))
+        .filter_map(|(k, v)| Some((k.to_owned(), crate::ir::text::parse_attr(v).ok()?)));
     Op::build(name, &Attrs(attrs.collect())).ok()
 }
 
@@ -322,7 +363,8 @@ impl Rule {
     /// The rewrite egg runs. Its applier checks conditions and notes which rule made each new term.
     pub fn rewrite(&self) -> Rewrite<Term, Facts> {
         let applier = RuleApplier { rule: self.clone(), name: self.name.as_str().into() };
-        Rewrite::new(self.name.as_str(), Pattern::new(self.left.clone()), applier).expect("the loader bound every variable")
+        Rewrite::new(self.name.as_str(), Pattern::new(self.left.clone()), applier)
+            .expect("the loader bound every variable")
     }
 }
 
@@ -332,12 +374,23 @@ struct RuleApplier {
 }
 
 impl Applier<Term, Facts> for RuleApplier {
-    fn apply_one(&self, egraph: &mut EGraph, class: Id, subst: &Subst, _: Option<&PatternAst<Term>>, _: Symbol) -> Vec<Id> {
+    fn apply_one(
+        &self,
+        egraph: &mut EGraph,
+        class: Id,
+        subst: &Subst,
+        _: Option<&PatternAst<Term>>,
+        _: Symbol,
+    ) -> Vec<Id> {
         for c in &self.rule.conditions {
-            let args: Vec<Id> = c.args.iter().map(|a| match a {
-                ENodeOrVar::Var(v) => subst[*v],
-                ENodeOrVar::ENode(t) => egraph.add(t.clone()),
-            }).collect();
+            let args: Vec<Id> = c
+                .args
+                .iter()
+                .map(|a| match a {
+                    ENodeOrVar::Var(v) => subst[*v],
+                    ENodeOrVar::ENode(t) => egraph.add(t.clone()),
+                })
+                .collect();
             if !holds(egraph, &c.name, &args, class) {
                 return Vec::new();
             }

@@ -51,7 +51,8 @@ pub fn saturate(mut egraph: EGraph, rules: &RuleSet) -> (EGraph, Vec<PhaseReport
             _ => None,
         };
         let applied = rules.phase(phase).map(|r| {
-            let count = runner.iterations.iter().filter_map(|i| i.applied.get(&egg::Symbol::from(r.name.as_str()))).sum();
+            let count =
+                runner.iterations.iter().filter_map(|i| i.applied.get(&egg::Symbol::from(r.name.as_str()))).sum();
             (r.name.clone(), count)
         });
         reports.push(PhaseReport {

@@ -65,7 +65,10 @@ fn one(text: &str, at: &mut usize) -> Result<Option<Sexpr>, Spanned> {
         Some('"') => match text[start + 1..].find('"') {
             Some(n) => {
                 *at = start + n + 2;
-                Ok(Some(Sexpr::Text(text[start + 1..start + 1 + n].split_whitespace().collect::<Vec<_>>().join(" "), start..*at)))
+                Ok(Some(Sexpr::Text(
+                    text[start + 1..start + 1 + n].split_whitespace().collect::<Vec<_>>().join(" "),
+                    start..*at,
+                )))
             }
             None => Err(Spanned::new(start..start + 1, "this text is never closed")),
         },

@@ -127,7 +127,16 @@ pub enum ScalerMode {
 
 impl Default for Scaler {
     fn default() -> Scaler {
-        Scaler { mode: ScalerMode::Auto, init: 65536.0, growth: 2.0, backoff: 0.5, interval: 2000, floor: 1.0, cap: 16_777_216.0, hysteresis: 1 }
+        Scaler {
+            mode: ScalerMode::Auto,
+            init: 65536.0,
+            growth: 2.0,
+            backoff: 0.5,
+            interval: 2000,
+            floor: 1.0,
+            cap: 16_777_216.0,
+            hysteresis: 1,
+        }
     }
 }
 
@@ -149,7 +158,9 @@ impl Scaler {
             s if !(s.growth >= 1.0 && s.growth.is_finite()) => bad("`growth` must be at least 1"),
             s if !(s.backoff > 0.0 && s.backoff < 1.0) => bad("`backoff` must lie between 0 and 1"),
             s if s.interval == 0 || s.hysteresis == 0 => bad("`interval` and `hysteresis` must be at least 1"),
-            s if !(s.floor > 0.0 && s.floor <= s.cap && s.cap.is_finite()) => bad("`floor` and `cap` must satisfy 0 < floor ≤ cap"),
+            s if !(s.floor > 0.0 && s.floor <= s.cap && s.cap.is_finite()) => {
+                bad("`floor` and `cap` must satisfy 0 < floor ≤ cap")
+            }
             _ => Ok(()),
         }
     }

@@ -124,7 +124,9 @@ impl RunFile {
 
 /// Sets one dotted key to a TOML value; what is no TOML value is text.
 fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
-    let (key, value) = assignment.split_once('=').ok_or_else(|| Error::Request(format!("--set takes key=value, not `{assignment}`")))?;
+    let (key, value) = assignment
+        .split_once('=')
+        .ok_or_else(|| Error::Request(format!("--set takes key=value, not `{assignment}`")))?;
     let parsed = toml::from_str::<toml::Table>(&format!("v = {value}")).ok().and_then(|mut t| t.remove("v"));
     let value = parsed.unwrap_or_else(|| toml::Value::String(value.to_owned()));
     let mut at = table;
@@ -135,7 +137,9 @@ fn set(table: &mut toml::Table, assignment: &str) -> Result<()> {
             return Ok(());
         }
         let next = at.entry(part.to_owned()).or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        at = next.as_table_mut().ok_or_else(|| Error::Request(format!("--set {key}: `{part}` is a value, not a section")))?;
+        at = next
+            .as_table_mut()
+            .ok_or_else(|| Error::Request(format!("--set {key}: `{part}` is a value, not a section")))?;
     }
     Ok(())
 }

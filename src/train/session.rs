@@ -71,7 +71,9 @@ impl Session {
         };
         let feeds = feeds(&compiled.planned.graph);
         if feeds.iter().filter(|f| !f.label && !f.buffer.contains('.')).count() > 1 {
-            return Err(Error::Request("models with several inputs cannot be fed from a dataset of one feature array yet".into()));
+            return Err(Error::Request(
+                "models with several inputs cannot be fed from a dataset of one feature array yet".into(),
+            ));
         }
         let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds };
         session.initialise()?;
@@ -86,7 +88,9 @@ impl Session {
             let values = match init {
                 Init::Copy(_) => continue,
                 Init::Data => self.compiled.weights.get(name).cloned().ok_or_else(|| {
-                    Error::Request(format!("parameter `{name}` takes its values from the model file, which has none for it"))
+                    Error::Request(format!(
+                        "parameter `{name}` takes its values from the model file, which has none for it"
+                    ))
                 })?,
                 _ => initialise(name, init, ty, self.seed).expect("only data and copies have no values of their own"),
             };
@@ -111,10 +115,13 @@ impl Session {
         self.step.describe()
     }
 
-    /// Extents of one input sample, and the number of classes if the loss takes class indices.
-    pub fn expects(&self) -> (Vec<usize>, Option<usize>) {
-        let input = self.feeds.iter().find(|f| !f.label).map_or(Vec::new(), |f| f.ty.dims()[1..].to_vec());
-        (input, self.compiled.classes())
+    /// Refuses data that does not fit the model. Training data must fill a batch.
+    pub fn check(&self, data: &Dataset, training: bool) -> Result<()> {
+        let sample = |label: bool| {
+            self.feeds.iter().find(|f| f.label == label).map_or(Vec::new(), |f| f.ty.dims()[1..].to_vec())
+        };
+        let batch = if training { self.compiled.settings.batch() } else { 1 };
+        data.check(&sample(false), self.compiled.classes(), sample(true).iter().product(), batch)
     }
 
     /// One pass over the data in an order that depends on the seed and the epoch alone. The last, incomplete batch is
@@ -122,9 +129,7 @@ impl Session {
     pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(usize)) -> Result<EpochReport> {
         let batch = self.compiled.settings.batch();
         let steps = data.samples / batch;
-        if steps == 0 {
-            return Err(Error::data(&data.path, format!("{} samples do not fill one batch of {batch}", data.samples)));
-        }
+        self.check(data, true)?;
         let mut order: Vec<usize> = (0..data.samples).collect();
         let seed = self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
@@ -165,7 +170,10 @@ impl Session {
 
     /// Loss and accuracy over a dataset, with the parameters as they are.
     pub fn evaluate(&mut self, data: &Dataset) -> Result<Option<EvalReport>> {
-        let (Some(eval), Some(graph), Some(head)) = (&mut self.eval, &self.compiled.eval, self.compiled.task.head) else { return Ok(None) };
+        let (Some(eval), Some(graph), Some(head)) = (&mut self.eval, &self.compiled.eval, self.compiled.task.head)
+        else {
+            return Ok(None);
+        };
         for id in graph.sources() {
             if matches!(graph.op(id), Op::Param { .. } | Op::State { .. }) {
                 let name = graph.name_of(id);
@@ -201,7 +209,10 @@ impl Session {
         let mut tensors = BTreeMap::new();
         for id in saved_sources(&g) {
             let (name, ty) = (g.name_of(id), g.ty(id));
-            tensors.insert(name.to_owned(), Saved { format: ty.format, dims: ty.dims(), bytes: self.step.read_bytes(name)? });
+            tensors.insert(
+                name.to_owned(),
+                Saved { format: ty.format, dims: ty.dims(), bytes: self.step.read_bytes(name)? },
+            );
         }
         let metadata = BTreeMap::from([
             ("mantissa".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -219,16 +230,25 @@ impl Session {
         if meta("model") != self.compiled.model_fingerprint {
             return Err(Error::model(
                 path,
-                format!("this checkpoint belongs to another model (`{}`), not to `{}`", meta("model_name"), self.compiled.planned.graph.name),
+                format!(
+                    "this checkpoint belongs to another model (`{}`), not to `{}`",
+                    meta("model_name"),
+                    self.compiled.planned.graph.name
+                ),
             ));
         }
         let g = self.compiled.planned.graph.clone();
         for id in saved_sources(&g) {
             let (name, ty) = (g.name_of(id), g.ty(id));
-            let missing = || Error::model(path, format!("no tensor `{name}`: the run it comes from had another optimizer or scaler"));
+            let missing = || {
+                Error::model(path, format!("no tensor `{name}`: the run it comes from had another optimizer or scaler"))
+            };
             let t = checkpoint.tensors.get(name).ok_or_else(missing)?;
             if t.dims != ty.dims() || t.format != ty.format {
-                return Err(Error::model(path, format!("tensor `{name}` is {}{:?}, but the step takes {ty}", t.format, t.dims)));
+                return Err(Error::model(
+                    path,
+                    format!("tensor `{name}` is {}{:?}, but the step takes {ty}", t.format, t.dims),
+                ));
             }
             self.step.write_bytes(name, &t.bytes)?;
         }

@@ -28,7 +28,9 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     recipe.scaler.check()?;
     let master = policy.master(low);
     let mut graph = task.graph.map_ops(|op| match op {
-        Op::Param { init, ty } if ty.format == Format::F32 => Op::Param { init: init.clone(), ty: Type::new(ty.shape.clone(), master) },
+        Op::Param { init, ty } if ty.format == Format::F32 => {
+            Op::Param { init: init.clone(), ty: Type::new(ty.shape.clone(), master) }
+        }
         other => other.clone(),
     })?;
     graph.clear_outputs();
@@ -216,7 +218,8 @@ impl Step {
                     let next = self.g.binary(Binary::Sub, param, move_by)?;
                     self.update(&name, param, next, overflow)?;
                 }
-                Optimizer::Adam { beta1, beta2, eps, weight_decay, .. } | Optimizer::Adamw { beta1, beta2, eps, weight_decay, .. } => {
+                Optimizer::Adam { beta1, beta2, eps, weight_decay, .. }
+                | Optimizer::Adamw { beta1, beta2, eps, weight_decay, .. } => {
                     let decoupled = matches!(optimizer, Optimizer::Adamw { .. });
                     let g = if decoupled { g } else { self.decayed(g, param, weight_decay)? };
                     let (m, m_name) = state(self, "m")?;
@@ -305,7 +308,8 @@ impl Step {
 
     /// Sums for the log, so that the host can read them late: once an epoch is enough.
     fn log(&mut self, loss: NodeId, overflow: Option<NodeId>) -> Result<()> {
-        let (sum, bad, batches) = (self.state(names::LOSS_SUM, 0.0)?, self.state(names::BAD_LOSSES, 0.0)?, self.state(names::BATCHES, 0.0)?);
+        let (sum, bad, batches) =
+            (self.state(names::LOSS_SUM, 0.0)?, self.state(names::BAD_LOSSES, 0.0)?, self.state(names::BATCHES, 0.0)?);
         let g = &mut self.g;
         let finite = g.unary(Unary::IsFinite, loss)?;
         let zero = g.constant(0.0)?;

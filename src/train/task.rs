@@ -23,17 +23,25 @@ impl Task {
     /// output a loss is added by name: `cross_entropy`, `mse`, `bce`.
     pub fn new(graph: Graph, loss: Option<&str>) -> Result<Task> {
         let mut graph = graph;
-        let scalars: Vec<NodeId> = graph.outputs().iter().map(|o| o.node).filter(|&n| graph.shape(n).rank() == 0).collect();
+        let scalars: Vec<NodeId> =
+            graph.outputs().iter().map(|o| o.node).filter(|&n| graph.shape(n).rank() == 0).collect();
         let own = graph.find("loss").filter(|&n| graph.shape(n).rank() == 0);
         let node = match loss {
             None => own.or(if scalars.len() == 1 { Some(scalars[0]) } else { None }),
-            Some(name) => match Loss::ALL.into_iter().find(|l| l.name() == name || (name == "bce" && *l == Loss::BceWithLogits)) {
-                Some(kind) => Some(add_loss(&mut graph, kind)?),
-                None => Some(graph.find(name).ok_or_else(|| Error::Request(format!("`{name}` is neither a loss (cross_entropy, mse, bce) nor a value of the model")))?),
-            },
+            Some(name) => {
+                match Loss::ALL.into_iter().find(|l| l.name() == name || (name == "bce" && *l == Loss::BceWithLogits)) {
+                    Some(kind) => Some(add_loss(&mut graph, kind)?),
+                    None => Some(graph.find(name).ok_or_else(|| {
+                        Error::Request(format!(
+                            "`{name}` is neither a loss (cross_entropy, mse, bce) nor a value of the model"
+                        ))
+                    })?),
+                }
+            }
         };
         let Some(loss) = node else {
-            let outputs: Vec<String> = graph.outputs().iter().map(|o| format!("{}: {}", o.name, graph.ty(o.node))).collect();
+            let outputs: Vec<String> =
+                graph.outputs().iter().map(|o| format!("{}: {}", o.name, graph.ty(o.node))).collect();
             return Err(Error::Request(format!(
                 "model `{}` has no loss (its outputs: {}); add one with --loss cross_entropy|mse|bce, or name a scalar value",
                 graph.name,
@@ -41,7 +49,11 @@ impl Task {
             )));
         };
         if graph.shape(loss).rank() != 0 {
-            return Err(Error::Request(format!("the loss `{}` is {}, not a scalar", graph.name_of(loss), graph.ty(loss))));
+            return Err(Error::Request(format!(
+                "the loss `{}` is {}, not a scalar",
+                graph.name_of(loss),
+                graph.ty(loss)
+            )));
         }
         let head = find_head(&graph, loss);
         Ok(Task { graph, loss, head })
@@ -56,7 +68,10 @@ impl Task {
 
     /// Inputs that are not labels, and labels, in order.
     pub fn inputs(&self, labels: bool) -> Vec<NodeId> {
-        self.graph.sources().filter(|&id| matches!(self.graph.op(id), Op::Input { label, .. } if *label == labels)).collect()
+        self.graph
+            .sources()
+            .filter(|&id| matches!(self.graph.op(id), Op::Input { label, .. } if *label == labels))
+            .collect()
     }
 }
 
@@ -65,7 +80,11 @@ fn add_loss(graph: &mut Graph, kind: Loss) -> Result<NodeId> {
     let outputs: Vec<Output> = graph.outputs().to_vec();
     let [output] = &outputs[..] else {
         let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
-        return Err(Error::Request(format!("the model has {} outputs ({}); a loss can be added to a model with one", outputs.len(), names.join(", "))));
+        return Err(Error::Request(format!(
+            "the model has {} outputs ({}); a loss can be added to a model with one",
+            outputs.len(),
+            names.join(", ")
+        )));
     };
     let x = output.node;
     let ty = if kind.is_elementwise() {

@@ -112,11 +112,15 @@ pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<V
     let mut file = Checkpoint::default();
     file.metadata.insert("plan".into(), serde_json::to_string(&header).expect("a header is plain data"));
     for (name, values) in &compiled.weights {
-        let saved = Saved { format: Format::F32, dims: vec![values.len()], bytes: bytemuck::cast_slice(values).to_vec() };
+        let saved =
+            Saved { format: Format::F32, dims: vec![values.len()], bytes: bytemuck::cast_slice(values).to_vec() };
         file.tensors.insert(name.clone(), saved);
     }
     for (key, cubin) in cubins {
-        file.tensors.insert(format!("{CUBIN}{key}"), Saved { format: Format::U8, dims: vec![cubin.len()], bytes: cubin.clone() });
+        file.tensors.insert(
+            format!("{CUBIN}{key}"),
+            Saved { format: Format::U8, dims: vec![cubin.len()], bytes: cubin.clone() },
+        );
     }
     let payload = file.to_bytes();
     bytes.extend_from_slice(&payload);
@@ -131,7 +135,8 @@ pub fn write_executable(path: &Path, bytes: &[u8]) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).map_err(Error::io("make executable", path))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
+            .map_err(Error::io("make executable", path))?;
     }
     Ok(())
 }
@@ -153,7 +158,9 @@ pub fn main(payload: Payload) -> Result<()> {
         return Err(Error::Request("--data is needed: .npz with x and y, .csv, or a directory of IDX files".into()));
     }
     let none = Source { features: PathBuf::new(), labels: None };
-    let plan = RunPlan { name: compiled.planned.graph.name.clone(), train: none, test: None, scale: 1.0, epochs: 10, seed: 0 }.with(&args)?;
+    let plan =
+        RunPlan { name: compiled.planned.graph.name.clone(), train: none, test: None, scale: 1.0, epochs: 10, seed: 0 }
+            .with(&args)?;
     let data = crate::data::load(&plan.train, plan.scale)?;
     train(compiled, data, &plan, &args, &cubins)
 }

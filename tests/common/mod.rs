@@ -12,27 +12,69 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 11] = [
-    ("mlp", "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }"),
-    ("gelu_norm", "model gelu_norm { input x: f32[batch, 16] label y: f32[batch, 3] param w: f32[16, 24] = kaiming_uniform param s: f32[24] = ones param t: f32[24] = zeros param v: f32[24, 3] = xavier_uniform h = layer_norm(gelu(x @ w), s, t, eps=1e-5) p = h @ v loss = mse(p, y) }"),
-    ("sigmoid_bce", "model sigmoid_bce { input x: f32[batch, 6] label y: f32[batch, 1] param w: f32[6, 8] = kaiming_uniform param v: f32[8, 1] = xavier_uniform p = tanh(x @ w) @ v loss = bce_with_logits(p, y) }"),
-    ("attention", "model attention { input x: f32[batch, 6, 8] label y: f32[batch, 6, 8] param q: f32[8, 8] = xavier_uniform param k: f32[8, 8] = xavier_uniform param v: f32[8, 8] = xavier_uniform a = softmax(matmul(x @ q, x @ k, t=nt) * 0.35) p = matmul(a, x @ v) loss = mse(p, y) }"),
-    ("log_softmax", "model log_softmax { input x: f32[batch, 7] label y: f32[batch, 4] param w: f32[7, 4] = kaiming_uniform p = log_softmax(x @ w) loss = mse(p, y) }"),
-    ("shapes", "model shapes { input x: f32[batch, 6] label y: f32[batch, 10] param w: f32[6, 12] = kaiming_uniform h = x @ w a = slice(h, axis=1, start=1, stop=9, step=2) b = slice(h, axis=1, start=6, stop=12) p = concat(tanh(a), transpose(transpose(b)), axis=1) loss = mse(p, y) }"),
-    ("pad", "model pad { input x: f32[batch, 5] label y: f32[batch, 8] param w: f32[5, 5] = kaiming_uniform p = pad(x @ w, axis=1, lo=1, hi=2) loss = mse(p, y) }"),
-    ("embedding", "model embedding { input x: f32[batch, 4] label y: f32[batch, 4] param e: f32[9, 4] = normal(1) param i: f32[4] = ones r = gather(e, iota(dims=[3], axis=0)) s = sum(r, axes=[0]) p = x * s + i loss = mse(p, y) }"),
-    ("broadcast", "model broadcast { input x: f32[batch, 3, 4] label y: f32[batch, 3, 4] param s: f32[3, 1] = ones param b: f32[4] = zeros p = softplus(x * s) + sigmoid(b - x) loss = mse(p, y) }"),
-    ("reductions", "model reductions { input x: f32[batch, 6] label y: f32[batch, 1] param w: f32[6, 6] = kaiming_uniform h = exp(x @ w * 0.1) m = reduce_max(h, axes=[1], keep=true) p = mean(h / m, axes=[1], keep=true) + log(sum(h, axes=[1], keep=true)) loss = mse(p, y) }"),
-    ("unary", "model unary { input x: f32[batch, 5] label y: f32[batch, 5] param w: f32[5] = uniform(1) a = sqrt(square(x * w) + 1) b = gelu_tanh(x + w) * rsqrt(a) c = abs(sin(b)) + cos(w) / a - max(x, w) * min(b, 0.5) p = select(gt(x, w), c, erf(b)) - recip(a) + log1p(exp(neg(b))) loss = mse(p, y) }"),
+pub const MODELS: [(&str, &str); 12] = [
+    (
+        "mlp",
+        "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
+    ),
+    (
+        "gelu_norm",
+        "model gelu_norm { input x: f32[batch, 16] label y: f32[batch, 3] param w: f32[16, 24] = kaiming_uniform param s: f32[24] = ones param t: f32[24] = zeros param v: f32[24, 3] = xavier_uniform h = layer_norm(gelu(x @ w), s, t, eps=1e-5) p = h @ v loss = mse(p, y) }",
+    ),
+    (
+        "sigmoid_bce",
+        "model sigmoid_bce { input x: f32[batch, 6] label y: f32[batch, 1] param w: f32[6, 8] = kaiming_uniform param v: f32[8, 1] = xavier_uniform p = tanh(x @ w) @ v loss = bce_with_logits(p, y) }",
+    ),
+    (
+        "attention",
+        "model attention { input x: f32[batch, 6, 8] label y: f32[batch, 6, 8] param q: f32[8, 8] = xavier_uniform param k: f32[8, 8] = xavier_uniform param v: f32[8, 8] = xavier_uniform a = softmax(matmul(x @ q, x @ k, t=nt) * 0.35) p = matmul(a, x @ v) loss = mse(p, y) }",
+    ),
+    (
+        "log_softmax",
+        "model log_softmax { input x: f32[batch, 7] label y: f32[batch, 4] param w: f32[7, 4] = kaiming_uniform p = log_softmax(x @ w) loss = mse(p, y) }",
+    ),
+    (
+        "shapes",
+        "model shapes { input x: f32[batch, 6] label y: f32[batch, 10] param w: f32[6, 12] = kaiming_uniform h = x @ w a = slice(h, axis=1, start=1, stop=9, step=2) b = slice(h, axis=1, start=6, stop=12) p = concat(tanh(a), transpose(transpose(b)), axis=1) loss = mse(p, y) }",
+    ),
+    (
+        "pad",
+        "model pad { input x: f32[batch, 5] label y: f32[batch, 8] param w: f32[5, 5] = kaiming_uniform p = pad(x @ w, axis=1, lo=1, hi=2) loss = mse(p, y) }",
+    ),
+    (
+        "embedding",
+        "model embedding { input x: f32[batch, 4] label y: f32[batch, 4] param e: f32[9, 4] = normal(1) param i: f32[4] = ones r = gather(e, iota(dims=[3], axis=0)) s = sum(r, axes=[0]) p = x * s + i loss = mse(p, y) }",
+    ),
+    (
+        "broadcast",
+        "model broadcast { input x: f32[batch, 3, 4] label y: f32[batch, 3, 4] param s: f32[3, 1] = ones param b: f32[4] = zeros p = softplus(x * s) + sigmoid(b - x) loss = mse(p, y) }",
+    ),
+    (
+        "reductions",
+        "model reductions { input x: f32[batch, 6] label y: f32[batch, 1] param w: f32[6, 6] = kaiming_uniform h = exp(x @ w * 0.1) m = reduce_max(h, axes=[1], keep=true) p = mean(h / m, axes=[1], keep=true) + log(sum(h, axes=[1], keep=true)) loss = mse(p, y) }",
+    ),
+    (
+        "unary",
+        "model unary { input x: f32[batch, 5] label y: f32[batch, 5] param w: f32[5] = uniform(1) a = sqrt(square(x * w) + 1) b = gelu_tanh(x + w) * rsqrt(a) c = abs(sin(b)) + cos(w) / a - max(x, w) * min(b, 0.5) p = select(gt(x, w), c, erf(b)) - recip(a) + log1p(exp(neg(b))) loss = mse(p, y) }",
+    ),
+    (
+        "transposed_product",
+        "model transposed_product { input x: f32[batch, 3, 4] label y: f32[4, batch, 3] param w: f32[4, 4] = xavier_uniform b = matmul(x, x, t=nt) p = transpose(tanh(b @ (x @ w)), perm=[2, 0, 1]) loss = mse(p, y) }",
+    ),
 ];
 
 /// Compiles a `.mir` text with batch 8 and the settings given.
 pub fn compile(source: &str, policy: Policy, low: Format, change: impl Fn(&mut Settings)) -> Compiled {
-    let model = Model { graph: text::parse(source, "test").unwrap_or_else(|e| panic!("{}", e.render(false))), weights: BTreeMap::new() };
+    let model = Model {
+        graph: text::parse(source, "test").unwrap_or_else(|e| panic!("{}", e.render(false))),
+        weights: BTreeMap::new(),
+    };
     let mut settings = Settings { policy, low, ..Settings::default() };
     settings.sizes.insert("batch".into(), 8);
     change(&mut settings);
-    settings.compile(&model, &RuleSet::builtin().expect("built-in rules load"), None).unwrap_or_else(|e| panic!("{}", e.render(false)))
+    settings
+        .compile(&model, &RuleSet::builtin().expect("built-in rules load"), None)
+        .unwrap_or_else(|e| panic!("{}", e.render(false)))
 }
 
 /// A deterministic number in 0..1 for a position.

@@ -70,7 +70,13 @@ impl Unary {
         match self {
             Unary::Neg => -x,
             Unary::Abs => x.abs(),
-            Unary::Sign => if x == 0.0 || x.is_nan() { x } else { x.signum() },
+            Unary::Sign => {
+                if x == 0.0 || x.is_nan() {
+                    x
+                } else {
+                    x.signum()
+                }
+            }
             Unary::Square => x * x,
             Unary::Recip => 1.0 / x,
             Unary::Exp => x.exp(),
@@ -85,7 +91,13 @@ impl Unary {
             Unary::Floor => x.floor(),
             Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Unary::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
-            Unary::Relu => if x.is_nan() { x } else { x.max(0.0) },
+            Unary::Relu => {
+                if x.is_nan() {
+                    x
+                } else {
+                    x.max(0.0)
+                }
+            }
             Unary::Gelu => 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2)),
             Unary::GeluTanh => 0.5 * x * (1.0 + (GELU_SCALE * (x + GELU_CUBIC * x * x * x)).tanh()),
             Unary::Not => (x == 0.0) as u8 as f64,
@@ -218,11 +230,14 @@ impl Binary {
     }
 
     pub(super) fn infer(self, a: &Type, b: &Type) -> Result<Type, String> {
-        let shape = a.shape.broadcast(&b.shape).ok_or_else(|| format!("{} and {} do not broadcast", a.shape, b.shape))?;
+        let shape =
+            a.shape.broadcast(&b.shape).ok_or_else(|| format!("{} and {} do not broadcast", a.shape, b.shape))?;
         let format = match (a.format, b.format) {
             (Format::Bool, Format::Bool) if self.is_logic() => Format::Bool,
             (f, g) if self.is_logic() => return Err(format!("takes bools, not {f} and {g}")),
-            (Format::Bool, _) | (_, Format::Bool) if !self.is_comparison() => return Err("takes numbers, not bools".into()),
+            (Format::Bool, _) | (_, Format::Bool) if !self.is_comparison() => {
+                return Err("takes numbers, not bools".into());
+            }
             _ if self.is_comparison() => Format::Bool,
             (f, g) => promote(f, g),
         };
@@ -237,8 +252,20 @@ impl Binary {
             Binary::Mul => a * b,
             Binary::Div => a / b,
             Binary::Pow => a.powf(b),
-            Binary::Max => if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) },
-            Binary::Min => if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) },
+            Binary::Max => {
+                if a.is_nan() || b.is_nan() {
+                    f64::NAN
+                } else {
+                    a.max(b)
+                }
+            }
+            Binary::Min => {
+                if a.is_nan() || b.is_nan() {
+                    f64::NAN
+                } else {
+                    a.min(b)
+                }
+            }
             Binary::Eq => bit(a == b),
             Binary::Ne => bit(a != b),
             Binary::Lt => bit(a < b),
@@ -290,7 +317,13 @@ impl Binary {
 fn promote(a: Format, b: Format) -> Format {
     match (a.is_float(), b.is_float()) {
         _ if a == Format::F64 || b == Format::F64 => Format::F64,
-        (false, false) => if a.bytes() >= b.bytes() { a } else { b },
+        (false, false) => {
+            if a.bytes() >= b.bytes() {
+                a
+            } else {
+                b
+            }
+        }
         _ => Format::F32,
     }
 }
@@ -299,8 +332,16 @@ pub(super) fn infer_select(x: &[&Type]) -> Result<Type, String> {
     if x[0].format != Format::Bool {
         return Err(format!("the condition is {}, not bool", x[0].format));
     }
-    let shape = x[1].shape.broadcast(&x[2].shape).and_then(|s| s.broadcast(&x[0].shape)).ok_or("the operands do not broadcast")?;
-    let format = if x[1].format == Format::Bool && x[2].format == Format::Bool { Format::Bool } else { promote(x[1].format, x[2].format) };
+    let shape = x[1]
+        .shape
+        .broadcast(&x[2].shape)
+        .and_then(|s| s.broadcast(&x[0].shape))
+        .ok_or("the operands do not broadcast")?;
+    let format = if x[1].format == Format::Bool && x[2].format == Format::Bool {
+        Format::Bool
+    } else {
+        promote(x[1].format, x[2].format)
+    };
     Ok(Type::new(shape, format))
 }
 
@@ -364,7 +405,12 @@ mod tests {
     /// Values from the Digital Library of Mathematical Functions' definition, to 16 digits.
     #[test]
     fn erf_known_values() {
-        for (x, y) in [(0.5, 0.520_499_877_813_046_5), (1.0, 0.842_700_792_949_714_9), (2.0, 0.995_322_265_018_952_7), (3.0, 0.999_977_909_503_001_4)] {
+        for (x, y) in [
+            (0.5, 0.520_499_877_813_046_5),
+            (1.0, 0.842_700_792_949_714_9),
+            (2.0, 0.995_322_265_018_952_7),
+            (3.0, 0.999_977_909_503_001_4),
+        ] {
             assert!((erf(x) - y).abs() < 2e-15, "{x}: {}", erf(x));
             assert_eq!(erf(-x), -erf(x));
         }

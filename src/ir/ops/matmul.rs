@@ -48,11 +48,15 @@ pub(super) fn infer(ta: bool, tb: bool, a: &Type, b: &Type) -> Result<Type, Stri
     }
     let mut dims = batch.to_vec();
     dims.extend([m, n]);
-    Ok(Type::new(Shape(dims), if a.format == Format::F64 && b.format == Format::F64 { Format::F64 } else { Format::F32 }))
+    Ok(Type::new(
+        Shape(dims),
+        if a.format == Format::F64 && b.format == Format::F64 { Format::F64 } else { Format::F32 },
+    ))
 }
 
 pub(super) fn eval(ta: bool, tb: bool, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
-    let round = |v: f64| if format == Format::F32 || format == Format::F64 { v } else { format.round(v, Overflow::Ieee) };
+    let round =
+        |v: f64| if format == Format::F32 || format == Format::F64 { v } else { format.round(v, Overflow::Ieee) };
     let (a, b) = (x[0], x[1]);
     let k = a.dims[a.dims.len() - if ta { 2 } else { 1 }];
     Tensor::from_fn(&ty.dims(), |i| {

@@ -31,38 +31,88 @@ use std::collections::BTreeMap;
 pub enum Op {
     /// A tensor of the batch; labels are excluded from differentiation and range checks.
     /// A staged input is another one rounded by the loader.
-    Input { label: bool, ty: Type, copy_of: Option<String> },
+    Input {
+        label: bool,
+        ty: Type,
+        copy_of: Option<String>,
+    },
     /// A trained tensor.
-    Param { init: Init, ty: Type },
+    Param {
+        init: Init,
+        ty: Type,
+    },
     /// A tensor the step carries along: optimizer moments, loss scale, counters.
-    State { init: Init, ty: Type },
+    State {
+        init: Init,
+        ty: Type,
+    },
     /// A scalar known at compile time.
     Const(Num),
     /// The position along `axis`.
-    Iota { dims: Shape, axis: usize },
+    Iota {
+        dims: Shape,
+        axis: usize,
+    },
     Unary(Unary),
     Binary(Binary),
     /// `select(c, a, b)`: a where c, else b. The value not chosen may be NaN.
     Select,
-    Reduce { kind: ReduceKind, axes: Vec<usize>, keep: bool },
-    Broadcast { dims: Shape },
-    Reshape { dims: Shape },
-    Transpose { perm: Vec<usize> },
+    Reduce {
+        kind: ReduceKind,
+        axes: Vec<usize>,
+        keep: bool,
+    },
+    Broadcast {
+        dims: Shape,
+    },
+    Reshape {
+        dims: Shape,
+    },
+    Transpose {
+        perm: Vec<usize>,
+    },
     /// Elements `start, start + step, …` below `stop` of one axis.
-    Slice { axis: usize, start: usize, stop: usize, step: usize },
+    Slice {
+        axis: usize,
+        start: usize,
+        stop: usize,
+        step: usize,
+    },
     /// Zeros around (`lo`, `hi`) and between (`inner`) the elements of one axis: the transpose of `Slice`.
-    Pad { axis: usize, lo: usize, hi: usize, inner: usize },
-    Concat { axis: usize },
+    Pad {
+        axis: usize,
+        lo: usize,
+        hi: usize,
+        inner: usize,
+    },
+    Concat {
+        axis: usize,
+    },
     /// `gather(x, i)`: rows of x along `axis` at the integer positions i.
-    Gather { axis: usize },
+    Gather {
+        axis: usize,
+    },
     /// `scatter_add(dy, i)`: the transpose of `Gather` into `size` rows; accumulates in f32.
-    ScatterAdd { axis: usize, size: Dim },
+    ScatterAdd {
+        axis: usize,
+        size: Dim,
+    },
     /// Batched product over the last two axes, each side optionally transposed, multiplied in `format`, accumulated in f32.
-    MatMul { ta: bool, tb: bool, format: Format },
-    Softmax { axis: usize },
-    LogSoftmax { axis: usize },
+    MatMul {
+        ta: bool,
+        tb: bool,
+        format: Format,
+    },
+    Softmax {
+        axis: usize,
+    },
+    LogSoftmax {
+        axis: usize,
+    },
     /// Standardises over the last axis, then scales and shifts. Statistics in f32.
-    LayerNorm { eps: Num },
+    LayerNorm {
+        eps: Num,
+    },
     /// Unreduced losses.
     Loss(Loss),
     /// Rounds a value to a format and writes it to memory.
@@ -151,9 +201,12 @@ impl Op {
             Op::Binary(b) => b.infer(x[0], x[1]),
             Op::Select => elementwise::infer_select(x),
             Op::Reduce { axes, keep, .. } => reduce::infer(axes, *keep, x[0]),
-            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => {
-                shape::infer(self, x)
-            }
+            Op::Broadcast { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Concat { .. } => shape::infer(self, x),
             Op::Gather { axis } => index::infer_gather(*axis, x[0], x[1]),
             Op::ScatterAdd { axis, size } => index::infer_scatter(*axis, size, x[0], x[1]),
             Op::MatMul { ta, tb, .. } => matmul::infer(*ta, *tb, x[0], x[1]),
@@ -183,11 +236,16 @@ impl Op {
             Op::Iota { axis, .. } => Tensor::from_fn(&ty.dims(), |i| i[*axis] as f64),
             Op::Unary(u) => x[0].map(|v| u.eval(v)),
             Op::Binary(b) => Tensor::from_fn(&ty.dims(), |i| b.eval(x[0].at_broadcast(i), x[1].at_broadcast(i))),
-            Op::Select => Tensor::from_fn(&ty.dims(), |i| x[if x[0].at_broadcast(i) != 0.0 { 1 } else { 2 }].at_broadcast(i)),
-            Op::Reduce { kind, axes, .. } => reduce::eval(*kind, axes, x[0], ty),
-            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => {
-                shape::eval(self, x, ty)
+            Op::Select => {
+                Tensor::from_fn(&ty.dims(), |i| x[if x[0].at_broadcast(i) != 0.0 { 1 } else { 2 }].at_broadcast(i))
             }
+            Op::Reduce { kind, axes, .. } => reduce::eval(*kind, axes, x[0], ty),
+            Op::Broadcast { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Concat { .. } => shape::eval(self, x, ty),
             Op::Gather { axis } => index::eval_gather(*axis, x, ty),
             Op::ScatterAdd { axis, .. } => index::eval_scatter(*axis, x, ty),
             Op::MatMul { ta, tb, format } => matmul::eval(*ta, *tb, *format, x, ty),
@@ -207,9 +265,12 @@ impl Op {
             Op::Binary(b) => b.vjp(c),
             Op::Select => elementwise::vjp_select(c),
             Op::Reduce { kind, axes, .. } => reduce::vjp(*kind, axes, c),
-            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } | Op::Pad { .. } | Op::Concat { .. } => {
-                shape::vjp(self, c)
-            }
+            Op::Broadcast { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Concat { .. } => shape::vjp(self, c),
             Op::Gather { axis } => index::vjp_gather(*axis, c),
             Op::ScatterAdd { axis, .. } => index::vjp_scatter(*axis, c),
             Op::MatMul { ta, tb, .. } => matmul::vjp(*ta, *tb, c),
@@ -234,10 +295,16 @@ impl Op {
             Op::Slice { axis, start, stop, step } => {
                 vec![("axis", n(axis)), ("start", n(start)), ("stop", n(stop)), ("step", n(step))]
             }
-            Op::Pad { axis, lo, hi, inner } => vec![("axis", n(axis)), ("lo", n(lo)), ("hi", n(hi)), ("inner", n(inner))],
-            Op::Concat { axis } | Op::Gather { axis } | Op::Softmax { axis } | Op::LogSoftmax { axis } => vec![("axis", n(axis))],
+            Op::Pad { axis, lo, hi, inner } => {
+                vec![("axis", n(axis)), ("lo", n(lo)), ("hi", n(hi)), ("inner", n(inner))]
+            }
+            Op::Concat { axis } | Op::Gather { axis } | Op::Softmax { axis } | Op::LogSoftmax { axis } => {
+                vec![("axis", n(axis))]
+            }
             Op::ScatterAdd { axis, size } => vec![("axis", n(axis)), ("size", Attr::Dims(Shape(vec![size.clone()])))],
-            Op::MatMul { ta, tb, format } => vec![("format", Attr::Format(*format)), ("t", Attr::Word(matmul::side(*ta, *tb).into()))],
+            Op::MatMul { ta, tb, format } => {
+                vec![("format", Attr::Format(*format)), ("t", Attr::Word(matmul::side(*ta, *tb).into()))]
+            }
             Op::LayerNorm { eps } => vec![("eps", Attr::Float(*eps))],
             Op::Loss(_) => vec![("reduction", Attr::Word("none".into()))],
             Op::Put(f) | Op::Cast(f) => vec![("format", Attr::Format(*f))],
@@ -267,11 +334,24 @@ impl Op {
             "broadcast" => Op::Broadcast { dims: a.dims("dims")? },
             "reshape" => Op::Reshape { dims: a.dims("dims")? },
             "transpose" => Op::Transpose { perm: a.ints("perm")? },
-            "slice" => Op::Slice { axis: a.int("axis")?, start: a.int_or("start", 0)?, stop: a.int("stop")?, step: a.int_or("step", 1)? },
-            "pad" => Op::Pad { axis: a.int("axis")?, lo: a.int_or("lo", 0)?, hi: a.int_or("hi", 0)?, inner: a.int_or("inner", 0)? },
+            "slice" => Op::Slice {
+                axis: a.int("axis")?,
+                start: a.int_or("start", 0)?,
+                stop: a.int("stop")?,
+                step: a.int_or("step", 1)?,
+            },
+            "pad" => Op::Pad {
+                axis: a.int("axis")?,
+                lo: a.int_or("lo", 0)?,
+                hi: a.int_or("hi", 0)?,
+                inner: a.int_or("inner", 0)?,
+            },
             "concat" => Op::Concat { axis: a.int("axis")? },
             "gather" => Op::Gather { axis: a.int_or("axis", 0)? },
-            "scatter_add" => Op::ScatterAdd { axis: a.int_or("axis", 0)?, size: a.dims("size")?.0.pop().ok_or("size takes one extent")? },
+            "scatter_add" => Op::ScatterAdd {
+                axis: a.int_or("axis", 0)?,
+                size: a.dims("size")?.0.pop().ok_or("size takes one extent")?,
+            },
             "matmul" => {
                 let (ta, tb) = matmul::parse_side(&a.word_or("t", "nn")?)?;
                 Op::MatMul { ta, tb, format: a.format_or("format", Format::F32)? }

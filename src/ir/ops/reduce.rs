@@ -74,7 +74,9 @@ pub(super) fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> T
 pub(super) fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
     let (g, x, y) = (c.graph, c.x[0], c.node);
     let full = g.shape(x).clone();
-    let kept = Shape(full.0.iter().enumerate().map(|(i, d)| if axes.contains(&i) { Dim::Fixed(1) } else { d.clone() }).collect());
+    let kept = Shape(
+        full.0.iter().enumerate().map(|(i, d)| if axes.contains(&i) { Dim::Fixed(1) } else { d.clone() }).collect(),
+    );
     let dims = g.ty(x).dims();
     let n: usize = axes.iter().map(|&a| dims[a]).product();
     let dy = g.reshape(c.dy, &kept)?;
@@ -124,7 +126,8 @@ pub(super) fn unbroadcast(g: &mut Graph, dy: NodeId, like: NodeId) -> Result<Nod
         return g.broadcast_to(dy, &to);
     }
     let lead = from.rank() - to.rank();
-    let axes: Vec<usize> = (0..from.rank()).filter(|&i| i < lead || (to.0[i - lead].is_one() && !from.0[i].is_one())).collect();
+    let axes: Vec<usize> =
+        (0..from.rank()).filter(|&i| i < lead || (to.0[i - lead].is_one() && !from.0[i].is_one())).collect();
     let s = g.reduce(ReduceKind::Sum, dy, &axes, false)?;
     g.reshape(s, &to)
 }

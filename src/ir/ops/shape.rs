@@ -33,7 +33,9 @@ pub(super) fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
             Some(s) if s == *dims => Ok(register(a, s)),
             _ => Err(format!("{} does not broadcast to {dims}", a.shape)),
         },
-        Op::Reshape { dims } if a.shape.count() != dims.count() => Err(format!("{} and {dims} hold different numbers of elements", a.shape)),
+        Op::Reshape { dims } if a.shape.count() != dims.count() => {
+            Err(format!("{} and {dims} hold different numbers of elements", a.shape))
+        }
         Op::Reshape { dims } => Ok(register(a, dims.clone())),
         Op::Transpose { perm } => {
             let mut sorted = perm.clone();
@@ -58,7 +60,9 @@ pub(super) fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
             let mut total = 0;
             for t in x {
                 total += axis_extent(t, *axis)?;
-                if with_extent(t, *axis, 0).shape != with_extent(a, *axis, 0).shape || t.format.is_float() != a.format.is_float() {
+                if with_extent(t, *axis, 0).shape != with_extent(a, *axis, 0).shape
+                    || t.format.is_float() != a.format.is_float()
+                {
                     return Err(format!("{t} does not line up with {a} beside axis {axis}"));
                 }
             }

@@ -57,7 +57,9 @@ pub(super) fn lex(text: &str) -> Result<Vec<(Token, Range<usize>)>, Spanned> {
             '`' => {
                 i = run(i + 1, &|b| b != b'`' && b != b'\n');
                 if bytes.get(i) != Some(&b'`') {
-                    return Err(Spanned::new(start..i, "this quoted name does not end").help("close it with a backtick"));
+                    return Err(
+                        Spanned::new(start..i, "this quoted name does not end").help("close it with a backtick")
+                    );
                 }
                 i += 1;
                 Token::Quoted(text[start + 1..i - 1].to_owned())

@@ -19,7 +19,8 @@ pub fn parse(text: &str, file: &str) -> Result<Graph> {
 
 /// Reads one attribute value, as it stands behind `name=`.
 pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
-    let mut p = Parser { tokens: lex(text)?, at: 0, graph: Graph::default(), aliases: HashMap::new(), chosen: HashSet::new() };
+    let mut p =
+        Parser { tokens: lex(text)?, at: 0, graph: Graph::default(), aliases: HashMap::new(), chosen: HashSet::new() };
     let attr = p.attr()?;
     if *p.peek() == Token::End { Ok(attr) } else { Err(p.unexpected("the end of the attribute")) }
 }
@@ -88,7 +89,11 @@ impl Parser {
             return Err(self.unexpected("the end of the file"));
         }
         if self.graph.outputs().is_empty() {
-            let unused: Vec<NodeId> = self.graph.ids().filter(|&id| !self.graph.op(id).is_source() && self.graph.users(id).is_empty()).collect();
+            let unused: Vec<NodeId> = self
+                .graph
+                .ids()
+                .filter(|&id| !self.graph.op(id).is_source() && self.graph.users(id).is_empty())
+                .collect();
             for id in unused {
                 let name = self.graph.name_of(id).to_owned();
                 self.graph.add_output(name, Role::Output, id);
@@ -183,8 +188,8 @@ impl Parser {
                 _ => return Err(self.unexpected("a size")),
             });
             self.at += 1;
-            if *self.peek() != Token::Symbol(']') {
-                self.expect(',')?;
+            if *self.peek() != Token::Symbol(']') && !self.eat(',') {
+                return Err(self.unexpected("`,` or `]`"));
             }
         }
         Ok(Shape(dims))
@@ -241,7 +246,15 @@ impl Parser {
             Some(name) => self.graph.add_named(name, op, inputs),
             None => self.graph.add(op, inputs),
         };
-        result.map_err(|e| Spanned::new(self.since(start), match e { Error::Graph(m) => m, e => e.to_string() }))
+        result.map_err(|e| {
+            Spanned::new(
+                self.since(start),
+                match e {
+                    Error::Graph(m) => m,
+                    e => e.to_string(),
+                },
+            )
+        })
     }
 
     /// `a + b - c`
@@ -249,7 +262,13 @@ impl Parser {
         let start = self.span().start;
         let mut left = self.term()?;
         loop {
-            let op = if self.eat('+') { Binary::Add } else if self.eat('-') { Binary::Sub } else { return Ok(left) };
+            let op = if self.eat('+') {
+                Binary::Add
+            } else if self.eat('-') {
+                Binary::Sub
+            } else {
+                return Ok(left);
+            };
             let right = self.term()?;
             left = self.add(start, None, Op::Binary(op), &[left, right])?;
         }
@@ -277,7 +296,8 @@ impl Parser {
     fn factor(&mut self) -> Parse<NodeId> {
         let span = self.span();
         let negated = self.eat('-');
-        let number = matches!(self.peek(), Token::Number(_)) || matches!(self.peek(), Token::Word(w) if w == "inf" || w == "nan");
+        let number = matches!(self.peek(), Token::Number(_))
+            || matches!(self.peek(), Token::Word(w) if w == "inf" || w == "nan");
         if number {
             let x = self.number()?.get();
             return self.add(span.start, None, Op::Const(Num::new(if negated { -x } else { x })), &[]);
@@ -300,7 +320,8 @@ impl Parser {
     fn call(&mut self, name_span: Range<usize>, name: &str) -> Parse<NodeId> {
         let (mut operands, mut attrs) = (Vec::new(), Attrs::default());
         while !self.eat(')') {
-            let is_attr = matches!(self.peek(), Token::Word(_)) && self.tokens.get(self.at + 1).is_some_and(|t| t.0 == Token::Symbol('='));
+            let is_attr = matches!(self.peek(), Token::Word(_))
+                && self.tokens.get(self.at + 1).is_some_and(|t| t.0 == Token::Symbol('='));
             if is_attr {
                 let key = self.name()?;
                 self.expect('=')?;
@@ -308,13 +329,14 @@ impl Parser {
             } else {
                 operands.push(self.expression()?);
             }
-            if *self.peek() != Token::Symbol(')') {
-                self.expect(',')?;
+            if *self.peek() != Token::Symbol(')') && !self.eat(',') {
+                return Err(self.unexpected("`,` or `)`"));
             }
         }
         let start = name_span.start;
         self.fill_in(name, &operands, &mut attrs);
-        let average = Op::build(name, &attrs).is_ok_and(|op| matches!(op, Op::Loss(_))) && !attrs.0.iter().any(|(k, a)| k == "reduction" && *a == Attr::Word("none".into()));
+        let average = Op::build(name, &attrs).is_ok_and(|op| matches!(op, Op::Loss(_)))
+            && !attrs.0.iter().any(|(k, a)| k == "reduction" && *a == Attr::Word("none".into()));
         let op = Op::build(name, &attrs).map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
         let node = self.add(start, None, op, &operands)?;
         if average {
@@ -351,7 +373,10 @@ impl Parser {
     fn attr(&mut self) -> Parse<Attr> {
         match self.peek().clone() {
             Token::Symbol('[') => {
-                let negative = self.tokens[self.at..].iter().take_while(|t| t.0 != Token::Symbol(']')).any(|t| t.0 == Token::Symbol('-'));
+                let negative = self.tokens[self.at..]
+                    .iter()
+                    .take_while(|t| t.0 != Token::Symbol(']'))
+                    .any(|t| t.0 == Token::Symbol('-'));
                 if !negative {
                     return Ok(Attr::Dims(self.shape()?));
                 }

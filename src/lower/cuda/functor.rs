@@ -59,28 +59,48 @@ impl<'a> Functor<'a> {
         let axes = self.lane_axes();
         let Some(last) = axes.clone().last() else { return 1 };
         let dims: Vec<usize> = self.k.outer.iter().chain(&self.k.inner).copied().collect();
-        if self.k.loads.iter().any(|l| l.guard.is_some()) || self.k.tape.iter().any(|i| matches!(i, Inst::Gather { .. })) {
+        if self.k.loads.iter().any(|l| l.guard.is_some())
+            || self.k.tape.iter().any(|i| matches!(i, Inst::Gather { .. }))
+        {
             return 1;
         }
         let flat = axes.len() == 1;
         let aligned = |v: &View, w: usize| {
             let runs = last < v.dims.len() && v.strides[last] == 1;
             let others = v.strides.iter().enumerate().all(|(a, s)| a == last || s % w == 0);
-            !runs || (v.offset % w == 0 && others)
+            !runs || (v.offset.is_multiple_of(w) && others)
         };
         let views = || self.k.loads.iter().map(|l| &l.view).chain(self.k.stores.iter().map(|s| &s.view));
         let size: usize = dims[axes].iter().product();
-        let wide = self.k.loads.iter().map(|l| l.format.bytes()).chain(self.k.stores.iter().map(|s| s.format.bytes())).max().unwrap_or(4);
+        let wide = self
+            .k
+            .loads
+            .iter()
+            .map(|l| l.format.bytes())
+            .chain(self.k.stores.iter().map(|s| s.format.bytes()))
+            .max()
+            .unwrap_or(4);
         let most = if wide <= 2 && size >= 1 << 14 { 8 } else { 4 };
         if self.shape == Shape::Column {
             // Four columns a thread, or one: the last group must be whole, and the block's sums must fit its memory.
-            return if self.reductions.len() <= 4 && size % 4 == 0 && dims[last] % 4 == 0 && views().all(|v| aligned(v, 4)) { 4 } else { 1 };
+            return if self.reductions.len() <= 4
+                && size.is_multiple_of(4)
+                && dims[last].is_multiple_of(4)
+                && views().all(|v| aligned(v, 4))
+            {
+                4
+            } else {
+                1
+            };
         }
         // Small kernels are better spread over more threads.
         if size < 1 << 12 && self.shape == Shape::Pointwise {
             return 1;
         }
-        [8, 4, 2].into_iter().find(|&w| w <= most && (flat || dims[last] % w == 0) && views().all(|v| aligned(v, w))).unwrap_or(1)
+        [8, 4, 2]
+            .into_iter()
+            .find(|&w| w <= most && (flat || dims[last].is_multiple_of(w)) && views().all(|v| aligned(v, w)))
+            .unwrap_or(1)
     }
 
     /// Names of the pointer members: `x0 …` for loads, `y0 …` for stores.
@@ -118,7 +138,10 @@ impl<'a> Functor<'a> {
             return out;
         }
         self.reduction_members(&mut out);
-        let _ = writeln!(out, "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const float* done, float* sum) const {{");
+        let _ = writeln!(
+            out,
+            "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const float* done, float* sum) const {{"
+        );
         let live = self.passes.iter().filter(|p| !p.elements.is_empty()).count();
         for (p, pass) in self.passes.iter().take(live).enumerate() {
             let _ = writeln!(out, "        if constexpr (P == {p}) {{");
@@ -164,9 +187,13 @@ impl<'a> Functor<'a> {
         let pass_of = pass_of.collect::<Vec<_>>().join(" : ");
         let head = "    static __device__ __forceinline__ constexpr";
         let _ = writeln!(out, "    static __device__ __forceinline__ float identity(int s) {{ return {identity}; }}");
-        let _ = writeln!(out, "    static __device__ __forceinline__ float combine(int s, float a, float b) {{ return {combine}; }}");
+        let _ = writeln!(
+            out,
+            "    static __device__ __forceinline__ float combine(int s, float a, float b) {{ return {combine}; }}"
+        );
         let _ = writeln!(out, "{head} int pass_of(int s) {{ return {pass_of}; }}");
-        let _ = writeln!(out, "    __device__ __forceinline__ float settle(int s, float x) const {{ return {settle}; }}");
+        let _ =
+            writeln!(out, "    __device__ __forceinline__ float settle(int s, float x) const {{ return {settle}; }}");
     }
 
     /// Everything a pass computes per element, and the scalars that takes.
@@ -220,7 +247,11 @@ impl<'a> Functor<'a> {
             let (at, stride) = self.address(view);
             let _ = match stride {
                 1 => writeln!(out, "{pad}store<W>(y{s} + {at}, z{s});"),
-                stride => writeln!(out, "{pad}for (int w = 0; w < W; ++w) y{s}[{at} + w * {stride}] = Narrow<{}>::of(z{s}[w]);", memory_type(self.k.stores[s].format)),
+                stride => writeln!(
+                    out,
+                    "{pad}for (int w = 0; w < W; ++w) y{s}[{at} + w * {stride}] = Narrow<{}>::of(z{s}[w]);",
+                    memory_type(self.k.stores[s].format)
+                ),
             };
         }
     }
@@ -232,11 +263,21 @@ impl<'a> Functor<'a> {
     /// Declares an index for every axis: `a0 …`, from the flat indices `o` and `i`.
     fn indices(&self, out: &mut String, pad: &str) {
         let o = self.k.outer.len();
-        let groups: [(&str, std::ops::Range<usize>); 2] =
-            if self.shape == Shape::Pointwise { [("i", 0..o), ("0", o..o)] } else { [("o", 0..o), ("i", o..o + self.k.inner.len())] };
+        let groups: [(&str, std::ops::Range<usize>); 2] = if self.shape == Shape::Pointwise {
+            [("i", 0..o), ("0", o..o)]
+        } else {
+            [("o", 0..o), ("i", o..o + self.k.inner.len())]
+        };
         // 32-bit division is several times cheaper than 64-bit.
         let reach = |v: &View| v.offset + v.dims.iter().zip(&v.strides).map(|(d, s)| d * s).sum::<usize>();
-        let furthest = self.k.loads.iter().map(|l| reach(&l.view)).chain(self.k.stores.iter().map(|s| reach(&s.view))).max().unwrap_or(0);
+        let furthest = self
+            .k
+            .loads
+            .iter()
+            .map(|l| reach(&l.view))
+            .chain(self.k.stores.iter().map(|s| reach(&s.view)))
+            .max()
+            .unwrap_or(0);
         let small = furthest.max(self.k.outer_size() * self.k.inner_size().max(1)) < 1 << 31;
         let index = if small && self.k.outer.len() + self.k.inner.len() > 1 { "u32" } else { "u64" };
         for (flat, axes) in groups {
@@ -279,7 +320,10 @@ impl<'a> Functor<'a> {
         let _ = match stride {
             0 => writeln!(out, "{pad}const float v{l} = widen(x{l}[{at}]);"),
             1 => writeln!(out, "{pad}float v{l}[W];\n{pad}load<W>(x{l} + {at}, v{l});"),
-            s => writeln!(out, "{pad}float v{l}[W];\n{pad}for (int w = 0; w < W; ++w) v{l}[w] = widen(x{l}[{at} + w * {s}]);"),
+            s => writeln!(
+                out,
+                "{pad}float v{l}[W];\n{pad}for (int w = 0; w < W; ++w) v{l}[w] = widen(x{l}[{at} + w * {s}]);"
+            ),
         };
     }
 
@@ -312,12 +356,16 @@ impl<'a> Functor<'a> {
         };
         let a = g.axis;
         let step = if g.step > 1 { format!(" && (a{a} - {}) % {} == 0", g.lo, g.step) } else { String::new() };
-        format!("a{a} >= {} && a{a} < {}{step} ? widen(x{l}[{at} + (a{a} - {}) / {} * {}]) : 0.0f", g.lo, g.hi, g.lo, g.step, g.stride)
+        format!(
+            "a{a} >= {} && a{a} < {}{step} ? widen(x{l}[{at} + (a{a} - {}) / {} * {}]) : 0.0f",
+            g.lo, g.hi, g.lo, g.step, g.stride
+        )
     }
 
     /// Scalars after the last pass, and their stores.
     fn finish(&self, out: &mut String) {
-        let stores: Vec<usize> = (0..self.k.stores.len()).filter(|&s| self.levels[self.k.stores[s].reg] == Level::Outer).collect();
+        let stores: Vec<usize> =
+            (0..self.k.stores.len()).filter(|&s| self.levels[self.k.stores[s].reg] == Level::Outer).collect();
         if stores.is_empty() {
             return;
         }
@@ -341,7 +389,13 @@ impl<'a> Functor<'a> {
         }
         for s in stores {
             let store = &self.k.stores[s];
-            let _ = writeln!(out, "{pad}y{s}[{}] = Narrow<{}>::of(r{});", self.address(&store.view).0, memory_type(store.format), store.reg);
+            let _ = writeln!(
+                out,
+                "{pad}y{s}[{}] = Narrow<{}>::of(r{});",
+                self.address(&store.view).0,
+                memory_type(store.format),
+                store.reg
+            );
         }
     }
 }
@@ -350,7 +404,13 @@ fn constant(x: f64) -> String {
     let x = x as f32;
     match x {
         x if x.is_nan() => "NAN_F".into(),
-        x if x.is_infinite() => if x > 0.0 { "INFINITY_F".into() } else { "-INFINITY_F".into() },
+        x if x.is_infinite() => {
+            if x > 0.0 {
+                "INFINITY_F".into()
+            } else {
+                "-INFINITY_F".into()
+            }
+        }
         x => format!("{x:?}f"),
     }
 }
@@ -378,7 +438,10 @@ fn unary(u: Unary, x: &str) -> String {
         Unary::Relu => format!("maximum({x}, 0.0f)"),
         Unary::Gelu => format!("0.5f * {x} * (1.0f + erff({x} * 0.70710678f))"),
         Unary::GeluTanh => {
-            format!("0.5f * {x} * (1.0f + tanhf({:?}f * ({x} + {:?}f * {x} * {x} * {x})))", GELU_SCALE as f32, GELU_CUBIC as f32)
+            format!(
+                "0.5f * {x} * (1.0f + tanhf({:?}f * ({x} + {:?}f * {x} * {x} * {x})))",
+                GELU_SCALE as f32, GELU_CUBIC as f32
+            )
         }
         Unary::Not => format!("truth({x} == 0.0f)"),
         Unary::IsFinite => format!("truth(fabsf({x}) <= 3.402823466e38f)"),

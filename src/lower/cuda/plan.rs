@@ -30,9 +30,17 @@ pub enum Destination {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Launch {
-    Kernel { name: String, blocks: u32, threads: u32, words: Vec<Word> },
+    Kernel {
+        name: String,
+        blocks: u32,
+        threads: u32,
+        words: Vec<Word>,
+    },
     /// The kernel of the program with this index, its epilogue left to the next launch if it goes to scratch.
-    Product { kernel: usize, to: Destination },
+    Product {
+        kernel: usize,
+        to: Destination,
+    },
 }
 
 /// Source text and launches of a program.
@@ -104,7 +112,9 @@ impl Generator<'_> {
         let k = parts[0];
         for f in k.loads.iter().map(|l| l.format).chain(k.stores.iter().map(|s| s.format)) {
             if matches!(f, Format::F8E4M3 | Format::F8E5M2 | Format::I8) {
-                return Err(Error::Device(format!("generated kernels do not move {f} yet; run this plan with --device cpu")));
+                return Err(Error::Device(format!(
+                    "generated kernels do not move {f} yet; run this plan with --device cpu"
+                )));
             }
         }
         let shape = shape_of(k);
@@ -113,7 +123,8 @@ impl Generator<'_> {
         self.kernels += 1;
         let buffer = |b: BufferId| if b == SCRATCH { "the product" } else { &self.program.buffers[b].name };
         let writes: Vec<&str> = parts.iter().flat_map(|p| p.stores.iter().map(|s| buffer(s.buffer))).collect();
-        let _ = writeln!(self.out.source, "\n// {} over {:?} × {:?}: {}", word(shape), k.outer, k.inner, writes.join(", "));
+        let _ =
+            writeln!(self.out.source, "\n// {} over {:?} × {:?}: {}", word(shape), k.outer, k.inner, writes.join(", "));
         self.out.source += &functor.text(&struct_name);
         let team = team_size(k);
         let (call, threads) = match shape {
@@ -156,7 +167,12 @@ impl Generator<'_> {
                     let partials = self.out.partials_bytes;
                     let counter = partials + blocks as usize * sums * 4;
                     self.out.partials_bytes = (counter + 4).next_multiple_of(16);
-                    words.extend([Word::Number(i), Word::Number(blocks), Word::Partials(partials), Word::Partials(counter)]);
+                    words.extend([
+                        Word::Number(i),
+                        Word::Number(blocks),
+                        Word::Partials(partials),
+                        Word::Partials(counter),
+                    ]);
                     blocks
                 }
             };

@@ -1,8 +1,8 @@
 //! From an ONNX graph to ours: names, initialisers, order, and errors that say all that is missing at once.
 
 use super::ops;
-use super::proto::type_proto::Value as TypeValue;
 use super::proto::tensor_shape_proto::dimension::Value as DimValue;
+use super::proto::type_proto::Value as TypeValue;
 use super::proto::{GraphProto, NodeProto, ValueInfoProto};
 use super::tensor::{Constant, Files, format_of};
 use crate::error::{Error, Result};
@@ -52,11 +52,15 @@ pub fn import(proto: &GraphProto, path: &Path) -> Result<Model> {
         im.graph.origin = Some(place.clone());
         if node.op_type() == "Constant" {
             let c = ops::constant(node, &mut files).map_err(|e| bad(format!("{place}: {e}")))?;
-            im.constants.insert(node.output[0].clone(), c);
+            let name = node.output.first().ok_or_else(|| bad(format!("{place}: has no output")))?;
+            im.constants.insert(name.clone(), c);
             continue;
         }
         let outputs = ops::import(&mut im, node).map_err(|e| bad(format!("{place}: {e}")))?;
         for (name, id) in node.output.iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
+            if im.values.contains_key(name) {
+                return Err(bad(format!("{place}: defines `{name}`, which is defined already")));
+            }
             if im.graph.is_auto_named(id) {
                 im.graph.rename(id, name);
             }
@@ -80,10 +84,12 @@ fn describe(node: &NodeProto) -> String {
 fn unsupported(proto: &GraphProto) -> Result<(), String> {
     let mut missing: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for node in &proto.node {
-        let known = matches!(node.domain(), "" | "ai.onnx") && (ops::is_known(node.op_type()) || node.op_type() == "Constant");
+        let known =
+            matches!(node.domain(), "" | "ai.onnx") && (ops::is_known(node.op_type()) || node.op_type() == "Constant");
         if !known {
             let domain = if node.domain().is_empty() { String::new() } else { format!("{}.", node.domain()) };
-            let name = if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() };
+            let name =
+                if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() };
             missing.entry(format!("{domain}{}", node.op_type())).or_default().push(name);
         }
     }
@@ -94,13 +100,20 @@ fn unsupported(proto: &GraphProto) -> Result<(), String> {
         let more = if nodes.len() > 3 { format!(", and {} more", nodes.len() - 3) } else { String::new() };
         format!("\n  {op} × {}: {}{more}", nodes.len(), nodes[..nodes.len().min(3)].join(", "))
     });
-    Err(format!("operations that are not supported:{}", lines.collect::<String>()))
+    Err(format!(
+        "operations that are not supported:{}\nexport the model without them, or with a newer opset that spells them out",
+        lines.collect::<String>()
+    ))
 }
 
 /// Nodes in an order in which every input is computed before it is read.
 fn ordered<'a>(proto: &'a GraphProto, im: &Importer) -> Result<Vec<&'a NodeProto>, String> {
-    let producers: HashMap<&str, usize> =
-        proto.node.iter().enumerate().flat_map(|(i, n)| n.output.iter().filter(|o| !o.is_empty()).map(move |o| (o.as_str(), i))).collect();
+    let producers: HashMap<&str, usize> = proto
+        .node
+        .iter()
+        .enumerate()
+        .flat_map(|(i, n)| n.output.iter().filter(|o| !o.is_empty()).map(move |o| (o.as_str(), i)))
+        .collect();
     let mut state = vec![0u8; proto.node.len()];
     let mut out = Vec::with_capacity(proto.node.len());
     for root in 0..proto.node.len() {
@@ -123,7 +136,16 @@ fn ordered<'a>(proto: &'a GraphProto, im: &Importer) -> Result<Vec<&'a NodeProto
             }
             match producers.get(input.as_str()) {
                 None => return Err(format!("{} reads `{input}`, which nothing produces", describe(node))),
-                Some(&p) if state[p] == 1 => return Err(format!("the graph has a cycle through {} and {}", describe(node), describe(&proto.node[p]))),
+                Some(&p) if p == i => {
+                    return Err(format!("{} reads its own output `{input}`: the graph has a cycle", describe(node)));
+                }
+                Some(&p) if state[p] == 1 => {
+                    return Err(format!(
+                        "the graph has a cycle through {} and {}",
+                        describe(node),
+                        describe(&proto.node[p])
+                    ));
+                }
                 Some(&p) => stack.push((p, 0)),
             }
         }
@@ -132,10 +154,14 @@ fn ordered<'a>(proto: &'a GraphProto, im: &Importer) -> Result<Vec<&'a NodeProto
 }
 
 fn input_type(v: &ValueInfoProto) -> Result<Type, String> {
-    let Some(TypeValue::TensorType(t)) = v.r#type.as_ref().and_then(|t| t.value.as_ref()) else { return Err("is not a tensor".into()) };
+    let Some(TypeValue::TensorType(t)) = v.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+        return Err("is not a tensor".into());
+    };
     let shape = t.shape.as_ref().ok_or("has no shape; export with input shapes")?;
     let dims = shape.dim.iter().map(|d| match &d.value {
-        Some(DimValue::DimValue(n)) => usize::try_from(*n).map(Dim::Fixed).map_err(|_| format!("extent {n} is negative")),
+        Some(DimValue::DimValue(n)) => {
+            usize::try_from(*n).map(Dim::Fixed).map_err(|_| format!("extent {n} is negative"))
+        }
         Some(DimValue::DimParam(name)) if !name.is_empty() => Ok(Dim::Named(name.clone())),
         _ => Err("has an extent without value or name".to_owned()),
     });

@@ -21,11 +21,19 @@ const OPSETS: std::ops::RangeInclusive<i64> = 13..=23;
 pub fn read(path: &Path) -> Result<Model> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let bad = |m: String| Error::model(path, m);
-    let model = proto::ModelProto::decode(&bytes[..]).map_err(|e| bad(format!("not a whole ONNX file (truncated or damaged): {e}")))?;
-    let graph = model.graph.as_ref().ok_or_else(|| bad("not an ONNX model: it has no graph (an empty or truncated file?)".into()))?;
+    let model = proto::ModelProto::decode(&bytes[..])
+        .map_err(|e| bad(format!("not a whole ONNX file (truncated or damaged: {e}); copy or export it again")))?;
+    let graph = model
+        .graph
+        .as_ref()
+        .ok_or_else(|| bad("not an ONNX model: it has no graph (an empty or truncated file?)".into()))?;
     let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version());
     if !OPSETS.contains(&opset) {
-        return Err(bad(format!("opset {opset} is outside {} to {}; export the model again with opset_version=20", OPSETS.start(), OPSETS.end())));
+        return Err(bad(format!(
+            "opset {opset} is outside {} to {}; export the model again with opset_version=20",
+            OPSETS.start(),
+            OPSETS.end()
+        )));
     }
     graph::import(graph, path)
 }

@@ -42,16 +42,44 @@ const BINARY: [(&str, Binary); 11] = [
     ("And", Binary::And),
 ];
 
-const REDUCE: [(&str, ReduceKind); 4] =
-    [("ReduceSum", ReduceKind::Sum), ("ReduceMean", ReduceKind::Mean), ("ReduceMax", ReduceKind::Max), ("ReduceMin", ReduceKind::Min)];
+const REDUCE: [(&str, ReduceKind); 4] = [
+    ("ReduceSum", ReduceKind::Sum),
+    ("ReduceMean", ReduceKind::Mean),
+    ("ReduceMax", ReduceKind::Max),
+    ("ReduceMin", ReduceKind::Min),
+];
 
 const OTHER: [&str; 23] = [
-    "Or", "Max", "Min", "Gelu", "Gemm", "MatMul", "Softmax", "LogSoftmax", "LayerNormalization", "Where", "Reshape", "Flatten", "Transpose",
-    "Squeeze", "Unsqueeze", "Expand", "Concat", "Slice", "Gather", "Split", "Identity", "Dropout", "Cast",
+    "Or",
+    "Max",
+    "Min",
+    "Gelu",
+    "Gemm",
+    "MatMul",
+    "Softmax",
+    "LogSoftmax",
+    "LayerNormalization",
+    "Where",
+    "Reshape",
+    "Flatten",
+    "Transpose",
+    "Squeeze",
+    "Unsqueeze",
+    "Expand",
+    "Concat",
+    "Slice",
+    "Gather",
+    "Split",
+    "Identity",
+    "Dropout",
+    "Cast",
 ];
 
 pub fn is_known(op: &str) -> bool {
-    UNARY.iter().any(|u| u.0 == op) || BINARY.iter().any(|b| b.0 == op) || REDUCE.iter().any(|r| r.0 == op) || OTHER.contains(&op)
+    UNARY.iter().any(|u| u.0 == op)
+        || BINARY.iter().any(|b| b.0 == op)
+        || REDUCE.iter().any(|r| r.0 == op)
+        || OTHER.contains(&op)
 }
 
 type Import<T> = Result<T, String>;
@@ -64,7 +92,9 @@ pub fn constant(node: &NodeProto, files: &mut Files) -> Import<Constant> {
         AttributeType::Tensor => files.decode(a.t.as_ref().ok_or("has no value")?),
         AttributeType::Float => list(vec![], vec![f64::from(a.f())], Format::F32),
         AttributeType::Int => list(vec![], vec![a.i() as f64], Format::I64),
-        AttributeType::Floats => list(vec![a.floats.len()], a.floats.iter().map(|&v| f64::from(v)).collect(), Format::F32),
+        AttributeType::Floats => {
+            list(vec![a.floats.len()], a.floats.iter().map(|&v| f64::from(v)).collect(), Format::F32)
+        }
         AttributeType::Ints => list(vec![a.ints.len()], a.ints.iter().map(|&v| v as f64).collect(), Format::I64),
         t => Err(format!("a value of type {t:?} is not supported")),
     }
@@ -94,10 +124,12 @@ struct Node<'a> {
 }
 
 fn plain(e: Error) -> String {
-    match e {
+    let text = match e {
         Error::Graph(m) => m,
         e => e.to_string(),
-    }
+    };
+    // The graph puts its current origin in front, which the importer does too.
+    text.split_once("`: ").map_or(text.clone(), |(_, rest)| rest.to_owned())
 }
 
 impl Node<'_> {
@@ -125,7 +157,10 @@ impl Node<'_> {
     /// Whole numbers of an input that must be known at import.
     fn ints(&self, i: usize) -> Import<Vec<i64>> {
         let name = self.node.input.get(i).map_or("", String::as_str);
-        let c = self.im.constant(name).ok_or_else(|| format!("input {i} (`{name}`) must be a constant; export the model with fixed shapes"))?;
+        let c = self
+            .im
+            .constant(name)
+            .ok_or_else(|| format!("input {i} (`{name}`) must be a constant; export the model with fixed shapes"))?;
         Ok(c.values.iter().map(|&v| v as i64).collect())
     }
 
@@ -152,7 +187,10 @@ impl Node<'_> {
 
     fn axis(&self, axis: i64, rank: usize) -> Import<usize> {
         let a = if axis < 0 { axis + rank as i64 } else { axis };
-        usize::try_from(a).ok().filter(|&a| a < rank).ok_or_else(|| format!("axis {axis} is outside a tensor of rank {rank}"))
+        usize::try_from(a)
+            .ok()
+            .filter(|&a| a < rank)
+            .ok_or_else(|| format!("axis {axis} is outside a tensor of rank {rank}"))
     }
 
     fn axes(&self, axes: &[i64], rank: usize) -> Import<Vec<usize>> {
@@ -231,7 +269,12 @@ impl Node<'_> {
             "Squeeze" | "Unsqueeze" => self.squeeze(x, rank, op == "Squeeze"),
             "Expand" => {
                 let target = Shape(self.ints(1)?.iter().map(|&d| Dim::Fixed(d.max(0) as usize)).collect());
-                let dims = self.im.graph.shape(x).broadcast(&target).ok_or_else(|| format!("{} does not expand to {target}", self.im.graph.shape(x)))?;
+                let dims = self
+                    .im
+                    .graph
+                    .shape(x)
+                    .broadcast(&target)
+                    .ok_or_else(|| format!("{} does not expand to {target}", self.im.graph.shape(x)))?;
                 self.one(Op::Broadcast { dims }, &[x])
             }
             "Concat" => {
@@ -247,12 +290,18 @@ impl Node<'_> {
             }
             "Split" => self.split(x, rank),
             // Dropout does nothing in a model exported for inference.
-            "Dropout" if self.has(2) && self.ints(2).is_ok_and(|t| t == [1]) => Err("training-mode dropout is not supported yet; export with model.eval()".into()),
+            "Dropout" if self.has(2) && self.ints(2).is_ok_and(|t| t == [1]) => {
+                Err("training-mode dropout is not supported yet; export with model.eval()".into())
+            }
             "Identity" | "Dropout" => Ok(vec![x]),
             "Cast" => {
                 let to = super::tensor::format_of(self.int("to", 0) as i32)?;
                 let from = self.im.graph.ty(x).format;
-                if to.is_float() == from.is_float() { Ok(vec![x]) } else { Err(format!("a cast from {from} to {to} is not supported yet")) }
+                if to.is_float() == from.is_float() {
+                    Ok(vec![x])
+                } else {
+                    Err(format!("a cast from {from} to {to} is not supported yet"))
+                }
             }
             _ => Err("is not supported".into()),
         }
@@ -303,7 +352,9 @@ impl Node<'_> {
         let mut open = None;
         for (i, &d) in target.iter().enumerate() {
             match d {
-                0 if self.int("allowzero", 0) == 0 => dims.push(from.0.get(i).cloned().ok_or("keeps an extent that is not there")?),
+                0 if self.int("allowzero", 0) == 0 => {
+                    dims.push(from.0.get(i).cloned().ok_or("keeps an extent that is not there")?)
+                }
                 -1 => {
                     open = Some(i);
                     dims.push(Dim::Fixed(1));
@@ -320,11 +371,15 @@ impl Node<'_> {
                     names.remove(at);
                 }
             });
-            let left = if rest == 0 { 0 } else { total / rest };
+            let left = total.checked_div(rest).unwrap_or(0);
             let dim = match (&names[..], left) {
                 ([], n) => Dim::Fixed(n),
                 ([name], 1) => Dim::Named((*name).to_owned()),
-                _ => return Err(format!("cannot tell which extent of {from} the −1 stands for; export with fixed sizes")),
+                _ => {
+                    return Err(format!(
+                        "cannot tell which extent of {from} the −1 stands for; export with fixed sizes"
+                    ));
+                }
             };
             shape.0[i] = dim;
         }
@@ -335,7 +390,10 @@ impl Node<'_> {
         let dims = self.im.graph.shape(x).0.clone();
         let join = |d: &[Dim]| match d {
             [one] => Ok(one.clone()),
-            many => Shape(many.to_vec()).fixed().map(|f| Dim::Fixed(f.iter().product())).ok_or("flattens a named extent with others; export with fixed sizes"),
+            many => Shape(many.to_vec())
+                .fixed()
+                .map(|f| Dim::Fixed(f.iter().product()))
+                .ok_or("flattens a named extent with others; export with fixed sizes"),
         };
         let dims = Shape(vec![join(&dims[..axis])?, join(&dims[axis..])?]);
         self.one(Op::Reshape { dims }, &[x])
@@ -386,7 +444,9 @@ impl Node<'_> {
 
     fn split(&mut self, x: NodeId, rank: usize) -> Import<Vec<NodeId>> {
         let axis = self.axis(self.int("axis", 0), rank)?;
-        let Dim::Fixed(n) = self.im.graph.shape(x).0[axis] else { return Err("splits a named extent; export with fixed sizes".into()) };
+        let Dim::Fixed(n) = self.im.graph.shape(x).0[axis] else {
+            return Err("splits a named extent; export with fixed sizes".into());
+        };
         let parts = self.node.output.len();
         let sizes: Vec<usize> = match self.ints_or_attr("split", 1)? {
             Some(s) => s.iter().map(|&v| v.max(0) as usize).collect(),

@@ -44,11 +44,17 @@ impl Files {
     }
 
     pub fn decode(&mut self, t: &TensorProto) -> Result<Constant, String> {
-        let dims: Vec<usize> = t.dims.iter().map(|&d| usize::try_from(d).map_err(|_| format!("extent {d} is negative"))).collect::<Result<_, _>>()?;
+        let dims: Vec<usize> = t
+            .dims
+            .iter()
+            .map(|&d| usize::try_from(d).map_err(|_| format!("extent {d} is negative")))
+            .collect::<Result<_, _>>()?;
         let count = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("the shape is too large")?;
         let format = format_of(t.data_type())?;
+        let size =
+            count.checked_mul(format.bytes()).filter(|&n| n <= isize::MAX as usize).ok_or("the shape is too large")?;
         let values = if t.data_location() == DataLocation::External {
-            let bytes = self.external(t, count * format.bytes())?;
+            let bytes = self.external(t, size)?;
             raw(format, bytes)
         } else if t.raw_data.as_ref().is_some_and(|r| !r.is_empty()) || count == 0 {
             raw(format, t.raw_data())
@@ -75,10 +81,17 @@ impl Files {
             return Err(format!("external data must lie beside the model, not at {location}"));
         }
         let path = self.dir.join(relative);
-        let number = |k: &str, default: usize| key(k).map_or(Ok(default), |v| v.parse::<usize>().map_err(|_| format!("external data has a bad {k}")));
+        let number = |k: &str, default: usize| {
+            key(k).map_or(Ok(default), |v| v.parse::<usize>().map_err(|_| format!("external data has a bad {k}")))
+        };
         let (offset, length) = (number("offset", 0)?, number("length", need)?);
         if !self.maps.contains_key(&path) {
-            let file = std::fs::File::open(&path).map_err(|e| format!("its data is in {}, which cannot be opened: {e}", path.display()))?;
+            let file = std::fs::File::open(&path).map_err(|e| {
+                format!(
+                    "its data is in {}, which cannot be opened ({e}); copy that file beside the model",
+                    path.display()
+                )
+            })?;
             // SAFETY: the map is only read; a file that shrinks meanwhile would fault, as with every memory-mapped input.
             let map = unsafe { Mmap::map(&file) }.map_err(|e| format!("{} cannot be mapped: {e}", path.display()))?;
             self.maps.insert(path.clone(), map);
@@ -87,7 +100,16 @@ impl Files {
         if length != need {
             return Err(format!("{length} bytes of external data for a tensor of {need}"));
         }
-        map.get(offset..offset + length).ok_or_else(|| format!("{} has {} bytes, but the tensor lies at {offset} to {}", path.display(), map.len(), offset + length))
+        let end = offset
+            .checked_add(length)
+            .ok_or_else(|| format!("{}: the offset {offset} is out of range", path.display()))?;
+        map.get(offset..end).ok_or_else(|| {
+            format!(
+                "{} has {} bytes, but the tensor lies at {offset} to {end}; copy the whole file beside the model",
+                path.display(),
+                map.len()
+            )
+        })
     }
 }
 

@@ -27,7 +27,8 @@ impl Block<'_> {
     pub fn runs(&self, view: &View, mut f: impl FnMut(Run)) {
         let rank = view.dims.len();
         let mut index = self.fixed.to_vec();
-        let base: usize = view.offset + (0..rank).filter(|a| !self.axes.contains(a)).map(|a| index[a] * view.strides[a]).sum::<usize>();
+        let base: usize = view.offset
+            + (0..rank).filter(|a| !self.axes.contains(a)).map(|a| index[a] * view.strides[a]).sum::<usize>();
         if self.axes.is_empty() {
             return f(Run { lane: 0, at: base, stride: 0, len: self.len, index: &index });
         }

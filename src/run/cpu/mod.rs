@@ -36,7 +36,11 @@ impl CpuRunner {
                 last_use[time].push(b);
             }
         }
-        let memory = program.buffers.iter().map(|b| if b.source.is_some() { Bytes::zeroed(b.ty.bytes()) } else { Bytes::default() }).collect();
+        let memory = program
+            .buffers
+            .iter()
+            .map(|b| if b.source.is_some() { Bytes::zeroed(b.ty.bytes()) } else { Bytes::default() })
+            .collect();
         let executions = program.kernels.iter().map(|k| Execution::new(k.body(), passes(k.body()))).collect();
         CpuRunner { program, memory, executions, last_use, pool: Vec::new() }
     }
@@ -44,7 +48,8 @@ impl CpuRunner {
     fn kernel(&mut self, i: usize) {
         let kernel = &self.program.kernels[i];
         let body = kernel.body();
-        let accumulator = if let Kernel::Gemm(g) = kernel { Some(gemm::product(g, &self.program, &self.memory)) } else { None };
+        let accumulator =
+            if let Kernel::Gemm(g) = kernel { Some(gemm::product(g, &self.program, &self.memory)) } else { None };
         // Written buffers leave the table while the kernel runs; what is read and written in place is read from a copy.
         let mut outputs: Vec<(BufferId, Bytes)> = Vec::new();
         for store in &body.stores {
@@ -59,7 +64,10 @@ impl CpuRunner {
                 std::mem::take(&mut self.memory[store.buffer])
             };
             if fresh.as_ref().len() != bytes {
-                let reuse = self.pool.iter().position(|p| p.capacity() >= bytes && p.capacity() <= 2 * bytes.next_multiple_of(8));
+                let reuse = self
+                    .pool
+                    .iter()
+                    .position(|p| p.capacity() >= bytes && p.capacity() <= 2 * bytes.next_multiple_of(8));
                 fresh = reuse.map_or_else(Bytes::default, |p| self.pool.swap_remove(p));
                 fresh.resize(bytes);
             }

@@ -54,7 +54,8 @@ impl Execution {
         }
         let rows_per_task = (SPLIT / inner.max(1)).max(1).next_multiple_of(if self.outer_lanes { LANES } else { 1 });
         if !self.splittable || total < 2 * SPLIT || outer <= rows_per_task {
-            let mut whole: Vec<(BufferId, usize, &mut [u8])> = outputs.iter_mut().map(|(b, m)| (*b, 0, m.as_mut())).collect();
+            let mut whole: Vec<(BufferId, usize, &mut [u8])> =
+                outputs.iter_mut().map(|(b, m)| (*b, 0, m.as_mut())).collect();
             return self.rows(k, inputs, 0, outer, &mut whole);
         }
         // Each task owns the bytes of its outer indices in every output.
@@ -84,7 +85,14 @@ impl Execution {
     /// Runs outer indices `start .. start + rows`. Outputs come with the byte their slice starts at.
     fn rows(&self, k: &Loop, inputs: &Inputs, start: usize, rows: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
         let dims: Vec<usize> = k.outer.iter().chain(&k.inner).copied().collect();
-        let mut m = Machine { k, x: self, inputs, dims, regs: vec![0.0; k.tape.len() * LANES], fixed: vec![0; k.outer.len() + k.inner.len()] };
+        let mut m = Machine {
+            k,
+            x: self,
+            inputs,
+            dims,
+            regs: vec![0.0; k.tape.len() * LANES],
+            fixed: vec![0; k.outer.len() + k.inner.len()],
+        };
         if self.outer_lanes {
             let mut at = start;
             while at < start + rows {
@@ -208,13 +216,22 @@ impl Machine<'_> {
         &mut self.regs[r * LANES..r * LANES + len]
     }
 
-    fn store(&mut self, s: usize, axes: std::ops::Range<usize>, start: usize, len: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
+    fn store(
+        &mut self,
+        s: usize,
+        axes: std::ops::Range<usize>,
+        start: usize,
+        len: usize,
+        outputs: &mut [(BufferId, usize, &mut [u8])],
+    ) {
         let spec = &self.k.stores[s];
         let Some((_, offset, bytes)) = outputs.iter_mut().find(|o| o.0 == spec.buffer) else { return };
         let skipped = *offset / spec.format.bytes();
         let values = &self.regs[spec.reg * LANES..spec.reg * LANES + len];
         let block = Block { dims: &self.dims, axes, fixed: &self.fixed, start, len };
-        block.runs(&spec.view, |r: Run| store(spec.format, bytes, r.at - skipped, r.stride, &values[r.lane..r.lane + r.len]));
+        block.runs(&spec.view, |r: Run| {
+            store(spec.format, bytes, r.at - skipped, r.stride, &values[r.lane..r.lane + r.len])
+        });
     }
 
     /// Computes one register for a block of lanes.
@@ -261,7 +278,13 @@ impl Machine<'_> {
                         let row = index[run.lane + j];
                         let row = if row < 0.0 { row + extent as f32 } else { row };
                         let row = (row.max(0.0) as usize).min(extent.saturating_sub(1));
-                        load(spec.format, bytes, run.at + j * run.stride + row * stride, 0, &mut out[run.lane + j..run.lane + j + 1]);
+                        load(
+                            spec.format,
+                            bytes,
+                            run.at + j * run.stride + row * stride,
+                            0,
+                            &mut out[run.lane + j..run.lane + j + 1],
+                        );
                     }
                 });
             }
@@ -284,7 +307,8 @@ fn two(regs: &mut [f32], acc: usize, value: usize, len: usize) -> (&mut [f32], &
 
 fn read(spec: &Load, bytes: &[u8], block: &Block, out: &mut [f32]) {
     let Some(guard) = &spec.guard else {
-        return block.runs(&spec.view, |r: Run| load(spec.format, bytes, r.at, r.stride, &mut out[r.lane..r.lane + r.len]));
+        return block
+            .runs(&spec.view, |r: Run| load(spec.format, bytes, r.at, r.stride, &mut out[r.lane..r.lane + r.len]));
     };
     let last = block.axes.end.wrapping_sub(1);
     block.runs(&spec.view, |r: Run| {
@@ -349,14 +373,17 @@ fn unary(u: Unary, x: &[f32], out: &mut [f32]) {
         Unary::Softplus => map(x, out, |v| v.max(0.0) + (-v.abs()).exp().ln_1p()),
         Unary::Relu => map(x, out, |v| maximum(v, 0.0)),
         Unary::Gelu => map(x, out, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2))),
-        Unary::GeluTanh => map(x, out, |v| 0.5 * v * (1.0 + (GELU_SCALE as f32 * (v + GELU_CUBIC as f32 * v * v * v)).tanh())),
+        Unary::GeluTanh => {
+            map(x, out, |v| 0.5 * v * (1.0 + (GELU_SCALE as f32 * (v + GELU_CUBIC as f32 * v * v * v)).tanh()))
+        }
         Unary::Not => map(x, out, |v| f32::from(v == 0.0)),
         Unary::IsFinite => map(x, out, |v| f32::from(v.is_finite())),
     }
 }
 
 fn binary(b: Binary, x: &[f32], y: &[f32], out: &mut [f32]) {
-    let mut zip = |f: &dyn Fn(f32, f32) -> f32| out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (&p, &q))| *o = f(p, q));
+    let mut zip =
+        |f: &dyn Fn(f32, f32) -> f32| out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (&p, &q))| *o = f(p, q));
     match b {
         Binary::Add => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p + q),
         Binary::Sub => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p - q),

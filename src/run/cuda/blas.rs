@@ -38,7 +38,9 @@ fn data_type(f: Format) -> Result<sys::cudaDataType> {
         Format::F32 | Format::Tf32 => Ok(sys::cudaDataType::CUDA_R_32F),
         Format::F16 => Ok(sys::cudaDataType::CUDA_R_16F),
         Format::Bf16 => Ok(sys::cudaDataType::CUDA_R_16BF),
-        f => Err(Error::Device(format!("products of {f} are not lowered to cuBLASLt yet; run this plan with --device cpu"))),
+        f => Err(Error::Device(format!(
+            "products of {f} are not lowered to cuBLASLt yet; run this plan with --device cpu"
+        ))),
     }
 }
 
@@ -46,8 +48,13 @@ impl Blas {
     /// `workspace` is device memory that products may use, one at a time.
     pub fn new(workspace: u64, workspace_bytes: usize) -> Result<Blas> {
         if !libraries::blas_present() {
-            let looked = libraries::survey().into_iter().find(|f| f.library == "libcublasLt").map_or(String::new(), |f| f.looked);
-            return Err(Error::Device(format!("cuBLASLt, which multiplies matrices, was not found: looked for {looked}; name its folder in MANTISSA_CUDA_LIB")));
+            let looked = libraries::survey()
+                .into_iter()
+                .find(|f| f.library == "libcublasLt")
+                .map_or(String::new(), |f| f.looked);
+            return Err(Error::Device(format!(
+                "cuBLASLt, which multiplies matrices, was not found: looked for {looked}; name its folder in MANTISSA_CUDA_LIB"
+            )));
         }
         Ok(Blas { handle: check("creating a handle", result::create_handle())?, workspace, workspace_bytes })
     }
@@ -63,11 +70,17 @@ impl Blas {
         // Row-major [r, c] memory is a column-major c × r matrix.
         let left = if g.tb { (k, n) } else { (n, k) };
         let right = if g.ta { (m, k) } else { (k, m) };
-        let operation = check("describing a product", result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F))?;
+        let operation =
+            check("describing a product", result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F))?;
         let transpose = |attr, yes: bool| {
             let op: i32 = i32::from(yes);
             // SAFETY: the attribute is a 32-bit enum, which `op` holds; the descriptor is live.
-            unsafe { check("setting a transposition", result::set_matmul_desc_attribute(operation, attr, (&raw const op).cast(), 4)) }
+            unsafe {
+                check(
+                    "setting a transposition",
+                    result::set_matmul_desc_attribute(operation, attr, (&raw const op).cast(), 4),
+                )
+            }
         };
         transpose(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSA, g.tb)?;
         transpose(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, g.ta)?;
@@ -78,8 +91,24 @@ impl Blas {
                 // SAFETY: the attributes are a 32-bit and a 64-bit integer; the layout is live.
                 unsafe {
                     use sys::cublasLtMatrixLayoutAttribute_t as A;
-                    check("batching", result::set_matrix_layout_attribute(l, A::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, (&raw const count).cast(), 4))?;
-                    check("batching", result::set_matrix_layout_attribute(l, A::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, (&raw const stride).cast(), 8))?;
+                    check(
+                        "batching",
+                        result::set_matrix_layout_attribute(
+                            l,
+                            A::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                            (&raw const count).cast(),
+                            4,
+                        ),
+                    )?;
+                    check(
+                        "batching",
+                        result::set_matrix_layout_attribute(
+                            l,
+                            A::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                            (&raw const stride).cast(),
+                            8,
+                        ),
+                    )?;
                 }
             }
             Ok::<_, Error>(l)
@@ -91,7 +120,13 @@ impl Blas {
     }
 
     /// The heuristic's first choice: the same on every run, so that a seed gives the same bits.
-    fn choose(&self, op: sys::cublasLtMatmulDesc_t, a: sys::cublasLtMatrixLayout_t, b: sys::cublasLtMatrixLayout_t, d: sys::cublasLtMatrixLayout_t) -> Result<sys::cublasLtMatmulAlgo_t> {
+    fn choose(
+        &self,
+        op: sys::cublasLtMatmulDesc_t,
+        a: sys::cublasLtMatrixLayout_t,
+        b: sys::cublasLtMatrixLayout_t,
+        d: sys::cublasLtMatrixLayout_t,
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
         use sys::cublasLtMatmulPreferenceAttributes_t as P;
         let preference = check("creating a preference", result::create_matmul_pref())?;
         let bytes = self.workspace_bytes;
@@ -99,8 +134,24 @@ impl Blas {
         let schemes: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
         // SAFETY: the attributes are a size and a 32-bit mask; all descriptors are live; the preference is released once.
         unsafe {
-            check("limiting the workspace", result::set_matmul_pref_attribute(preference, P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, (&raw const bytes).cast(), size_of::<usize>()))?;
-            check("limiting reductions", result::set_matmul_pref_attribute(preference, P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, (&raw const schemes).cast(), 4))?;
+            check(
+                "limiting the workspace",
+                result::set_matmul_pref_attribute(
+                    preference,
+                    P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
+                    (&raw const bytes).cast(),
+                    size_of::<usize>(),
+                ),
+            )?;
+            check(
+                "limiting reductions",
+                result::set_matmul_pref_attribute(
+                    preference,
+                    P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+                    (&raw const schemes).cast(),
+                    4,
+                ),
+            )?;
             let found = result::get_matmul_algo_heuristic(self.handle, op, a, b, d, d, preference);
             let _ = result::destroy_matmul_pref(preference);
             Ok(check("choosing an algorithm", found)?.algo)

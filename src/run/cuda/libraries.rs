@@ -19,8 +19,14 @@ pub struct Finding {
 /// Directories searched besides the loader's own: `MANTISSA_CUDA_LIB` (colon-separated), then where toolkits and
 /// Python wheels put their libraries.
 pub fn directories() -> Vec<PathBuf> {
-    let mut out: Vec<PathBuf> = std::env::var_os("MANTISSA_CUDA_LIB").map(|v| std::env::split_paths(&v).collect()).unwrap_or_default();
-    for root in ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os).map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]) {
+    let mut out: Vec<PathBuf> =
+        std::env::var_os("MANTISSA_CUDA_LIB").map(|v| std::env::split_paths(&v).collect()).unwrap_or_default();
+    for root in ["CUDA_HOME", "CUDA_PATH"]
+        .into_iter()
+        .filter_map(std::env::var_os)
+        .map(PathBuf::from)
+        .chain([PathBuf::from("/usr/local/cuda")])
+    {
         out.push(root.join("lib64"));
         out.push(root.join("targets/x86_64-linux/lib"));
     }
@@ -74,8 +80,23 @@ pub fn survey() -> Vec<Finding> {
     let dirs: Vec<String> = directories().iter().map(|d| d.display().to_string()).collect();
     let searched = |name: &str| format!("{name} on the loader's path and in {}", dirs.join(", "));
     vec![
-        Finding { library: "libcuda", purpose: "the GPU driver", found: driver_present(), looked: "libcuda.so.1 on the loader's path".into() },
-        Finding { library: "libnvrtc", purpose: "compiles kernels", found: nvrtc_present(), looked: searched("libnvrtc.so.13 or .12") },
-        Finding { library: "libcublasLt", purpose: "matrix products", found: blas_present(), looked: searched("libcublasLt.so.13 or .12") },
+        Finding {
+            library: "libcuda",
+            purpose: "the GPU driver",
+            found: driver_present(),
+            looked: "libcuda.so.1 on the loader's path".into(),
+        },
+        Finding {
+            library: "libnvrtc",
+            purpose: "compiles kernels",
+            found: nvrtc_present(),
+            looked: searched("libnvrtc.so.13 or .12"),
+        },
+        Finding {
+            library: "libcublasLt",
+            purpose: "matrix products",
+            found: blas_present(),
+            looked: searched("libcublasLt.so.13 or .12"),
+        },
     ]
 }

@@ -55,7 +55,10 @@ pub fn available() -> bool {
 /// Opens the first GPU, or says what was looked for.
 pub fn context() -> Result<Arc<CudaContext>> {
     if !libraries::driver_present() {
-        return Err(Error::Device(format!("no NVIDIA driver: {}; run with --device cpu, or see `mantissa doctor`", libraries::DRIVER_HINT)));
+        return Err(Error::Device(format!(
+            "no NVIDIA driver: {}; run with --device cpu, or see `mantissa doctor`",
+            libraries::DRIVER_HINT
+        )));
     }
     driver("opening the first GPU", CudaContext::new(0))
 }
@@ -138,7 +141,10 @@ impl CudaRunner {
                 r.record(self.stream, blas)?;
             }
             let graph = driver("ending capture", result::stream::end_capture(self.stream))?;
-            self.graph = driver("instantiating the step's graph", result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)))?;
+            self.graph = driver(
+                "instantiating the step's graph",
+                result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)),
+            )?;
             driver("releasing the captured graph", result::graph::destroy(graph))?;
         }
         Ok(())
@@ -232,7 +238,12 @@ impl Ready {
                 let mut params = [words.as_mut_ptr().cast()];
                 let grid = ((*blocks).max(1), 1, 1);
                 // SAFETY: the kernel takes one struct of 8-byte words, which `words` holds.
-                unsafe { driver("launching a kernel", result::launch_kernel(*function, grid, (*threads, 1, 1), 0, stream, &mut params)) }
+                unsafe {
+                    driver(
+                        "launching a kernel",
+                        result::launch_kernel(*function, grid, (*threads, 1, 1), 0, stream, &mut params),
+                    )
+                }
             }
             // SAFETY: promised by the caller.
             Ready::Product(p) => unsafe { blas.expect("opened for products").run(p, stream) },

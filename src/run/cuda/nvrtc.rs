@@ -21,7 +21,9 @@ pub fn key(source: &str, arch: &str) -> String {
 
 /// `$XDG_CACHE_HOME/mantissa`, or `~/.cache/mantissa`.
 fn cache_dir() -> Option<PathBuf> {
-    let base = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
+    let base = std::env::var_os("XDG_CACHE_HOME")
+        .map(PathBuf::from)
+        .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     Some(base.join("mantissa"))
 }
 
@@ -42,21 +44,32 @@ pub fn compile_cached(source: &str, arch: &str) -> Result<Vec<u8>> {
 /// Compiles for `arch` (such as `sm_90a`). Returns the CUBIN and the compiler's log, which holds ptxas' resource report.
 pub fn compile(source: &str, arch: &str) -> Result<(Vec<u8>, String)> {
     if !libraries::nvrtc_present() {
-        let looked = libraries::survey().into_iter().find(|f| f.library == "libnvrtc").map_or(String::new(), |f| f.looked);
-        return Err(Error::Device(format!("NVRTC, which compiles kernels, was not found: looked for {looked}; install the CUDA toolkit or `pip install nvidia-cuda-nvrtc`, and name its folder in MANTISSA_CUDA_LIB")));
+        let looked =
+            libraries::survey().into_iter().find(|f| f.library == "libnvrtc").map_or(String::new(), |f| f.looked);
+        return Err(Error::Device(format!(
+            "NVRTC, which compiles kernels, was not found: looked for {looked}; install the CUDA toolkit or `pip install nvidia-cuda-nvrtc`, and name its folder in MANTISSA_CUDA_LIB"
+        )));
     }
     let c = |s: &str| CString::new(s).expect("generated source has no NUL");
     let text = c(source);
     let names: Vec<CString> = HEADERS.iter().map(|(n, _)| c(n)).collect();
     let headers: Vec<CString> = HEADERS.iter().map(|(_, t)| c(t)).collect();
-    let (name_ptrs, header_ptrs): (Vec<_>, Vec<_>) = names.iter().zip(&headers).map(|(n, h)| (n.as_ptr(), h.as_ptr())).unzip();
+    let (name_ptrs, header_ptrs): (Vec<_>, Vec<_>) =
+        names.iter().zip(&headers).map(|(n, h)| (n.as_ptr(), h.as_ptr())).unzip();
     let mut program: sys::nvrtcProgram = std::ptr::null_mut();
     let failed = |what: &str, log: String| Error::Device(format!("NVRTC: {what}\n{log}"));
     // SAFETY: every pointer is to a live C string or array of them; the program is destroyed on every path out.
     unsafe {
-        sys::nvrtcCreateProgram(&mut program, text.as_ptr(), c"step.cu".as_ptr(), HEADERS.len() as i32, header_ptrs.as_ptr(), name_ptrs.as_ptr())
-            .result()
-            .map_err(|e| failed("the program cannot be created", format!("{e:?}")))?;
+        sys::nvrtcCreateProgram(
+            &mut program,
+            text.as_ptr(),
+            c"step.cu".as_ptr(),
+            HEADERS.len() as i32,
+            header_ptrs.as_ptr(),
+            name_ptrs.as_ptr(),
+        )
+        .result()
+        .map_err(|e| failed("the program cannot be created", format!("{e:?}")))?;
         let mut options: Vec<String> = OPTIONS.iter().map(|o| (*o).to_owned()).collect();
         options.push(format!("--gpu-architecture={arch}"));
         options.push("--ptxas-options=-v".into());
@@ -66,7 +79,10 @@ pub fn compile(source: &str, arch: &str) -> Result<(Vec<u8>, String)> {
             String::from_utf8_lossy(&bytes).into_owned()
         });
         let out = match compiled {
-            Err(e) => Err(failed(&format!("generated kernels do not compile for {arch} ({e:?}); this is a bug of mantissa"), log)),
+            Err(e) => Err(failed(
+                &format!("generated kernels do not compile for {arch} ({e:?}); this is a bug of mantissa"),
+                log,
+            )),
             Ok(()) => cubin(program).map(|b| (b, log)),
         };
         let _ = result::destroy_program(program);
