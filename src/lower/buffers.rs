@@ -24,9 +24,12 @@ impl Arena {
     pub fn assign(program: &Program) -> Arena {
         let n = program.buffers.len();
         let mut life: Vec<(usize, usize)> = vec![(usize::MAX, 0); n];
-        for (time, kernel) in program.kernels.iter().enumerate() {
-            for b in kernel.reads().into_iter().chain(kernel.writes()) {
-                life[b] = (life[b].0.min(time), life[b].1.max(time));
+        // Kernels of one launch run at the same time: a slot is free again only for a later launch.
+        for (time, launch) in program.launches.iter().enumerate() {
+            for kernel in &program.kernels[launch.clone()] {
+                for b in kernel.reads().into_iter().chain(kernel.writes()) {
+                    life[b] = (life[b].0.min(time), life[b].1.max(time));
+                }
             }
         }
         let forever = (0, usize::MAX);
@@ -35,7 +38,7 @@ impl Arena {
                 life[b] = forever;
             }
         }
-        program.results.iter().for_each(|r| life[r.2] = (life[r.2].0.min(program.kernels.len()), usize::MAX));
+        program.results.iter().for_each(|r| life[r.2] = (life[r.2].0.min(program.launches.len()), usize::MAX));
         let mut order: Vec<BufferId> = (0..n).filter(|&b| life[b].0 != usize::MAX).collect();
         order.sort_by_key(|&b| (life[b].0, b));
         let mut arena = Arena { slots: vec![Slot { offset: 0, bytes: 0 }; n], bytes: 0 };
@@ -55,5 +58,34 @@ impl Arena {
             placed.push(b);
         }
         arena
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Format;
+    use crate::ir::{Shape, Type};
+    use crate::lower::{BufferInfo, Inst, Kernel, Load, Loop, Store, View};
+
+    /// Two copies in one launch, `a` to `c` and `b` to `d`, after which `a` and `b` are not needed any more.
+    #[test]
+    fn kernels_of_one_launch_share_no_slot() {
+        let ty = Type::new(Shape::of(&[100]), Format::F32);
+        let buffers = ["x", "a", "b", "c", "d"].map(|n| BufferInfo { name: n.into(), ty: ty.clone(), source: None });
+        let copy = |from, to| {
+            let view = View::contiguous(&[100]);
+            let load = Load { buffer: from, view: view.clone(), format: Format::F32, guard: None };
+            let store = Store { reg: 0, buffer: to, view, format: Format::F32 };
+            let (outer, inner) = (vec![100], Vec::new());
+            Kernel::Loop(Loop { outer, inner, loads: vec![load], tape: vec![Inst::Load(0)], stores: vec![store] })
+        };
+        let kernels = vec![copy(0, 1), copy(0, 2), copy(1, 3), copy(2, 4)];
+        let program = Program { buffers: buffers.to_vec(), kernels, launches: vec![0..2, 2..4], ..Program::default() };
+        let arena = Arena::assign(&program);
+        for (p, q) in [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)] {
+            let (s, t) = (arena.slots[p], arena.slots[q]);
+            assert!(s.offset + s.bytes <= t.offset || t.offset + t.bytes <= s.offset, "{p} and {q} overlap");
+        }
     }
 }

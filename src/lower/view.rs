@@ -111,7 +111,7 @@ mod tests {
         let s = base.slice(1, 1, 5, 2);
         assert_eq!(elements(&s), [1, 3, 7, 9, 13, 15, 19, 21]);
         assert_eq!(elements(&s.reshape(&[2, 2, 2]).unwrap()), elements(&s));
-        assert!(s.reshape(&[8]).is_some()); // 6 = 2·3? rows are 6 apart and elements 2: no run
+        assert!(s.reshape(&[8]).is_none(), "rows are 6 apart, two elements of 2 reach 4");
     }
 
     #[test]
