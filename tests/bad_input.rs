@@ -466,7 +466,7 @@ fn missing_model() {
 fn output_that_cannot_be_written() {
     let p = Place::new();
     p.put("file", "not a directory");
-    let reason = "ot a directory\n";
+    let reason = "ot a directory";
     p.refuses("plan small.mir -o file/plan.json", FAILED, &["file/plan.json", reason]);
     p.refuses("compile small.mir --archs none -o file/trainer", FAILED, &["file/trainer", reason]);
     p.refuses(&TRAIN.replace("--out run", "--out file/run"), FAILED, &["file/run", reason]);
