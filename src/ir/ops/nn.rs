@@ -14,7 +14,7 @@ use crate::ir::types::Dim;
 named_enum! {
     /// Losses before they are averaged.
     Loss {
-        /// −log softmax(x)[label] for each row of the last axis; labels are class indices.
+        /// `−log softmax(x)[label]` for each row of the last axis; labels are class indices.
         CrossEntropy = "cross_entropy",
         /// (x − y)².
         SquaredError = "mse",
