@@ -33,7 +33,7 @@ const FILES: [&str; 4] = [
     include_str!("targets/sm_90.toml"),
 ];
 
-/// Seconds per byte added to break ties, as a share of the bandwidth term.
+/// Share of the time to move the bytes that is added to break ties.
 const TIE: f64 = 0.02;
 
 impl Target {
@@ -96,7 +96,7 @@ impl Target {
                     && let Exit::Scratch(format) = g.exit() =>
             {
                 let scratch = g.batch * g.m * g.n * format.bytes();
-                let epilogue = g.epilogue_bytes();
+                let epilogue = g.epilogue.bytes();
                 let first = memory(bytes - epilogue + scratch).max(matrix);
                 let second = memory(epilogue + scratch).max(scalar);
                 let total = bytes + 2 * scratch;

@@ -174,11 +174,6 @@ pub enum Exit {
 }
 
 impl Gemm {
-    /// Bytes that the epilogue loads and stores.
-    pub fn epilogue_bytes(&self) -> usize {
-        self.epilogue.bytes()
-    }
-
     pub fn exit(&self) -> Exit {
         let e = &self.epilogue;
         let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);

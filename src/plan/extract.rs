@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Role, verify};
 use crate::lower::lower;
-use crate::rewrite::{EGraph, Encoded, Head, Sort, Term, decode_op};
+use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op};
 use egg::{Id, Language};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -455,12 +455,5 @@ impl Builder<'_> {
         }
         let id = self.x.step.find(name).ok_or_else(|| Error::Graph(format!("no source `{name}`")))?;
         self.graph.add_named(name, self.x.step.op(id).clone(), &[])
-    }
-}
-
-impl Term {
-    /// Is this the constant itself?
-    pub fn is_constant(&self) -> bool {
-        matches!(self.head, Head::Num(_))
     }
 }
