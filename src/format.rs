@@ -22,9 +22,13 @@ pub enum Format {
     F8E4M3,
     F8E5M2,
     I8,
-    I64,
+    I16,
     I32,
+    I64,
     U8,
+    U16,
+    U32,
+    U64,
     Bool,
 }
 
@@ -67,7 +71,8 @@ impl FloatSpec {
 use Format::*;
 
 impl Format {
-    pub const ALL: [Format; 12] = [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I64, I32, U8, Bool];
+    pub const ALL: [Format; 16] =
+        [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I16, I32, I64, U8, U16, U32, U64, Bool];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -79,9 +84,13 @@ impl Format {
             F8E4M3 => "f8e4m3",
             F8E5M2 => "f8e5m2",
             I8 => "i8",
-            I64 => "i64",
+            I16 => "i16",
             I32 => "i32",
+            I64 => "i64",
             U8 => "u8",
+            U16 => "u16",
+            U32 => "u32",
+            U64 => "u64",
             Bool => "bool",
         }
     }
@@ -89,9 +98,9 @@ impl Format {
     /// Bytes one element takes in memory.
     pub fn bytes(self) -> usize {
         match self {
-            F64 | I64 => 8,
-            F32 | Tf32 | I32 => 4,
-            F16 | Bf16 => 2,
+            F64 | I64 | U64 => 8,
+            F32 | Tf32 | I32 | U32 => 4,
+            F16 | Bf16 | I16 | U16 => 2,
             F8E4M3 | F8E5M2 | I8 | U8 | Bool => 1,
         }
     }
@@ -109,12 +118,17 @@ impl Format {
             Bf16 => spec(8, 7, 3.3895313892515355e38, true),
             F8E4M3 => spec(4, 3, 448.0, false),
             F8E5M2 => spec(5, 2, 57344.0, true),
-            I8 | I64 | I32 | U8 | Bool => None,
+            I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64 | Bool => None,
         }
     }
 
     pub fn is_float(self) -> bool {
         self.float().is_some()
+    }
+
+    /// A whole number of any width; booleans are not.
+    pub fn is_integer(self) -> bool {
+        !self.is_float() && self != Bool
     }
 
     /// Narrower than f32 in memory: the formats a precision plan saves bytes with.
@@ -123,15 +137,19 @@ impl Format {
     }
 
     /// Rounds `x` to the nearest number of this format, ties to even. Integers truncate towards zero
-    /// and saturate; booleans are `x != 0`.
+    /// and wrap around; booleans are `x != 0`.
     pub fn round(self, x: f64, overflow: Overflow) -> f64 {
         match self {
             F64 => x,
             F32 => x as f32 as f64,
-            I8 => x as i8 as f64,
+            I8 => x as i64 as i8 as f64,
+            I16 => x as i64 as i16 as f64,
+            I32 => x as i64 as i32 as f64,
             I64 => x as i64 as f64,
-            I32 => x as i32 as f64,
-            U8 => x as u8 as f64,
+            U8 => x as i64 as u8 as f64,
+            U16 => x as i64 as u16 as f64,
+            U32 => x as i64 as u32 as f64,
+            U64 => x as i128 as u64 as f64,
             Bool => (x != 0.0) as u8 as f64,
             Tf32 | F16 | Bf16 | F8E4M3 | F8E5M2 => self.float().map_or(x, |s| round_float(s, x, overflow)),
         }
@@ -215,47 +233,116 @@ impl FromStr for Format {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("unknown format `{0}`; formats are f64 f32 tf32 f16 bf16 f8e4m3 f8e5m2 i8 i64 i32 u8 bool")]
+#[error("unknown format `{0}`; formats are f64 f32 tf32 f16 bf16 f8e4m3 f8e5m2 i8 i16 i32 i64 u8 u16 u32 u64 bool")]
 pub struct UnknownFormat(pub String);
 
-/// Widens `len` elements of raw memory in `format` to f32, exactly where f32 holds them.
-///
-/// `src` must hold `dst.len() * format.bytes()` bytes. Integers above 2^24 lose their low bits.
-pub fn widen(format: Format, src: &[u8], dst: &mut [f32]) {
-    use half::slice::HalfFloatSliceExt;
-    match format {
-        F32 | Tf32 => dst.copy_from_slice(bytemuck::cast_slice(src)),
-        F16 => bytemuck::cast_slice::<u8, half::f16>(src).convert_to_f32_slice(dst),
-        Bf16 => bytemuck::cast_slice::<u8, half::bf16>(src).convert_to_f32_slice(dst),
-        F64 => convert(bytemuck::cast_slice::<u8, f64>(src), dst, |x| x as f32),
-        I64 => convert(bytemuck::cast_slice::<u8, i64>(src), dst, |x| x as f32),
-        I32 => convert(bytemuck::cast_slice::<u8, i32>(src), dst, |x| x as f32),
-        U8 => convert(src, dst, f32::from),
-        Bool => convert(src, dst, |x| (x != 0) as u8 as f32),
-        I8 => convert(bytemuck::cast_slice::<u8, i8>(src), dst, f32::from),
-        F8E4M3 | F8E5M2 => convert(src, dst, |b| format.decode(b.into()) as f32),
+/// What registers hold: f32, or f64 where a kernel computes in 64 bits.
+pub trait Register: Copy + Send + Sync + 'static {
+    /// Widens raw memory in `format` to registers, exactly where they hold it. `src` holds as many elements as `dst`.
+    /// Integers above 2^24 (2^53 in f64) lose their low bits.
+    fn widen(format: Format, src: &[u8], dst: &mut [Self]);
+
+    /// Rounds registers to `format` and writes them to raw memory; the inverse of [`Register::widen`].
+    ///
+    /// f16, bf16 and f8e5m2 overflow to infinity as the hardware's conversions do (loss scaling needs to see it);
+    /// f8e4m3 saturates, integers wrap around.
+    fn narrow(format: Format, src: &[Self], dst: &mut [u8]);
+
+    /// Memory as registers, if its format is theirs.
+    fn borrow(format: Format, bytes: &[u8]) -> Option<&[Self]>;
+}
+
+macro_rules! widen_common {
+    ($t:ty, $format:expr, $src:expr, $dst:expr) => {
+        match $format {
+            F64 => convert(bytemuck::cast_slice::<u8, f64>($src), $dst, |x| x as $t),
+            F32 | Tf32 => convert(bytemuck::cast_slice::<u8, f32>($src), $dst, |x| x as $t),
+            F16 => convert(bytemuck::cast_slice::<u8, half::f16>($src), $dst, |x| x.to_f64() as $t),
+            Bf16 => convert(bytemuck::cast_slice::<u8, half::bf16>($src), $dst, |x| x.to_f64() as $t),
+            F8E4M3 | F8E5M2 => convert($src, $dst, |b| $format.decode(b.into()) as $t),
+            I8 => convert(bytemuck::cast_slice::<u8, i8>($src), $dst, |x| x as $t),
+            I16 => convert(bytemuck::cast_slice::<u8, i16>($src), $dst, |x| x as $t),
+            I32 => convert(bytemuck::cast_slice::<u8, i32>($src), $dst, |x| x as $t),
+            I64 => convert(bytemuck::cast_slice::<u8, i64>($src), $dst, |x| x as $t),
+            U8 => convert($src, $dst, |x| x as $t),
+            U16 => convert(bytemuck::cast_slice::<u8, u16>($src), $dst, |x| x as $t),
+            U32 => convert(bytemuck::cast_slice::<u8, u32>($src), $dst, |x| x as $t),
+            U64 => convert(bytemuck::cast_slice::<u8, u64>($src), $dst, |x| x as $t),
+            Bool => convert($src, $dst, |x| <$t>::from((x != 0) as u8)),
+        }
+    };
+}
+
+macro_rules! narrow_common {
+    ($t:ty, $format:expr, $src:expr, $dst:expr) => {
+        match $format {
+            F64 => convert($src, bytemuck::cast_slice_mut::<u8, f64>($dst), |x| x as f64),
+            F32 | Tf32 => convert($src, bytemuck::cast_slice_mut::<u8, f32>($dst), |x| x as f32),
+            F16 => convert($src, bytemuck::cast_slice_mut::<u8, half::f16>($dst), |x| half::f16::from_f64(x as f64)),
+            Bf16 => convert($src, bytemuck::cast_slice_mut::<u8, half::bf16>($dst), |x| half::bf16::from_f64(x as f64)),
+            F8E4M3 => convert($src, $dst, |x| F8E4M3.encode(x.into(), Overflow::Saturate) as u8),
+            F8E5M2 => convert($src, $dst, |x| F8E5M2.encode(x.into(), Overflow::Ieee) as u8),
+            I8 => convert($src, bytemuck::cast_slice_mut::<u8, i8>($dst), |x| x as i64 as i8),
+            I16 => convert($src, bytemuck::cast_slice_mut::<u8, i16>($dst), |x| x as i64 as i16),
+            I32 => convert($src, bytemuck::cast_slice_mut::<u8, i32>($dst), |x| x as i64 as i32),
+            I64 => convert($src, bytemuck::cast_slice_mut::<u8, i64>($dst), |x| x as i64),
+            U8 => convert($src, $dst, |x| x as i64 as u8),
+            U16 => convert($src, bytemuck::cast_slice_mut::<u8, u16>($dst), |x| x as i64 as u16),
+            U32 => convert($src, bytemuck::cast_slice_mut::<u8, u32>($dst), |x| x as i64 as u32),
+            U64 => convert($src, bytemuck::cast_slice_mut::<u8, u64>($dst), |x| x as i128 as u64),
+            Bool => convert($src, $dst, |x| (x != 0.0) as u8),
+        }
+    };
+}
+
+impl Register for f32 {
+    fn widen(format: Format, src: &[u8], dst: &mut [f32]) {
+        use half::slice::HalfFloatSliceExt;
+        match format {
+            F32 | Tf32 => dst.copy_from_slice(bytemuck::cast_slice(src)),
+            F16 => bytemuck::cast_slice::<u8, half::f16>(src).convert_to_f32_slice(dst),
+            Bf16 => bytemuck::cast_slice::<u8, half::bf16>(src).convert_to_f32_slice(dst),
+            _ => widen_common!(f32, format, src, dst),
+        }
+    }
+
+    fn narrow(format: Format, src: &[f32], dst: &mut [u8]) {
+        use half::slice::HalfFloatSliceExt;
+        match format {
+            F32 | Tf32 => dst.copy_from_slice(bytemuck::cast_slice(src)),
+            F16 => bytemuck::cast_slice_mut::<u8, half::f16>(dst).convert_from_f32_slice(src),
+            Bf16 => bytemuck::cast_slice_mut::<u8, half::bf16>(dst).convert_from_f32_slice(src),
+            _ => narrow_common!(f32, format, src, dst),
+        }
+    }
+
+    fn borrow(format: Format, bytes: &[u8]) -> Option<&[f32]> {
+        (format == F32).then(|| bytemuck::cast_slice(bytes))
     }
 }
 
-/// Rounds f32 values to `format` and writes them to raw memory; the inverse of [`widen`].
-///
-/// f16, bf16 and f8e5m2 overflow to infinity as the hardware's conversions do (loss scaling needs to see it);
-/// f8e4m3 saturates.
-pub fn narrow(format: Format, src: &[f32], dst: &mut [u8]) {
-    use half::slice::HalfFloatSliceExt;
-    match format {
-        F32 | Tf32 => dst.copy_from_slice(bytemuck::cast_slice(src)),
-        F16 => bytemuck::cast_slice_mut::<u8, half::f16>(dst).convert_from_f32_slice(src),
-        Bf16 => bytemuck::cast_slice_mut::<u8, half::bf16>(dst).convert_from_f32_slice(src),
-        F64 => convert(src, bytemuck::cast_slice_mut::<u8, f64>(dst), f64::from),
-        I64 => convert(src, bytemuck::cast_slice_mut::<u8, i64>(dst), |x| x as i64),
-        I32 => convert(src, bytemuck::cast_slice_mut::<u8, i32>(dst), |x| x as i32),
-        U8 => convert(src, dst, |x| x as u8),
-        Bool => convert(src, dst, |x| (x != 0.0) as u8),
-        I8 => convert(src, bytemuck::cast_slice_mut::<u8, i8>(dst), |x| x as i8),
-        F8E4M3 => convert(src, dst, |x| F8E4M3.encode(x.into(), Overflow::Saturate) as u8),
-        F8E5M2 => convert(src, dst, |x| F8E5M2.encode(x.into(), Overflow::Ieee) as u8),
+impl Register for f64 {
+    fn widen(format: Format, src: &[u8], dst: &mut [f64]) {
+        widen_common!(f64, format, src, dst)
     }
+
+    fn narrow(format: Format, src: &[f64], dst: &mut [u8]) {
+        narrow_common!(f64, format, src, dst)
+    }
+
+    fn borrow(format: Format, bytes: &[u8]) -> Option<&[f64]> {
+        (format == F64).then(|| bytemuck::cast_slice(bytes))
+    }
+}
+
+/// [`Register::widen`] to f32.
+pub fn widen(format: Format, src: &[u8], dst: &mut [f32]) {
+    f32::widen(format, src, dst)
+}
+
+/// [`Register::narrow`] from f32.
+pub fn narrow(format: Format, src: &[f32], dst: &mut [u8]) {
+    f32::narrow(format, src, dst)
 }
 
 fn convert<A: Copy, B>(src: &[A], dst: &mut [B], f: impl Fn(A) -> B) {

@@ -73,10 +73,14 @@ fn every_model() {
 
 #[test]
 fn every_unary_operation() {
-    for u in Unary::ALL.into_iter().filter(|u| !u.is_predicate()) {
-        // Logarithms and roots take positive numbers.
-        let x =
-            if matches!(u, Unary::Log | Unary::Log1p | Unary::Sqrt | Unary::Rsqrt) { "square(w) + 0.5" } else { "w" };
+    for u in Unary::ALL.into_iter().filter(|u| !u.is_predicate() && *u != Unary::BitNot) {
+        // Logarithms and roots take positive numbers, inverse functions the range of what they invert.
+        let x = match u {
+            Unary::Log | Unary::Log1p | Unary::Sqrt | Unary::Rsqrt => "square(w) + 0.5",
+            Unary::Acosh => "square(w) + 1.5",
+            Unary::Asin | Unary::Acos | Unary::Atanh => "0.9 * sin(w)",
+            _ => "w",
+        };
         let source = format!(
             "model m {{ param w: f32[2, 3] = ones param v: f32[2, 3] = ones loss = sum(v * {}({x})) }}",
             u.name()
@@ -105,7 +109,7 @@ proptest! {
 
     #[test]
     fn binary_operations_broadcast((a, b, _) in shape(), op in prop::sample::select(Binary::ALL.to_vec()), seed in 0u32..1000) {
-        if !op.is_comparison() && !op.is_logic() {
+        if !op.is_comparison() && !op.is_logic() && !op.is_bitwise() {
             let base = if op == Binary::Pow { "abs(a) + 0.2" } else { "a" };
             let source = format!("model m {{ param a: {a} = ones param b: {b} = ones loss = sum({}({base}, b) * 0.7) }}", op.name());
             check(&source, seed).map_err(|e| TestCaseError::fail(format!("{} of {a} and {b}: {e}", op.name())))?;
@@ -113,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn reductions((a, b, axes) in shape(), kind in prop::sample::select(vec!["sum", "mean", "reduce_max", "reduce_min"]), keep: bool, seed in 0u32..1000) {
+    fn reductions((a, b, axes) in shape(), kind in prop::sample::select(vec!["sum", "mean", "reduce_max", "reduce_min", "prod"]), keep: bool, seed in 0u32..1000) {
         if !a.contains('0') {
             let source = format!("model m {{ param a: {a} = ones param b: {b} = ones c = a * 1 + b * 0.5 loss = sum(square({kind}(c, axes={axes}, keep={keep}))) }}");
             check(&source, seed).map_err(TestCaseError::fail)?;
@@ -145,5 +149,51 @@ proptest! {
         let body = "p = softmax(a) q = log_softmax(a, axis=0) n = layer_norm(a, s, t, eps=0.01) g = gather(a, i, axis=0) loss = sum(square(p + q * 0.1 + n)) + sum(square(g))";
         let source = format!("model m {{ param a: f32[{rows}, {width}] = ones param s: f32[{width}] = ones param t: f32[{width}] = ones i = iota(dims=[{rows}], axis=0) {body} }}");
         check(&source, seed).map_err(TestCaseError::fail)?;
+    }
+
+    #[test]
+    fn convolutions(
+        kind in prop::sample::select(vec!["conv", "conv_input"]),
+        axes in 1usize..4, stride in 1usize..3, dilation in 1usize..3, lo in 0usize..2, hi in 0usize..2,
+        kernel in 1usize..4, extra in 0usize..3, groups in 1usize..3, seed in 0u32..1000,
+    ) {
+        let list = |v: usize| format!("{:?}", vec![v; axes]);
+        let reach = dilation * (kernel - 1) + 1;
+        // An input that the windows cover, and a little more.
+        let extent = (reach + extra).saturating_sub(lo + hi).max(1);
+        let places = (extent + lo + hi).checked_sub(reach).map_or(0, |room| room / stride + 1);
+        let spatial = |n: usize| format!(", {n}").repeat(axes);
+        let attrs = format!("strides={}, dilations={}, lo={}, hi={}, groups={groups}", list(stride), list(dilation), list(lo), list(hi));
+        let w = format!("param w: f32[{}, 2{}] = ones", 2 * groups, spatial(kernel));
+        let x = if kind == "conv" { format!("[2, {}{}]", 2 * groups, spatial(extent)) } else { format!("[2, {}{}]", 2 * groups, spatial(places)) };
+        let more = if kind == "conv" { String::new() } else { format!(", extents={}", list(extent)) };
+        let source = format!("model m {{ param x: f32{x} = ones {w} y = {kind}(x, w, {attrs}{more}) loss = sum(square(y)) * 0.1 }}");
+        check(&source, seed).map_err(|e| TestCaseError::fail(format!("{source}: {e}")))?;
+    }
+
+    #[test]
+    fn windows(size in 1usize..4, stride in 1usize..4, dilation in 1usize..3, lo in 0usize..2, hi in 0usize..3, seed in 0u32..1000) {
+        let window = format!("window(x, axis=1, size={size}, stride={stride}, dilation={dilation}, lo={lo}, hi={hi}");
+        let source = format!(
+            "model m {{ param x: f32[2, 6, 2] = ones a = mean({window}), axes=[2]) b = reduce_max({window}, fill=-9), axes=[2]) loss = sum(square(a)) + sum(b * b) }}"
+        );
+        check(&source, seed).map_err(|e| TestCaseError::fail(format!("{source}: {e}")))?;
+    }
+
+    #[test]
+    fn norms(axes in prop::sample::select(vec!["[0]", "[1]", "[0, 2]", "[1, 2]", "[0, 1, 2]"]), seed in 0u32..1000) {
+        let source = format!(
+            "model m {{ param x: f32[2, 3, 2] = ones param s: f32[3, 1] = ones y = standardise(x, axes={axes}, eps=0.01) * s z = rms_normalise(x, axes={axes}, eps=0.01) loss = sum(y * y * y) + sum(square(z) * s + z) }}"
+        );
+        check(&source, seed).map_err(|e| TestCaseError::fail(format!("{source}: {e}")))?;
+    }
+
+    #[test]
+    fn scatters(kind in prop::sample::select(vec!["set", "add"]), axis in 0usize..2, seed in 0u32..1000) {
+        let (updates, n) = if axis == 0 { ("f32[2, 3]", 2) } else { ("f32[4, 2]", 2) };
+        let source = format!(
+            "model m {{ param x: f32[4, 3] = ones param u: {updates} = ones i = iota(dims=[{n}], axis=0) y = scatter(x, i, u, axis={axis}, kind={kind}) loss = sum(square(y)) }}"
+        );
+        check(&source, seed).map_err(|e| TestCaseError::fail(format!("{source}: {e}")))?;
     }
 }

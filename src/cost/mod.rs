@@ -84,19 +84,22 @@ impl Target {
         let bytes = kernel.bytes(format_of);
         let (scalar, matrix) = kernel.operations();
         let product_rate = match kernel {
-            Kernel::Gemm(g) => self.product_tflops.get(&g.format).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12,
+            Kernel::Product(p) => match p.contraction.format() {
+                Some(f) => self.product_tflops.get(&f).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12,
+                None => f64::INFINITY,
+            },
             Kernel::Loop(_) => f64::INFINITY,
         };
         let memory = |bytes: usize| bytes as f64 / (self.bandwidth_gb_s * 1e9);
         let (scalar, matrix) = (scalar / (self.scalar_gflops * 1e9), matrix / product_rate);
         let seconds = match kernel {
             // A product whose epilogue the library cannot run goes through scratch: two kernels, one after the other.
-            Kernel::Gemm(g)
+            Kernel::Product(p)
                 if self.library_products
-                    && let Exit::Scratch(format) = g.exit() =>
+                    && let Exit::Scratch(format) = p.exit() =>
             {
-                let scratch = g.batch * g.m * g.n * format.bytes();
-                let epilogue = g.epilogue.bytes();
+                let scratch = p.contraction.elements() * format.bytes();
+                let epilogue = p.epilogue.bytes();
                 let first = memory(bytes - epilogue + scratch).max(matrix);
                 let second = memory(epilogue + scratch).max(scalar);
                 let total = bytes + 2 * scratch;

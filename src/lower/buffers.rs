@@ -75,10 +75,17 @@ mod tests {
         let buffers = ["x", "a", "b", "c", "d"].map(|n| BufferInfo { name: n.into(), ty: ty.clone(), source: None });
         let copy = |from, to| {
             let view = View::contiguous(&[100]);
-            let load = Load { buffer: from, view: view.clone(), format: Format::F32, guard: None };
+            let load = Load { buffer: from, view: view.clone(), format: Format::F32 };
             let store = Store { reg: 0, buffer: to, view, format: Format::F32 };
             let (outer, inner) = (vec![100], Vec::new());
-            Kernel::Loop(Loop { outer, inner, loads: vec![load], tape: vec![Inst::Load(0)], stores: vec![store] })
+            Kernel::Loop(Loop {
+                outer,
+                inner,
+                loads: vec![load],
+                tape: vec![Inst::Load(0)],
+                stores: vec![store],
+                wide: false,
+            })
         };
         let kernels = vec![copy(0, 1), copy(0, 2), copy(1, 3), copy(2, 4)];
         let program = Program { buffers: buffers.to_vec(), kernels, launches: vec![0..2, 2..4], ..Program::default() };

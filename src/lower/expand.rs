@@ -16,12 +16,15 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
             Op::Softmax { axis } => softmax(&mut out, x[0], *axis)?,
             Op::LogSoftmax { axis } => log_softmax(&mut out, x[0], *axis)?,
             Op::LayerNorm { eps } => {
-                let (xhat, _) = standardise(&mut out, x[0], eps.get())?;
+                let (xhat, _) = {
+                    let last = [out.shape(x[0]).rank() - 1];
+                    standardise(&mut out, x[0], &last, eps.get(), true)?
+                };
                 let scaled = out.binary(Binary::Mul, xhat, x[1])?;
                 out.binary(Binary::Add, scaled, x[2])?
             }
             Op::Loss(loss) => expand_loss(&mut out, *loss, x[0], x[1])?,
-            Op::ScatterAdd { axis, .. } => scatter_add(&mut out, x[0], x[1], *axis, &node.ty.shape)?,
+            Op::Normalise { axes, eps, centred } => standardise(&mut out, x[0], axes, eps.get(), *centred)?.0,
             op if op.is_buffer() => out.add_named(node.name.clone(), op.clone(), &x)?,
             op => out.add(op.clone(), &x)?,
         };
@@ -36,6 +39,9 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
 /// x − max, and the sum of its exponentials.
 fn shifted(g: &mut Graph, x: NodeId, axis: usize) -> Result<(NodeId, NodeId, NodeId)> {
     let max = g.reduce(ReduceKind::Max, x, &[axis], true)?;
+    // A row of −∞ alone (all masked) must not become −∞ − −∞.
+    let least = g.constant(f64::from(f32::MIN))?;
+    let max = g.binary(Binary::Max, max, least)?;
     let z = g.binary(Binary::Sub, x, max)?;
     let e = g.unary(Unary::Exp, z)?;
     let sum = g.reduce(ReduceKind::Sum, e, &[axis], true)?;
@@ -44,6 +50,9 @@ fn shifted(g: &mut Graph, x: NodeId, axis: usize) -> Result<(NodeId, NodeId, Nod
 
 fn softmax(g: &mut Graph, x: NodeId, axis: usize) -> Result<NodeId> {
     let (_, e, sum) = shifted(g, x, axis)?;
+    // The largest exponential is 1, so a smaller sum is that of a row without a finite entry, which attends to nothing.
+    let least = g.constant(f64::from(f32::MIN_POSITIVE))?;
+    let sum = g.binary(Binary::Max, sum, least)?;
     g.binary(Binary::Div, e, sum)
 }
 
@@ -51,27 +60,6 @@ fn log_softmax(g: &mut Graph, x: NodeId, axis: usize) -> Result<NodeId> {
     let (z, _, sum) = shifted(g, x, axis)?;
     let log = g.unary(Unary::Log, sum)?;
     g.binary(Binary::Sub, z, log)
-}
-
-/// Row v of the result sums the rows whose index is v: a reduction over the index, deterministic and in f32.
-fn scatter_add(g: &mut Graph, dy: NodeId, index: NodeId, axis: usize, result: &Shape) -> Result<NodeId> {
-    let positions = g.shape(index).0.clone();
-    let ones = vec![1.into(); positions.len()];
-    let one = |n: usize| vec![1.into(); n];
-    let around = |rows: Vec<crate::ir::Dim>,
-                  at: Vec<crate::ir::Dim>,
-                  lead: &[crate::ir::Dim],
-                  tail: &[crate::ir::Dim]| { Shape([lead, &rows, &at, tail].concat()) };
-    let (lead, tail) = (&result.0[..axis], &result.0[axis + 1..]);
-    let wide = around(vec![result.0[axis].clone()], ones, lead, tail);
-    let row = g.add(Op::Iota { dims: wide, axis }, &[])?;
-    let at = g.reshape(index, &around(one(1), positions.clone(), &one(lead.len()), &one(tail.len())))?;
-    let hit = g.binary(Binary::Eq, row, at)?;
-    let part = g.reshape(dy, &around(one(1), positions.clone(), lead, tail))?;
-    let zero = g.constant(0.0)?;
-    let picked = g.add(Op::Select, &[hit, part, zero])?;
-    let axes: Vec<usize> = (axis + 1..=axis + positions.len()).collect();
-    g.reduce(ReduceKind::Sum, picked, &axes, false)
 }
 
 fn expand_loss(g: &mut Graph, loss: Loss, x: NodeId, y: NodeId) -> Result<NodeId> {

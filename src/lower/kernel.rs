@@ -8,7 +8,8 @@
 use super::program::BufferId;
 use super::view::View;
 use crate::format::Format;
-use crate::ir::{Binary, Num, ReduceKind, Unary};
+use crate::ir::{Binary, ConvKind, ConvSpec, Num, ReduceKind, ScatterKind, Unary};
+use std::hash::{Hash, Hasher};
 
 /// An instruction's position in its tape.
 pub type Reg = usize;
@@ -57,24 +58,12 @@ impl Inst {
     }
 }
 
-/// A load that yields 0 outside `lo..hi` of a domain axis, and reads every `step`-th position inside.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Guard {
-    pub axis: usize,
-    pub lo: usize,
-    pub hi: usize,
-    pub step: usize,
-    /// Elements between successive positions read; the view itself does not move along this axis.
-    pub stride: usize,
-}
-
 /// A buffer read through a view over the whole domain (outer axes, then inner axes).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Load {
     pub buffer: BufferId,
     pub view: View,
     pub format: Format,
-    pub guard: Option<Guard>,
 }
 
 /// A register written to a buffer, through a view over the outer axes, or the whole domain for inner registers.
@@ -93,6 +82,8 @@ pub struct Loop {
     pub loads: Vec<Load>,
     pub tape: Vec<Inst>,
     pub stores: Vec<Store>,
+    /// Registers are f64: the model computes in f64, or with whole numbers that f32 does not hold.
+    pub wide: bool,
 }
 
 impl Loop {
@@ -123,8 +114,8 @@ impl Loop {
         let mut out: Vec<Level> = Vec::with_capacity(self.tape.len());
         for inst in &self.tape {
             let load_level = |l: &Load| {
-                let moves =
-                    l.view.strides[o..].iter().any(|&s| s != 0) || l.guard.as_ref().is_some_and(|g| g.axis >= o);
+                let moves = l.view.strides[o..].iter().any(|&s| s != 0)
+                    || l.view.guards.iter().any(|g| g.terms.iter().any(|t| t.0 >= o));
                 if moves { Level::Inner } else { Level::Outer }
             };
             out.push(match inst {
@@ -144,8 +135,7 @@ impl Loop {
     }
 }
 
-/// `batch` products of `m × k` by `k × n`, operands in `format`, accumulated in f32; then the epilogue's tape over
-/// `[batch, m, n]` (its domain is all outer).
+/// `batch` products of `m × k` by `k × n`. The result is `[batch, m, n]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Gemm {
     pub a: BufferId,
@@ -161,7 +151,112 @@ pub struct Gemm {
     pub stride_b: usize,
     /// What the matrix units multiply.
     pub format: Format,
+}
+
+/// A convolution or one of its gradients, with the dims of x, w and y.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Conv {
+    pub kind: ConvKind,
+    pub spec: ConvSpec,
+    pub a: BufferId,
+    pub b: BufferId,
+    pub x: Vec<usize>,
+    pub w: Vec<usize>,
+    pub y: Vec<usize>,
+    pub format: Format,
+}
+
+/// Rows of `updates` (`[lead, positions, tail]`) written or combined into `base` (`[lead, rows, tail]`; zeros if none).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Scatter {
+    pub kind: ScatterKind,
+    pub base: Option<BufferId>,
+    pub index: BufferId,
+    pub updates: BufferId,
+    pub lead: usize,
+    pub rows: usize,
+    pub positions: usize,
+    pub tail: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Contraction {
+    Gemm(Gemm),
+    Conv(Conv),
+    Scatter(Scatter),
+}
+
+/// A contraction of whole tensors, accumulated in f32, then the epilogue's tape over its result (whose domain is all
+/// outer), fed by the accumulator.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Product {
+    pub contraction: Contraction,
     pub epilogue: Loop,
+}
+
+impl Contraction {
+    pub fn operands(&self) -> Vec<BufferId> {
+        match self {
+            Contraction::Gemm(g) => vec![g.a, g.b],
+            Contraction::Conv(c) => vec![c.a, c.b],
+            Contraction::Scatter(s) => s.base.into_iter().chain([s.index, s.updates]).collect(),
+        }
+    }
+
+    /// Elements of the result.
+    pub fn elements(&self) -> usize {
+        match self {
+            Contraction::Gemm(g) => g.batch * g.m * g.n,
+            Contraction::Conv(c) => match c.kind {
+                ConvKind::Forward => c.y.iter().product(),
+                ConvKind::Input(_) => c.x.iter().product(),
+                ConvKind::Weight(_) => c.w.iter().product(),
+            },
+            Contraction::Scatter(s) => s.lead * s.rows * s.tail,
+        }
+    }
+
+    /// What is multiplied, where something is.
+    pub fn format(&self) -> Option<Format> {
+        match self {
+            Contraction::Gemm(Gemm { format, .. }) | Contraction::Conv(Conv { format, .. }) => Some(*format),
+            Contraction::Scatter(_) => None,
+        }
+    }
+
+    /// Elements of each operand, in the order of [`Contraction::operands`].
+    pub fn operand_elements(&self) -> Vec<usize> {
+        match self {
+            Contraction::Gemm(g) => {
+                let count = |stride: usize| if stride == 0 { 1 } else { g.batch };
+                vec![count(g.stride_a) * g.m * g.k, count(g.stride_b) * g.k * g.n]
+            }
+            Contraction::Conv(c) => {
+                let n = |d: &[usize]| d.iter().product();
+                match c.kind {
+                    ConvKind::Forward => vec![n(&c.x), n(&c.w)],
+                    ConvKind::Input(_) => vec![n(&c.y), n(&c.w)],
+                    ConvKind::Weight(_) => vec![n(&c.x), n(&c.y)],
+                }
+            }
+            Contraction::Scatter(s) => {
+                let base = s.base.map(|_| self.elements());
+                base.into_iter().chain([s.positions, s.lead * s.positions * s.tail]).collect()
+            }
+        }
+    }
+
+    /// Multiplications and additions.
+    pub fn operations(&self) -> f64 {
+        match self {
+            Contraction::Gemm(g) => 2.0 * (g.batch * g.m * g.n) as f64 * g.k as f64,
+            // Every output element meets every weight of its group once.
+            Contraction::Conv(c) => {
+                2.0 * c.y.iter().product::<usize>() as f64 * c.w[1..].iter().product::<usize>() as f64
+            }
+            Contraction::Scatter(s) => (s.lead * s.positions * s.tail) as f64,
+        }
+    }
 }
 
 /// How a product's result leaves the matrix unit when the library that multiplies can only store it.
@@ -173,7 +268,7 @@ pub enum Exit {
     Scratch(Format),
 }
 
-impl Gemm {
+impl Product {
     pub fn exit(&self) -> Exit {
         let e = &self.epilogue;
         let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);
@@ -185,7 +280,9 @@ impl Gemm {
             + e.stores.iter().filter(|s| Some(s.reg) == accumulator).count();
         // Rounded at once and read nowhere else, so scratch can be narrow too.
         let format = match e.tape.iter().find_map(rounds) {
-            Some(f) if used == 1 && f == self.format && matches!(f, Format::F16 | Format::Bf16) => f,
+            Some(f) if used == 1 && Some(f) == self.contraction.format() && matches!(f, Format::F16 | Format::Bf16) => {
+                f
+            }
             _ => Format::F32,
         };
         let steps = if format == Format::F32 { 1 } else { 2 };
@@ -205,7 +302,7 @@ impl Gemm {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
     Loop(Loop),
-    Gemm(Gemm),
+    Product(Product),
 }
 
 impl Kernel {
@@ -213,14 +310,14 @@ impl Kernel {
     pub fn body(&self) -> &Loop {
         match self {
             Kernel::Loop(l) => l,
-            Kernel::Gemm(g) => &g.epilogue,
+            Kernel::Product(p) => &p.epilogue,
         }
     }
 
     pub fn reads(&self) -> Vec<BufferId> {
         let mut out: Vec<BufferId> = self.body().loads.iter().map(|l| l.buffer).collect();
-        if let Kernel::Gemm(g) = self {
-            out.extend([g.a, g.b]);
+        if let Kernel::Product(p) = self {
+            out.extend(p.contraction.operands());
         }
         out
     }
@@ -229,15 +326,24 @@ impl Kernel {
         self.body().stores.iter().map(|s| s.buffer)
     }
 
+    /// Equal for kernels that [`Kernel::same_code`] calls alike; none for those that are like no other.
+    pub fn code_hash(&self) -> Option<u64> {
+        let Kernel::Loop(k) = self else { return None };
+        let mut h = std::hash::DefaultHasher::new();
+        (&k.tape, k.loads.len(), k.stores.len(), self.kind()).hash(&mut h);
+        Some(h.finish())
+    }
+
     /// Would generated code differ only in buffers and sizes? Products and kernels with positions are never alike.
     pub fn same_code(&self, other: &Kernel) -> bool {
         let (Kernel::Loop(a), Kernel::Loop(b)) = (self, other) else { return false };
         let flat = |k: &Loop| k.outer.len() + k.inner.len() <= 1;
-        let load = |l: &Load| (l.format, l.view.strides.clone(), l.guard.is_some());
+        let load = |l: &Load| (l.format, l.view.strides.clone(), l.view.guards.clone());
         let store = |s: &Store| (s.reg, s.format);
         flat(a)
             && flat(b)
             && self.kind() == other.kind()
+            && a.wide == b.wide
             && a.tape == b.tape
             && a.loads.iter().map(load).eq(b.loads.iter().map(load))
             && a.stores.iter().map(store).eq(b.stores.iter().map(store))
@@ -246,7 +352,11 @@ impl Kernel {
     /// What the kernel is, in a word, for tables.
     pub fn kind(&self) -> &'static str {
         match self {
-            Kernel::Gemm(_) => "product",
+            Kernel::Product(p) => match p.contraction {
+                Contraction::Gemm(_) => "product",
+                Contraction::Conv(_) => "conv",
+                Contraction::Scatter(_) => "scatter",
+            },
             Kernel::Loop(l) if !l.has_reduction() => "pointwise",
             Kernel::Loop(l) if l.outer_size() <= 1 => "total",
             Kernel::Loop(l) if l.is_column() => "column",
@@ -257,10 +367,9 @@ impl Kernel {
     /// Bytes moved at least: every element reached by a load once, every store once, and a product's operands.
     pub fn bytes(&self, format_of: impl Fn(BufferId) -> Format) -> usize {
         let mut total = self.body().bytes();
-        if let Kernel::Gemm(g) = self {
-            let count = |stride: usize| if stride == 0 { 1 } else { g.batch };
-            total += count(g.stride_a) * g.m * g.k * format_of(g.a).bytes();
-            total += count(g.stride_b) * g.k * g.n * format_of(g.b).bytes();
+        if let Kernel::Product(p) = self {
+            let operands = p.contraction.operands().into_iter().zip(p.contraction.operand_elements());
+            total += operands.map(|(b, n)| n * format_of(b).bytes()).sum::<usize>();
         }
         total
     }
@@ -275,7 +384,7 @@ impl Kernel {
             (Inst::Reduce(..), _) | (_, Level::Inner) => o * i,
             (_, Level::Outer) => o,
         });
-        let matrix = if let Kernel::Gemm(g) = self { 2.0 * (g.batch * g.m * g.n) as f64 * g.k as f64 } else { 0.0 };
+        let matrix = if let Kernel::Product(p) = self { p.contraction.operations() } else { 0.0 };
         (scalar.sum(), matrix)
     }
 }
@@ -294,7 +403,11 @@ impl Loop {
                 *level == Level::Inner && inst.operands().iter().any(|&r| depends_on_reduction(&self.tape, r))
             })
         };
-        let strided = |axis: usize| self.loads.iter().filter(|l| l.view.strides[axis] == 1).count();
+        let moves_by_one = |v: &View, axis: usize| {
+            let guarded = v.guards.iter().flat_map(|g| g.terms.iter().map(move |t| (t.0, g.stride, g.step)));
+            v.strides[axis] == 1 || guarded.into_iter().any(|(a, stride, step)| a == axis && stride == 1 && step == 1)
+        };
+        let strided = |axis: usize| self.loads.iter().filter(|l| moves_by_one(&l.view, axis)).count();
         single_stage && strided(o - 1) > strided(self.outer.len() + self.inner.len() - 1)
     }
 }

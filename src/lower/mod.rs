@@ -1,9 +1,11 @@
 //! From a planned graph to kernels: what shares a kernel, and where buffers live.
 
+mod axes;
 mod buffers;
 pub mod cuda;
 mod expand;
 mod kernel;
+mod merge;
 mod print;
 mod program;
 mod region;
@@ -12,9 +14,10 @@ mod view;
 
 pub use buffers::{Arena, Slot};
 pub use expand::expand;
-pub use kernel::{Exit, Gemm, Guard, Inst, Kernel, Level, Load, Loop, Reg, Store};
+pub use kernel::{Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store};
+pub use merge::{Regions, regions};
 pub use print::print_program;
 pub use program::{BufferId, BufferInfo, Program, lower};
-pub use region::{Region, Regions, regions};
+pub use region::{Region, view_through};
 pub use stages::{Pass, passes};
-pub use view::View;
+pub use view::{Guard, View};

@@ -1,7 +1,8 @@
 //! Kernels as text, for people and snapshots.
 
-use super::kernel::{Inst, Kernel, Loop};
+use super::kernel::{Contraction, Inst, Kernel, Loop};
 use super::program::Program;
+use super::view::Guard;
 use std::fmt::Write;
 
 /// Every launch, its kernels, their domains and tapes.
@@ -21,19 +22,8 @@ fn print_kernel(out: &mut String, p: &Program, launch: usize, i: usize) {
     let name = |b: usize| p.buffers[b].name.as_str();
     // Writing to a String cannot fail.
     let _ = write!(out, "launch {launch}: {} ", kernel.kind());
-    if let Kernel::Gemm(g) = kernel {
-        let side = |t: bool, s: &str| if t { format!("{s}ᵀ") } else { s.to_owned() };
-        let batch = if g.batch == 1 { String::new() } else { format!("{} × ", g.batch) };
-        let _ = write!(
-            out,
-            "{} {} × {} ({batch}{}×{}×{}) ",
-            g.format,
-            side(g.ta, name(g.a)),
-            side(g.tb, name(g.b)),
-            g.m,
-            g.n,
-            g.k
-        );
+    if let Kernel::Product(p) = kernel {
+        let _ = write!(out, "{} ", contraction(&p.contraction, &name));
     }
     let _ = writeln!(out, "over {:?} × {:?}", body.outer, body.inner);
     for (r, inst) in body.tape.iter().enumerate() {
@@ -41,6 +31,27 @@ fn print_kernel(out: &mut String, p: &Program, launch: usize, i: usize) {
     }
     for s in &body.stores {
         let _ = writeln!(out, "  {}: {} = r{}", name(s.buffer), s.format, s.reg);
+    }
+}
+
+fn contraction<'a>(c: &Contraction, name: &impl Fn(usize) -> &'a str) -> String {
+    match c {
+        Contraction::Gemm(g) => {
+            let side = |t: bool, s: &str| if t { format!("{s}ᵀ") } else { s.to_owned() };
+            let batch = if g.batch == 1 { String::new() } else { format!("{} × ", g.batch) };
+            let (a, b) = (side(g.ta, name(g.a)), side(g.tb, name(g.b)));
+            format!("{} {a} × {b} ({batch}{}×{}×{})", g.format, g.m, g.n, g.k)
+        }
+        Contraction::Conv(c) => {
+            let (what, s) = (c.kind.name(), &c.spec);
+            let groups = if s.groups == 1 { String::new() } else { format!(" in {} groups", s.groups) };
+            let steps = format!("stride {:?} dilation {:?} lo {:?} hi {:?}", s.stride, s.dilation, s.lo, s.hi);
+            format!("{} {what} {}, {} (x {:?} w {:?} {steps}{groups})", c.format, name(c.a), name(c.b), c.x, c.w)
+        }
+        Contraction::Scatter(s) => {
+            let into = s.base.map_or("zeros", name);
+            format!("{} {} rows of {} at {} into {into}", s.kind.name(), s.positions, name(s.updates), name(s.index))
+        }
     }
 }
 
@@ -55,7 +66,7 @@ fn describe<'a>(inst: &Inst, body: &Loop, name: &impl Fn(usize) -> &'a str) -> S
                 " strides {:?}{}",
                 l.view.strides,
                 if l.view.offset > 0 { format!(" from {}", l.view.offset) } else { String::new() }
-            )
+            ) + &l.view.guards.iter().map(guard).collect::<String>()
         };
         format!("{}: {}{at}", name(l.buffer), l.format)
     };
@@ -71,4 +82,10 @@ fn describe<'a>(inst: &Inst, body: &Loop, name: &impl Fn(usize) -> &'a str) -> S
         Inst::Gather { load: i, index, .. } => format!("gather r{index} of {}", load(*i)),
         Inst::Accumulator => "accumulator".into(),
     }
+}
+
+fn guard(g: &Guard) -> String {
+    let terms: Vec<String> = g.terms.iter().map(|(a, c)| format!("{c}·a{a}")).collect();
+    let step = if g.step == 1 { String::new() } else { format!(" step {}", g.step) };
+    format!(" at {} {:+}{step} below {} × {}, else {}", terms.join(" + "), g.offset, g.extent, g.stride, g.fill)
 }

@@ -1,13 +1,14 @@
 //! A planned graph lowered to a list of kernels over named buffers.
 
 use super::expand::expand;
-use super::kernel::{Gemm, Guard, Inst, Kernel, Load, Loop, Reg, Store};
-use super::region::{Layout, Region, Site, hidden_axis, regions, resolve_view};
-use super::view::View;
+use super::kernel::{Contraction, Conv, Gemm, Inst, Kernel, Load, Loop, Product, Reg, Scatter, Store};
+use super::merge::regions;
+use super::region::{Layout, Region, Site, hidden_axis, resolve_view, underlying};
+use super::view::{Guard, View};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, NodeId, Num, Op, ReduceKind, Role, Type, Verified};
-use std::collections::{BTreeMap, HashMap};
+use crate::ir::{Binary, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, Role, ScatterKind, Type, Verified};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub type BufferId = usize;
 
@@ -68,6 +69,10 @@ pub fn lower(plan: Verified) -> Result<Program> {
         }
     }
     for id in graph.ids().filter(|&id| graph.op(id).is_buffer()) {
+        if matches!(graph.op(id), Op::Alias { .. }) {
+            place.insert(id, place[&underlying(&graph, id)]);
+            continue;
+        }
         place.entry(id).or_insert_with(|| {
             program.buffers.push(BufferInfo {
                 name: graph.name_of(id).to_owned(),
@@ -77,17 +82,16 @@ pub fn lower(plan: Verified) -> Result<Program> {
             program.buffers.len() - 1
         });
     }
-    let outputs: Vec<NodeId> = graph.outputs().iter().map(|o| o.node).collect();
+    // A root that nobody else reads stays in its kernel's registers.
+    let mut needed: BTreeSet<NodeId> = graph.outputs().iter().map(|o| underlying(&graph, o.node)).collect();
+    cut.regions.iter().for_each(|r| needed.extend(r.reads.iter().filter(|b| !r.roots.contains(b))));
     for region in &cut.regions {
-        let kept = |root: NodeId| {
-            outputs.contains(&root) || cut.regions.iter().any(|r| !std::ptr::eq(r, region) && r.reads.contains(&root))
-        };
-        program.kernels.push(emit(&graph, region, &place, kept));
+        program.kernels.push(emit(&graph, region, &place, |root| needed.contains(&root)));
         program.computes.push(region.roots.iter().map(|&r| graph.name_of(r).to_owned()).collect());
     }
     for (from, to) in copies {
         let (view, format) = (View::contiguous(&graph.ty(to).dims()), graph.ty(from).format);
-        let load = Load { buffer: place[&from], view: view.clone(), format, guard: None };
+        let load = Load { buffer: place[&from], view: view.clone(), format };
         let store = Store { reg: 0, buffer: place[&to], view: view.clone(), format: graph.ty(to).format };
         let copy = Loop {
             outer: view.dims,
@@ -95,6 +99,7 @@ pub fn lower(plan: Verified) -> Result<Program> {
             loads: vec![load],
             tape: vec![Inst::Load(0)],
             stores: vec![store],
+            wide: is_wide_format(format),
         };
         program.kernels.push(Kernel::Loop(collapse(copy)));
         program.computes.push(vec![graph.name_of(to).to_owned()]);
@@ -109,23 +114,29 @@ pub fn lower(plan: Verified) -> Result<Program> {
 fn group_launches(program: &mut Program) {
     // Groups from the last launch to the first.
     let mut groups: Vec<Vec<usize>> = Vec::new();
-    let mut group_of = vec![0; program.kernels.len()];
-    let access: Vec<(Vec<BufferId>, Vec<BufferId>)> =
-        program.kernels.iter().map(|k| (k.reads(), k.writes().collect())).collect();
+    // For every buffer, the earliest launches (the highest group numbers) that read and write it so far.
+    let mut read_in: Vec<Option<usize>> = vec![None; program.buffers.len()];
+    let mut written_in = read_in.clone();
+    let mut alike: HashMap<u64, Vec<usize>> = HashMap::new();
     for i in (0..program.kernels.len()).rev() {
-        let (reads, writes) = &access[i];
-        let conflicts = |j: &usize| {
-            let (r, w) = &access[*j];
-            w.iter().any(|b| reads.contains(b) || writes.contains(b)) || r.iter().any(|b| writes.contains(b))
-        };
-        let soonest = (i + 1..program.kernels.len()).filter(conflicts).map(|j| group_of[j] + 1).max().unwrap_or(0);
-        let fits = |g: &usize| groups[*g].iter().all(|&j| program.kernels[i].same_code(&program.kernels[j]));
-        let at = (soonest..groups.len()).find(fits).unwrap_or(groups.len());
+        let kernel = &program.kernels[i];
+        let (reads, writes): (Vec<BufferId>, Vec<BufferId>) = (kernel.reads(), kernel.writes().collect());
+        let after_writes = writes.iter().flat_map(|&b| [read_in[b], written_in[b]]);
+        let conflicts = after_writes.chain(reads.iter().map(|&b| written_in[b])).flatten();
+        let soonest = conflicts.map(|g| g + 1).max().unwrap_or(0);
+        let candidates = kernel.code_hash().map_or(&[][..], |h| alike.get(&h).map_or(&[][..], |v| &v[..]));
+        let fits = |&&g: &&usize| g >= soonest && kernel.same_code(&program.kernels[groups[g][0]]);
+        let at = candidates.iter().filter(fits).min().copied().unwrap_or(groups.len());
         if at == groups.len() {
             groups.push(Vec::new());
+            if let Some(h) = kernel.code_hash() {
+                alike.entry(h).or_default().push(at);
+            }
         }
         groups[at].push(i);
-        group_of[i] = at;
+        let later = |slot: &mut Option<usize>| *slot = Some(slot.map_or(at, |g| g.max(at)));
+        reads.iter().for_each(|&b| later(&mut read_in[b]));
+        writes.iter().for_each(|&b| later(&mut written_in[b]));
     }
     let order: Vec<usize> = groups.iter().rev().flat_map(|g| g.iter().rev()).copied().collect();
     program.kernels = order.iter().map(|&i| program.kernels[i].clone()).collect();
@@ -147,6 +158,7 @@ pub(crate) fn emit(
     let mut e = Emit { graph, region, place, body: Loop::default(), regs: BTreeMap::new(), known: HashMap::new() };
     let layout = &region.layout;
     (e.body.outer, e.body.inner) = (layout.outer.clone(), layout.inner.clone());
+    e.body.wide = region.wide;
     for &root in &region.roots {
         let reg = e.value(root);
         if kept(root) {
@@ -163,12 +175,57 @@ pub(crate) fn emit(
     }
     match layout.product {
         None => Kernel::Loop(collapse(e.body)),
-        Some(p) => Kernel::Gemm(gemm(graph, p, place, e.body)),
+        Some(p) => {
+            let contraction = match graph.op(p) {
+                Op::Conv { .. } => Contraction::Conv(conv(graph, p, place)),
+                Op::Scatter { .. } | Op::ScatterAdd { .. } => Contraction::Scatter(scatter(graph, p, place)),
+                _ => Contraction::Gemm(gemm(graph, p, place)),
+            };
+            Kernel::Product(Product { contraction, epilogue: e.body })
+        }
     }
 }
 
-fn gemm(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>, epilogue: Loop) -> Gemm {
-    let Op::MatMul { ta, tb, format } = *graph.op(p) else { unreachable!("the layout names a product") };
+fn conv(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Conv {
+    let Op::Conv { kind, spec, format } = graph.op(p) else { unreachable!("checked by the caller") };
+    let inputs = graph.inputs(p);
+    let dims = |id| graph.ty(id).dims();
+    let (a, b, result) = (dims(inputs[0]), dims(inputs[1]), dims(p));
+    let (x, w, y) = ConvSpec::tensors(kind, &a, &b, &result);
+    Conv {
+        kind: kind.clone(),
+        spec: spec.clone(),
+        a: place[&inputs[0]],
+        b: place[&inputs[1]],
+        x: x.to_vec(),
+        w: w.to_vec(),
+        y: y.to_vec(),
+        format: *format,
+    }
+}
+
+fn scatter(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Scatter {
+    let inputs = graph.inputs(p);
+    let (axis, kind, base, rest) = match graph.op(p) {
+        Op::Scatter { axis, kind } => (*axis, *kind, Some(place[&inputs[0]]), &inputs[1..]),
+        Op::ScatterAdd { axis, .. } => (*axis, ScatterKind::Add, None, &[inputs[1], inputs[0]][..]),
+        _ => unreachable!("checked by the caller"),
+    };
+    let dims = graph.ty(p).dims();
+    Scatter {
+        kind,
+        base,
+        index: place[&rest[0]],
+        updates: place[&rest[1]],
+        lead: dims[..axis].iter().product(),
+        rows: dims[axis],
+        positions: graph.ty(rest[0]).elements(),
+        tail: dims[axis + 1..].iter().product(),
+    }
+}
+
+fn gemm(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Gemm {
+    let Op::MatMul { ta, tb, format } = *graph.op(p) else { unreachable!("checked by the caller") };
     let x = graph.inputs(p);
     let (a, b, y) = (graph.ty(x[0]).dims(), graph.ty(x[1]).dims(), graph.ty(p).dims());
     let (ra, rb, r) = (a.len(), b.len(), y.len());
@@ -190,8 +247,18 @@ fn gemm(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>, epilogue: 
         stride_a: m * k,
         stride_b: if rb == 2 { 0 } else { k * n },
         format,
-        epilogue,
     }
+}
+
+/// Formats that f32 registers do not hold.
+pub(super) fn is_wide_format(f: Format) -> bool {
+    f.bytes() >= 4 && !matches!(f, Format::F32 | Format::Tf32)
+}
+
+/// Where an operand of a concatenation starts, and the domain axes of the axis it is joined along.
+struct Part {
+    axes: Vec<usize>,
+    start: usize,
 }
 
 struct Emit<'a> {
@@ -218,26 +285,48 @@ impl Emit<'_> {
     }
 
     /// A view with an axis for every domain axis below `rank`, from one over the axes of a value.
-    fn over_domain(&self, view: &View, axes: &[Option<usize>], rank: usize, skip: Option<usize>) -> View {
+    fn over_domain(&self, view: &View, axes: &[Vec<usize>], rank: usize, skip: Option<usize>) -> View {
         let layout = self.layout();
         let dims: Vec<usize> = layout.outer.iter().chain(&layout.inner).copied().take(rank).collect();
         let mut strides = vec![0; rank];
-        for (i, axis) in axes.iter().enumerate() {
-            if let Some(axis) = axis.filter(|_| Some(i) != skip) {
-                strides[axis] += view.strides[i];
-            }
+        // The domain axes of an axis, and how many of its elements one step along each is.
+        let steps = |i: usize| {
+            let mut below = 1;
+            let inside_out = axes[i].iter().rev().map(|&d| {
+                let step = (d, below);
+                below *= dims[d];
+                step
+            });
+            inside_out.collect::<Vec<_>>()
+        };
+        for i in (0..axes.len()).filter(|&i| Some(i) != skip) {
+            steps(i).into_iter().for_each(|(d, n)| strides[d] += view.strides[i] * n);
         }
-        View { offset: view.offset, dims, strides }
+        let guards = view.guards.iter().map(|g| {
+            let terms = g.terms.iter().flat_map(|&(i, c)| steps(i).into_iter().map(move |(d, n)| (d, c * n as isize)));
+            Guard { terms: terms.collect(), ..g.clone() }
+        });
+        View { offset: view.offset, guards: guards.collect(), dims, strides }
     }
 
-    fn load(&mut self, user: NodeId, operand: usize, guard: Option<Guard>, offset: usize) -> usize {
+    fn load(&mut self, user: NodeId, operand: usize, part: Option<Part>) -> usize {
         let input = self.graph.inputs(user)[operand];
         let (buffer, view) = resolve_view(self.graph, input).expect("the region checked it");
         let axes = &self.layout().axes[&Site::Read { user, operand }];
         let rank = self.layout().outer.len() + self.layout().inner.len();
-        let mut view = self.over_domain(&view, axes, rank, hidden_axis(self.graph, user, operand));
-        view.offset += offset;
-        let load = Load { buffer: self.place[&buffer], view, format: self.graph.ty(buffer).format, guard };
+        let hidden = hidden_axis(self.graph, user, operand);
+        let mut over = self.over_domain(&view, axes, rank, hidden);
+        if let (Some(part), Some(axis)) = (part, hidden) {
+            let (mut terms, mut below) = (Vec::new(), 1);
+            for &d in part.axes.iter().rev() {
+                terms.push((d, below));
+                below *= over.dims[d] as isize;
+            }
+            let (extent, stride) = (view.dims[axis], view.strides[axis]);
+            let fill = Num::new(0.0);
+            over.guards.push(Guard { terms, offset: -(part.start as isize), step: 1, extent, stride, fill });
+        }
+        let load = Load { buffer: self.place[&buffer], view: over, format: self.graph.ty(buffer).format };
         let at = self.body.loads.iter().position(|l| *l == load);
         at.unwrap_or_else(|| {
             self.body.loads.push(load);
@@ -247,7 +336,7 @@ impl Emit<'_> {
 
     fn operand(&mut self, user: NodeId, operand: usize) -> Reg {
         if self.layout().axes.contains_key(&Site::Read { user, operand }) {
-            let load = self.load(user, operand, None, 0);
+            let load = self.load(user, operand, None);
             return self.push(Inst::Load(load));
         }
         self.value(self.graph.inputs(user)[operand])
@@ -266,10 +355,10 @@ impl Emit<'_> {
         let op = self.graph.op(id).clone();
         match op {
             Op::Const(c) => self.push(Inst::Const(c)),
-            Op::Iota { axis, .. } => match self.layout().axes[&Site::Value(id)][axis] {
-                Some(axis) => self.push(Inst::Position(axis)),
-                None => self.push(Inst::Const(Num::new(0.0))),
-            },
+            Op::Iota { axis, .. } => {
+                let axes = self.layout().axes[&Site::Value(id)][axis].clone();
+                self.position(&axes)
+            }
             Op::Unary(u) => {
                 let a = self.operand(id, 0);
                 self.push(Inst::Unary(u, a))
@@ -282,7 +371,14 @@ impl Emit<'_> {
                 let (c, x, y) = (self.operand(id, 0), self.operand(id, 1), self.operand(id, 2));
                 self.push(Inst::Select(c, x, y))
             }
-            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } => self.operand(id, 0),
+            Op::Broadcast { .. }
+            | Op::Reshape { .. }
+            | Op::Transpose { .. }
+            | Op::Slice { .. }
+            | Op::Pad { .. }
+            | Op::Window { .. }
+            | Op::Unwindow { .. }
+            | Op::Alias { .. } => self.operand(id, 0),
             Op::Reduce { kind, axes, .. } => {
                 let x = self.operand(id, 0);
                 let dims = self.graph.ty(self.graph.inputs(id)[0]).dims();
@@ -290,57 +386,74 @@ impl Emit<'_> {
             }
             Op::Gather { axis } => {
                 let index = self.operand(id, 1);
-                let load = self.load(id, 0, None, 0);
+                let load = self.load(id, 0, None);
                 let input = self.graph.inputs(id)[0];
                 let (_, view) = resolve_view(self.graph, input).expect("the region checked it");
                 self.push(Inst::Gather { load, index, extent: view.dims[axis], stride: view.strides[axis] })
             }
-            Op::Pad { axis, lo, inner, .. } => {
-                let n = self.graph.ty(self.graph.inputs(id)[0]).dims()[axis];
-                self.guarded(id, 0, axis, lo, n, inner + 1)
+            Op::Concat { axis } => self.concat(id, axis),
+            Op::MatMul { .. } | Op::Conv { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. } => {
+                self.push(Inst::Accumulator)
             }
-            Op::Concat { axis } => {
-                let mut start = 0;
-                let mut reg = None;
-                for operand in 0..self.graph.inputs(id).len() {
-                    let n = self.graph.ty(self.graph.inputs(id)[operand]).dims()[axis];
-                    let part = self.guarded(id, operand, axis, start, n, 1);
-                    reg = Some(match (reg, self.layout().axes[&Site::Value(id)][axis]) {
-                        (Some(before), Some(d)) => {
-                            let p = self.push(Inst::Position(d));
-                            let edge = self.push(Inst::Const(Num::new(start as f64)));
-                            let inside = self.push(Inst::Binary(crate::ir::Binary::Ge, p, edge));
-                            self.push(Inst::Select(inside, part, before))
-                        }
-                        _ => part,
-                    });
-                    start += n;
-                }
-                reg.expect("a concatenation has parts")
-            }
-            Op::MatMul { .. } => self.push(Inst::Accumulator),
             Op::Put(f) | Op::Cast(f) => {
                 let x = self.operand(id, 0);
                 if f.is_float() && f != Format::F32 { self.push(Inst::Round(f, x)) } else { x }
             }
+            Op::Convert(f) => {
+                let x = self.operand(id, 0);
+                self.push(Inst::Round(f, x))
+            }
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } => unreachable!("sources are read, not computed"),
-            Op::ScatterAdd { .. } | Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_) => {
+            Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Normalise { .. } | Op::Loss(_) => {
                 unreachable!("{} is expanded before lowering", op.name())
             }
         }
     }
 
-    /// A part of a wider axis: 0 outside `lo .. lo + (n − 1)·step + 1`.
-    fn guarded(&mut self, id: NodeId, operand: usize, axis: usize, lo: usize, n: usize, step: usize) -> Reg {
-        let Some(domain_axis) = self.layout().axes[&Site::Value(id)][axis] else {
-            return self.operand(id, operand);
-        };
-        let input = self.graph.inputs(id)[operand];
-        let (_, view) = resolve_view(self.graph, input).expect("the region checked it");
-        let hi = if n == 0 { lo } else { lo + (n - 1) * step + 1 };
-        let guard = Guard { axis: domain_axis, lo, hi, step, stride: view.strides[axis] };
-        let load = self.load(id, operand, Some(guard), 0);
-        self.push(Inst::Load(load))
+    /// Each part where the position along the axis is in it.
+    fn concat(&mut self, id: NodeId, axis: usize) -> Reg {
+        let axes = self.layout().axes[&Site::Value(id)][axis].clone();
+        let inputs = self.graph.inputs(id);
+        let mut start = 0;
+        let mut reg = None;
+        for (operand, &input) in inputs.iter().enumerate() {
+            let n = self.graph.ty(input).dims()[axis];
+            if n == 0 && inputs.len() > 1 {
+                continue;
+            }
+            let part = self.load(id, operand, Some(Part { axes: axes.clone(), start }));
+            let part = self.push(Inst::Load(part));
+            reg = Some(match reg {
+                None => part,
+                Some(before) => {
+                    let p = self.position(&axes);
+                    let edge = self.push(Inst::Const(Num::new(start as f64)));
+                    let inside = self.push(Inst::Binary(Binary::Ge, p, edge));
+                    self.push(Inst::Select(inside, part, before))
+                }
+            });
+            start += n;
+        }
+        reg.unwrap_or_else(|| self.push(Inst::Const(Num::new(0.0))))
+    }
+
+    /// The index along an axis made of these domain axes.
+    fn position(&mut self, axes: &[usize]) -> Reg {
+        let mut sum = None;
+        for &d in axes {
+            let p = self.push(Inst::Position(d));
+            sum = Some(match sum {
+                None => p,
+                Some(outer) => {
+                    let layout = self.layout();
+                    let extent = layout.outer.iter().chain(&layout.inner).nth(d).map_or(1, |&e| e);
+                    let extent = self.push(Inst::Const(Num::new(extent as f64)));
+                    let scaled = self.push(Inst::Binary(Binary::Mul, outer, extent));
+                    self.push(Inst::Binary(Binary::Add, scaled, p))
+                }
+            });
+        }
+        sum.unwrap_or_else(|| self.push(Inst::Const(Num::new(0.0))))
     }
 
     /// Reductions of what does not vary along the reduced axes are arithmetic.
@@ -350,9 +463,13 @@ impl Emit<'_> {
         }
         if self.body.levels()[x] == super::kernel::Level::Outer {
             return match kind {
+                ReduceKind::Prod => {
+                    let n = self.push(Inst::Const(Num::new(count as f64)));
+                    self.push(Inst::Binary(Binary::Pow, x, n))
+                }
                 ReduceKind::Sum => {
                     let n = self.push(Inst::Const(Num::new(count as f64)));
-                    self.push(Inst::Binary(crate::ir::Binary::Mul, x, n))
+                    self.push(Inst::Binary(Binary::Mul, x, n))
                 }
                 _ => x,
             };
@@ -369,9 +486,8 @@ pub(crate) fn collapse(mut k: Loop) -> Loop {
         let dim = |k: &Loop, i: usize| if i < o { k.outer[i] } else { k.inner[i - o] };
         let next = dim(&k, axis + 1);
         let runs = |v: &View| v.dims.len() <= axis + 1 || v.strides[axis] == v.strides[axis + 1] * next;
-        let pinned = |a: usize| {
-            k.tape.contains(&Inst::Position(a)) || k.loads.iter().any(|l| l.guard.as_ref().is_some_and(|g| g.axis == a))
-        };
+        let guarded = |a: usize| k.loads.iter().any(|l| l.view.guards.iter().any(|g| g.terms.iter().any(|t| t.0 == a)));
+        let pinned = |a: usize| k.tape.contains(&Inst::Position(a)) || guarded(a);
         let joined = axis + 1 != o
             && k.loads.iter().all(|l| runs(&l.view))
             && k.stores.iter().all(|s| runs(&s.view))
@@ -401,11 +517,9 @@ pub(crate) fn collapse(mut k: Loop) -> Loop {
                 *a -= 1;
             }
         }
-        for load in &mut k.loads {
-            if let Some(g) = &mut load.guard
-                && g.axis > axis
-            {
-                g.axis -= 1;
+        for term in k.loads.iter_mut().flat_map(|l| &mut l.view.guards).flat_map(|g| &mut g.terms) {
+            if term.0 > axis {
+                term.0 -= 1;
             }
         }
     }

@@ -32,9 +32,13 @@ fn dtype(format: Format) -> Dtype {
         Format::F8E4M3 => Dtype::F8_E4M3,
         Format::F8E5M2 => Dtype::F8_E5M2,
         Format::I8 => Dtype::I8,
-        Format::I64 => Dtype::I64,
+        Format::I16 => Dtype::I16,
         Format::I32 => Dtype::I32,
+        Format::I64 => Dtype::I64,
         Format::U8 => Dtype::U8,
+        Format::U16 => Dtype::U16,
+        Format::U32 => Dtype::U32,
+        Format::U64 => Dtype::U64,
         Format::Bool => Dtype::BOOL,
     }
 }

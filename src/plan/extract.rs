@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Role, verify};
 use crate::lower::lower;
-use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op};
+use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
 use egg::{Id, Language};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -97,7 +97,7 @@ impl<'a> Extractor<'a> {
             "put" | "cast" => 0.1 + 0.01 * self.format_of(t.children[0]).map_or(4, Format::bytes) as f64,
             "get" | "pass" => 0.01,
             // Low products first: their operands' casts are priced above.
-            "matmul" => {
+            name if is_product(name) => {
                 if self.format_of(t.children[0]).is_some_and(Format::is_low) {
                     0.0
                 } else {
@@ -175,10 +175,12 @@ impl<'a> Extractor<'a> {
         let mut heavy: BTreeMap<Id, bool> = BTreeMap::new();
         let mut read_in_place: BTreeSet<Id> = BTreeSet::new();
         for members in self.members.values() {
-            for t in members
-                .iter()
-                .filter(|t| matches!(t.name(), "transpose" | "slice" | "pad" | "concat" | "gather" | "reshape"))
-            {
+            for t in members.iter().filter(|t| {
+                matches!(
+                    t.name(),
+                    "transpose" | "slice" | "pad" | "concat" | "gather" | "reshape" | "window" | "unwindow"
+                )
+            }) {
                 read_in_place.extend(t.children.iter().copied());
             }
         }
@@ -260,7 +262,7 @@ impl<'a> Extractor<'a> {
     }
 
     fn is_product(&self, value: Id) -> bool {
-        self.members.get(&value).is_some_and(|m| m[0].name() == "matmul")
+        self.members.get(&value).is_some_and(|m| is_product(m[0].name()))
     }
 
     fn position(&self, members: &[Term], f: impl Fn(&Term) -> bool) -> Option<usize> {

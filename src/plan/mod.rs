@@ -80,7 +80,7 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         ..Facts::default()
     };
     let mut encoded = encode(verified, facts, &allow)?;
-    for id in step.ids().filter(|&id| matches!(step.op(id), Op::MatMul { .. }) && !allow[id.index()]) {
+    for id in step.ids().filter(|&id| step.op(id).multiplies_in().is_some() && !allow[id.index()]) {
         encoded.egraph.analysis.keep_products.insert(encoded.classes[id.index()]);
     }
     let egraph = std::mem::take(&mut encoded.egraph);

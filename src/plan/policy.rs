@@ -92,13 +92,16 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
         Policy::Fp32 => unreachable!("handled above"),
         Policy::O3 => return say(true, "o3: everything is low"),
         Policy::O2
-            if matches!(node.op, Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_)) =>
+            if matches!(
+                node.op,
+                Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Normalise { .. } | Op::Loss(_)
+            ) =>
         {
             return say(false, "o2: norms, softmax and losses stay f32");
         }
         Policy::O2 | Policy::O1 => {}
     }
-    if let Op::MatMul { .. } = node.op {
+    if node.op.multiplies_in().is_some() {
         return say(true, "a product: on the list of low-precision operations");
     }
     if let Some(forward) = node.grad_of {
@@ -143,10 +146,24 @@ fn uses_low(graph: &Graph, param: NodeId, done: &[Verdict]) -> bool {
 fn on_f32_list(op: &Op) -> bool {
     match op {
         Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Loss(_) => true,
-        Op::Reduce { kind, .. } => *kind == ReduceKind::Sum,
+        Op::Reduce { kind, .. } => matches!(kind, ReduceKind::Sum | ReduceKind::Prod),
         Op::Binary(b) => *b == crate::ir::Binary::Pow,
         Op::Unary(u) => {
-            matches!(u, Unary::Exp | Unary::Log | Unary::Log1p | Unary::Recip | Unary::Rsqrt | Unary::Softplus)
+            matches!(
+                u,
+                Unary::Exp
+                    | Unary::Expm1
+                    | Unary::Log
+                    | Unary::Log1p
+                    | Unary::Recip
+                    | Unary::Rsqrt
+                    | Unary::Softplus
+                    | Unary::Tan
+                    | Unary::Asin
+                    | Unary::Acos
+                    | Unary::Sinh
+                    | Unary::Cosh
+            )
         }
         _ => false,
     }

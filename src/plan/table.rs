@@ -45,8 +45,8 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         let kernel = &program.kernels[i];
         let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format);
         let kind = match kernel {
-            Kernel::Gemm(g) => format!("{} {}", kernel.kind(), g.format),
-            Kernel::Loop(_) => kernel.kind().to_owned(),
+            Kernel::Product(p) if let Some(f) = p.contraction.format() => format!("{} {f}", kernel.kind()),
+            _ => kernel.kind().to_owned(),
         };
         let mut head = format!("{launch:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
         for name in &program.computes[i] {

@@ -49,7 +49,11 @@ fn instance(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
     let both = BTreeSet::from([Format::F16, Format::Bf16]);
     let mut facts = Facts { multiplies: both.clone(), stores: both, allow_low: true, ..Facts::default() };
     let mut tensors = BTreeMap::new();
-    let shapes: [&[usize]; 6] = [&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]];
+    let convolves = rule.left.iter().any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name().starts_with("conv")));
+    let shapes: &[&[usize]] = match convolves {
+        true => &[&[2, 2, 3], &[2, 1, 2], &[1, 2, 2], &[2, 2, 1], &[2, 2, 2]],
+        false => &[&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]],
+    };
     let mut chosen: BTreeMap<String, String> = BTreeMap::new();
     for (var, sort) in &rule.sorts {
         let name = var.trim_start_matches('?').to_owned();
@@ -107,11 +111,12 @@ fn word_for(rule: &Rule, var: &str, name: &str, rng: &mut ChaCha8Rng) -> String 
             }
             return match (t.name(), i) {
                 ("param" | "input" | "state", _) => name.to_owned(),
+                ("conv" | "conv_input" | "conv_weight", _) => conv_word(var, rng),
                 ("put" | "cast" | "carried" | "staged", 0) => pick(rng, &["f16", "bf16", "f32"]),
                 ("matmul", 0) => "f32".into(),
                 ("matmul", 1) => pick(rng, &["nn", "nt", "tn", "tt"]),
                 ("softmax" | "log_softmax" | "gather" | "concat", _) => pick(rng, &["axis=0", "axis=1"]),
-                ("reshape" | "broadcast", _) => {
+                ("reshape" | "broadcast" | "alias", _) => {
                     pick(rng, &["dims=[3]", "dims=[6]", "dims=[2, 3]", "dims=[3, 2]", "dims=[1, 3]"])
                 }
                 ("transpose", _) => "perm=[1, 0]".into(),
@@ -120,6 +125,20 @@ fn word_for(rule: &Rule, var: &str, name: &str, rng: &mut ChaCha8Rng) -> String 
         }
     }
     name.to_owned()
+}
+
+/// A convolution's attribute, by the last letter of the variable that stands for it in our rules.
+fn conv_word(var: &str, rng: &mut ChaCha8Rng) -> String {
+    let pick = |rng: &mut ChaCha8Rng, words: &[&str]| words.choose(rng).map_or(String::new(), |w| (*w).to_owned());
+    match var {
+        "?strides" => pick(rng, &["strides=[1]", "strides=[2]"]),
+        "?dilations" => pick(rng, &["dilations=[1]", "dilations=[2]"]),
+        "?lo" => pick(rng, &["lo=[0]", "lo=[1]"]),
+        "?hi" => pick(rng, &["hi=[0]", "hi=[1]"]),
+        "?extents" => pick(rng, &["extents=[2]", "extents=[3]"]),
+        "?kernel" => pick(rng, &["kernel=[1]", "kernel=[2]"]),
+        _ => pick(rng, &["groups=1", "groups=2"]),
+    }
 }
 
 fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String, String>) -> Id {

@@ -8,7 +8,7 @@ use crate::format::Format;
 use egg::Id;
 
 /// Name, argument count, and meaning.
-pub const CONDITIONS: [(&str, usize, &str); 9] = [
+pub const CONDITIONS: [(&str, usize, &str); 8] = [
     ("fits", 2, "the policy lets this value be stored in this format, and the format holds it if it is constant"),
     ("not-constant", 1, "the value is not known at compile time"),
     ("computed-in", 2, "the value's registers have this format"),
@@ -17,7 +17,6 @@ pub const CONDITIONS: [(&str, usize, &str); 9] = [
     ("has-format", 2, "the buffer is in this format"),
     ("carries", 2, "the step writes this parameter, so its kernel can write a copy in this other format"),
     ("stages", 2, "the loader writes this input, so it can round it to this other format on the way"),
-    ("same-shape", 2, "both have the same shape"),
 ];
 
 /// A condition with its arguments resolved to e-classes.
@@ -43,7 +42,6 @@ pub(super) fn holds(egraph: &EGraph, name: &str, args: &[Id], root: Id) -> bool 
         "has-format" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
         "carries" => facts.updated.contains(word(1)) && is_other_format(egraph, word(1), format(0)),
         "stages" => facts.staged.contains(word(1)) && is_other_format(egraph, word(1), format(0)),
-        "same-shape" => fact(0).ty.as_ref().map(|t| &t.shape) == fact(1).ty.as_ref().map(|t| &t.shape),
         _ => unreachable!("the loader knows every condition"),
     }
 }

@@ -67,7 +67,8 @@ impl Encoder<'_> {
                 let mut children: Vec<Id> = op.attrs().iter().map(|(k, a)| self.word(&attr_leaf(k, a))).collect();
                 for input in self.graph.inputs(id) {
                     let child = match op {
-                        Op::MatMul { .. } | Op::Cast(_) => self.buffer(input, None),
+                        Op::Cast(_) => self.buffer(input, None),
+                        op if op.is_product() => self.buffer(input, None),
                         Op::Put(_) => self.classes[input.index()],
                         _ => self.edge(input),
                     };

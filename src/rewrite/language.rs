@@ -82,7 +82,7 @@ impl Sort {
         match name {
             "" => Sort::Word,
             "pass" | "get" => Sort::Edge,
-            "put" | "cast" | "param" | "state" | "input" | "carried" | "staged" => Sort::Buffer,
+            "put" | "cast" | "alias" | "param" | "state" | "input" | "carried" | "staged" => Sort::Buffer,
             "step" => Sort::Step,
             _ => Sort::Value,
         }
@@ -92,11 +92,17 @@ impl Sort {
     pub fn of_operands(name: &str) -> Sort {
         match name {
             "pass" | "put" => Sort::Value,
-            "get" | "cast" | "matmul" | "step" => Sort::Buffer,
+            "get" | "cast" | "alias" | "step" => Sort::Buffer,
+            name if is_product(name) => Sort::Buffer,
             "param" | "state" | "input" | "carried" | "staged" => Sort::Word,
             _ => Sort::Edge,
         }
     }
+}
+
+/// Does an operation of this name contract whole tensors in memory?
+pub fn is_product(name: &str) -> bool {
+    matches!(name, "matmul" | "conv" | "conv_input" | "conv_weight" | "scatter" | "scatter_add")
 }
 
 /// What every member of an e-class agrees on.
@@ -166,8 +172,11 @@ impl Analysis<Term> for Facts {
                     _ => {
                         let ty =
                             infer(egraph, term).unwrap_or_else(|e| panic!("a rule built an ill-typed {name}: {e}"));
-                        let low =
-                            if name == "put" || name == "cast" { child(1).low } else { egraph.analysis.allow_low };
+                        let low = if matches!(name, "put" | "cast" | "alias") {
+                            child(1).low
+                        } else {
+                            egraph.analysis.allow_low
+                        };
                         Fact { low, ..fact(sort, Some(ty)) }
                     }
                 }
@@ -198,7 +207,7 @@ impl Fact {
 pub(super) fn attr_leaf(key: &str, attr: &Attr) -> String {
     match attr {
         Attr::Format(f) => f.to_string(),
-        Attr::Word(w) => w.clone(),
+        Attr::Word(w) if matches!(key, "t" | "reduction") => w.clone(),
         other => format!("{key}={other}"),
     }
 }

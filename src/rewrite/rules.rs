@@ -333,7 +333,7 @@ impl Build<'_> {
 /// How many leading children of `name` are words, given its child count.
 fn word_count(name: &str, children: usize) -> usize {
     match name {
-        "put" | "cast" | "carried" | "staged" => 1,
+        "put" | "cast" | "alias" | "carried" | "staged" => 1,
         "matmul" => 2,
         "pass" | "get" | "param" | "state" | "input" | "step" => 0,
         _ => known_op(name).and_then(|op| op.arity()).map_or(1, |arity| children.saturating_sub(arity)),
@@ -342,17 +342,22 @@ fn word_count(name: &str, children: usize) -> usize {
 
 /// Some operation of this name, for its operand count.
 fn known_op(name: &str) -> Option<Op> {
-    let attrs =
-        ["axis=0", "axes=[0]", "dims=[1]", "perm=[0]", "value=0", "stop=0", "size=[1]", "format=f32", "reduction=none"];
+    let attrs = ["axis=0", "axes=[0]", "dims=[1]", "perm=[0]", "value=0", "stop=0", "format=f32", "reduction=none"];
+    let sizes: &[&str] = match name {
+        "window" | "unwindow" => &["size=1", "extent=1"],
+        "conv" | "conv_input" | "conv_weight" => &["strides=[1]", "extents=[1]", "kernel=[1]"],
+        _ => &["size=[1]"],
+    };
     let attrs = attrs
         .iter()
+        .chain(sizes)
         .filter_map(|a| a.split_once('='))
         .filter_map(|(k, v)| Some((k.to_owned(), crate::ir::text::parse_attr(v).ok()?)));
     Op::build(name, &Attrs(attrs.collect())).ok()
 }
 
 fn check_head(name: &str, at: &Sexpr) -> Parse<()> {
-    let special = ["pass", "get", "put", "cast", "param", "state", "input", "carried", "staged"];
+    let special = ["pass", "get", "put", "cast", "alias", "param", "state", "input", "carried", "staged"];
     if special.contains(&name) || known_op(name).is_some() {
         return Ok(());
     }

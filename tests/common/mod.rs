@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 12] = [
+pub const MODELS: [(&str, &str); 14] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -60,6 +60,14 @@ pub const MODELS: [(&str, &str); 12] = [
     (
         "transposed_product",
         "model transposed_product { input x: f32[batch, 3, 4] label y: f32[4, batch, 3] param w: f32[4, 4] = xavier_uniform b = matmul(x, x, t=nt) p = transpose(tanh(b @ (x @ w)), perm=[2, 0, 1]) loss = mse(p, y) }",
+    ),
+    (
+        "convnet",
+        "model convnet { input x: f32[batch, 2, 7, 6] label y: i64[batch] param w: f32[4, 2, 3, 3] = normal(0.3) param b: f32[4, 1, 1] = zeros param g: f32[4, 1, 1] = ones param v: f32[4, 2, 2, 2] = normal(0.3) param f: f32[48, 5] = kaiming_uniform c = conv(x, w, strides=[1, 1], lo=[1, 1], hi=[1, 1]) + b n = standardise(c, axes=[0, 2, 3], eps=1e-5) * g h = relu(n) p = reduce_max(window(window(h, axis=2, size=3, stride=2, lo=1, hi=1, fill=-inf), axis=4, size=3, stride=2, lo=1, hi=1, fill=-inf), axes=[3, 5]) q = conv_input(p, v, strides=[2, 2], groups=2, lo=[1, 0], hi=[1, 0], extents=[6, 6]) m = mean(window(window(q, axis=2, size=2, stride=2), axis=4, size=2, stride=2), axes=[3, 5]) k = concat(m, slice(m, axis=1, start=0, stop=0), axis=1) logits = reshape(concat(k, tanh(slice(k, axis=2, start=0, stop=1)), axis=2), dims=[batch, 48]) @ f loss = cross_entropy(logits, y) }",
+    ),
+    (
+        "rms_scatter",
+        "model rms_scatter { input x: f32[batch, 4, 6] label y: f32[batch, 4, 6] param w: f32[6, 6] = normal(0.4) param s: f32[6] = ones param e: f32[5, 6] = normal(0.5) i = iota(dims=[2], axis=0) h = rms_normalise(x @ w, axes=[2], eps=1e-6) * s t = scatter(e, i, slice(e, axis=0, start=3, stop=5) * 0.5, axis=0, kind=add) p = h * sum(t, axes=[0]) + convert(x, format=f16) loss = mse(p, y) }",
     ),
 ];
 

@@ -92,6 +92,10 @@ impl Attrs {
         })
     }
 
+    pub fn ints_or(&self, name: &str, default: Vec<usize>) -> Result<Vec<usize>, String> {
+        if self.get(name).is_none() { Ok(default) } else { self.ints(name) }
+    }
+
     pub fn dims(&self, name: &str) -> Result<Shape, String> {
         self.need(name, "a shape", |a| if let Attr::Dims(s) = a { Some(s.clone()) } else { None })
     }

@@ -25,14 +25,20 @@ named_enum! {
     /// Operations of one operand.
     Unary {
         Neg = "neg", Abs = "abs", Sign = "sign", Square = "square", Recip = "recip",
-        Exp = "exp", Log = "log", Log1p = "log1p", Sqrt = "sqrt", Rsqrt = "rsqrt",
-        Sin = "sin", Cos = "cos", Tanh = "tanh", Erf = "erf", Floor = "floor",
+        Exp = "exp", Expm1 = "expm1", Log = "log", Log1p = "log1p", Sqrt = "sqrt", Rsqrt = "rsqrt",
+        Sin = "sin", Cos = "cos", Tan = "tan", Asin = "asin", Acos = "acos", Atan = "atan",
+        Sinh = "sinh", Cosh = "cosh", Tanh = "tanh", Asinh = "asinh", Acosh = "acosh", Atanh = "atanh",
+        Erf = "erf", Floor = "floor", Ceil = "ceil", Trunc = "trunc",
+        /// To the nearest whole number, ties to even.
+        Round = "round",
         Sigmoid = "sigmoid", Softplus = "softplus", Relu = "relu",
         /// x·Φ(x), Hendrycks & Gimpel 2016.
         Gelu = "gelu",
         /// The tanh approximation of the same paper.
         GeluTanh = "gelu_tanh",
-        Not = "not", IsFinite = "is_finite",
+        Not = "not", IsFinite = "is_finite", IsNan = "is_nan", IsInf = "is_inf",
+        /// Every bit of a whole number flipped.
+        BitNot = "bit_not",
     }
 }
 
@@ -40,7 +46,10 @@ named_enum! {
     /// Operations of two operands.
     Binary {
         Add = "add", Sub = "sub", Mul = "mul", Div = "div", Pow = "pow", Max = "max", Min = "min",
-        Eq = "eq", Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge", And = "and", Or = "or",
+        Eq = "eq", Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge", And = "and", Or = "or", Xor = "xor",
+        /// The remainder with the divisor's sign (Python's `%`), and with the dividend's (C's `fmod`).
+        Mod = "mod", Fmod = "fmod",
+        BitAnd = "bit_and", BitOr = "bit_or", BitXor = "bit_xor", Shl = "shl", Shr = "shr",
     }
 }
 
@@ -50,14 +59,27 @@ pub(crate) const GELU_CUBIC: f64 = 0.044715;
 
 impl Unary {
     pub fn is_predicate(self) -> bool {
-        matches!(self, Unary::Not | Unary::IsFinite)
+        matches!(self, Unary::Not | Unary::IsFinite | Unary::IsNan | Unary::IsInf)
     }
 
     pub(super) fn infer(self, x: &Type) -> Result<Type, String> {
-        let keeps_integers = matches!(self, Unary::Neg | Unary::Abs | Unary::Sign | Unary::Square);
+        let keeps_integers = matches!(
+            self,
+            Unary::Neg
+                | Unary::Abs
+                | Unary::Sign
+                | Unary::Square
+                | Unary::Relu
+                | Unary::BitNot
+                | Unary::Floor
+                | Unary::Ceil
+                | Unary::Trunc
+                | Unary::Round
+        );
         let format = match (self, x.format) {
-            (Unary::Not, Format::Bool) | (Unary::IsFinite, _) => Format::Bool,
+            (Unary::Not, Format::Bool) | (Unary::IsFinite | Unary::IsNan | Unary::IsInf, _) => Format::Bool,
             (Unary::Not, f) => return Err(format!("takes a bool, not {f}")),
+            (Unary::BitNot, f) if !f.is_integer() => return Err(format!("takes whole numbers, not {f}")),
             (_, Format::F64) => Format::F64,
             (_, f) if f.is_float() => Format::F32,
             (_, f) if keeps_integers && f != Format::Bool => f,
@@ -80,15 +102,28 @@ impl Unary {
             Unary::Square => x * x,
             Unary::Recip => 1.0 / x,
             Unary::Exp => x.exp(),
+            Unary::Expm1 => x.exp_m1(),
             Unary::Log => x.ln(),
             Unary::Log1p => x.ln_1p(),
             Unary::Sqrt => x.sqrt(),
             Unary::Rsqrt => 1.0 / x.sqrt(),
             Unary::Sin => x.sin(),
             Unary::Cos => x.cos(),
+            Unary::Tan => x.tan(),
+            Unary::Asin => x.asin(),
+            Unary::Acos => x.acos(),
+            Unary::Atan => x.atan(),
+            Unary::Sinh => x.sinh(),
+            Unary::Cosh => x.cosh(),
             Unary::Tanh => x.tanh(),
+            Unary::Asinh => x.asinh(),
+            Unary::Acosh => x.acosh(),
+            Unary::Atanh => x.atanh(),
             Unary::Erf => erf(x),
             Unary::Floor => x.floor(),
+            Unary::Ceil => x.ceil(),
+            Unary::Trunc => x.trunc(),
+            Unary::Round => x.round_ties_even(),
             Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Unary::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
             Unary::Relu => {
@@ -102,13 +137,17 @@ impl Unary {
             Unary::GeluTanh => 0.5 * x * (1.0 + (GELU_SCALE * (x + GELU_CUBIC * x * x * x)).tanh()),
             Unary::Not => (x == 0.0) as u8 as f64,
             Unary::IsFinite => x.is_finite() as u8 as f64,
+            Unary::IsNan => x.is_nan() as u8 as f64,
+            Unary::IsInf => x.is_infinite() as u8 as f64,
+            Unary::BitNot => -1.0 - x,
         }
     }
 
     pub(super) fn vjp(self, c: Context) -> Gradients {
         let (g, x, y, dy) = (c.graph, c.x[0], c.node, c.dy);
         let dx = match self {
-            Unary::Not | Unary::IsFinite | Unary::Sign | Unary::Floor => return Ok(vec![None]),
+            Unary::Not | Unary::IsFinite | Unary::IsNan | Unary::IsInf | Unary::BitNot => return Ok(vec![None]),
+            Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::Round => return Ok(vec![None]),
             Unary::Neg => g.unary(Unary::Neg, dy)?,
             Unary::Abs => {
                 let s = g.unary(Unary::Sign, x)?;
@@ -124,6 +163,10 @@ impl Unary {
                 g.binary(Binary::Mul, dy, n)?
             }
             Unary::Exp => g.binary(Binary::Mul, dy, y)?,
+            Unary::Expm1 => {
+                let e = g.shift(y, 1.0)?;
+                g.binary(Binary::Mul, dy, e)?
+            }
             Unary::Log => g.binary(Binary::Div, dy, x)?,
             Unary::Log1p => {
                 let d = g.shift(x, 1.0)?;
@@ -148,6 +191,43 @@ impl Unary {
                 let s = g.unary(Unary::Sin, x)?;
                 let d = g.unary(Unary::Neg, s)?;
                 g.binary(Binary::Mul, dy, d)?
+            }
+            // 1 + tan² x
+            Unary::Tan => {
+                let yy = g.unary(Unary::Square, y)?;
+                let d = g.shift(yy, 1.0)?;
+                g.binary(Binary::Mul, dy, d)?
+            }
+            // ±1 / √(1 − x²)
+            Unary::Asin | Unary::Acos => {
+                let xx = g.unary(Unary::Square, x)?;
+                let one = g.constant(1.0)?;
+                let rest = g.binary(Binary::Sub, one, xx)?;
+                let d = g.unary(Unary::Rsqrt, rest)?;
+                let dx = g.binary(Binary::Mul, dy, d)?;
+                if self == Unary::Asin { dx } else { g.unary(Unary::Neg, dx)? }
+            }
+            Unary::Atan => {
+                let xx = g.unary(Unary::Square, x)?;
+                let d = g.shift(xx, 1.0)?;
+                g.binary(Binary::Div, dy, d)?
+            }
+            Unary::Sinh | Unary::Cosh => {
+                let d = g.unary(if self == Unary::Sinh { Unary::Cosh } else { Unary::Sinh }, x)?;
+                g.binary(Binary::Mul, dy, d)?
+            }
+            // 1 / √(x² ± 1)
+            Unary::Asinh | Unary::Acosh => {
+                let xx = g.unary(Unary::Square, x)?;
+                let rest = g.shift(xx, if self == Unary::Asinh { 1.0 } else { -1.0 })?;
+                let d = g.unary(Unary::Rsqrt, rest)?;
+                g.binary(Binary::Mul, dy, d)?
+            }
+            Unary::Atanh => {
+                let xx = g.unary(Unary::Square, x)?;
+                let one = g.constant(1.0)?;
+                let rest = g.binary(Binary::Sub, one, xx)?;
+                g.binary(Binary::Div, dy, rest)?
             }
             Unary::Tanh => {
                 let yy = g.unary(Unary::Square, y)?;
@@ -226,7 +306,12 @@ impl Binary {
     }
 
     pub fn is_logic(self) -> bool {
-        matches!(self, Binary::And | Binary::Or)
+        matches!(self, Binary::And | Binary::Or | Binary::Xor)
+    }
+
+    /// Acts on the bits of whole numbers.
+    pub fn is_bitwise(self) -> bool {
+        matches!(self, Binary::BitAnd | Binary::BitOr | Binary::BitXor | Binary::Shl | Binary::Shr)
     }
 
     pub(super) fn infer(self, a: &Type, b: &Type) -> Result<Type, String> {
@@ -239,6 +324,9 @@ impl Binary {
                 return Err("takes numbers, not bools".into());
             }
             _ if self.is_comparison() => Format::Bool,
+            (f, g) if self.is_bitwise() && !(f.is_integer() && g.is_integer()) => {
+                return Err(format!("takes whole numbers, not {f} and {g}"));
+            }
             (f, g) => promote(f, g),
         };
         Ok(Type::new(shape, format))
@@ -274,6 +362,17 @@ impl Binary {
             Binary::Ge => bit(a >= b),
             Binary::And => bit(a != 0.0 && b != 0.0),
             Binary::Or => bit(a != 0.0 || b != 0.0),
+            Binary::Xor => bit((a != 0.0) != (b != 0.0)),
+            Binary::Mod => {
+                let r = a % b;
+                if r != 0.0 && (r < 0.0) != (b < 0.0) { r + b } else { r }
+            }
+            Binary::Fmod => a % b,
+            Binary::BitAnd => (a as i128 & b as i128) as f64,
+            Binary::BitOr => (a as i128 | b as i128) as f64,
+            Binary::BitXor => (a as i128 ^ b as i128) as f64,
+            Binary::Shl => a * 2f64.powi(b as i32),
+            Binary::Shr => (a / 2f64.powi(b as i32)).floor(),
         }
     }
 
@@ -306,6 +405,13 @@ impl Binary {
                 let zero = g.constant(0.0)?;
                 let first = g.binary(if self == Binary::Max { Binary::Ge } else { Binary::Le }, a, b)?;
                 (g.add(Op::Select, &[first, dy, zero])?, g.add(Op::Select, &[first, zero, dy])?)
+            }
+            // a − b·q with the whole quotient q, which has no gradient.
+            Binary::Mod | Binary::Fmod => {
+                let q = g.binary(Binary::Div, a, b)?;
+                let q = g.unary(if self == Binary::Mod { Unary::Floor } else { Unary::Trunc }, q)?;
+                let t = g.binary(Binary::Mul, dy, q)?;
+                (dy, g.unary(Unary::Neg, t)?)
             }
             _ => return Ok(vec![None, None]),
         };

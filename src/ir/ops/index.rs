@@ -1,8 +1,70 @@
-//! Reading and accumulating rows at integer positions: embeddings and their gradient.
+//! Reading, writing and accumulating rows at integer positions: embeddings and their gradient, scatters.
 
-use super::{Context, Format, Gradients, Op, Shape, Type};
+use super::elementwise::named_enum;
+use super::{Binary, Context, Format, Gradients, Op, Shape, Type};
 use crate::ir::tensor::{Tensor, for_each_index};
 use crate::ir::types::Dim;
+
+named_enum! {
+    /// What a scatter does where an element is already there.
+    ScatterKind { Set = "set", Add = "add", Mul = "mul", Max = "max", Min = "min" }
+}
+
+impl ScatterKind {
+    pub fn combine(self, old: f64, new: f64) -> f64 {
+        match self {
+            ScatterKind::Set => new,
+            ScatterKind::Add => old + new,
+            ScatterKind::Mul => old * new,
+            ScatterKind::Max => Binary::Max.eval(old, new),
+            ScatterKind::Min => Binary::Min.eval(old, new),
+        }
+    }
+}
+
+/// `x` with rows of `updates` written at the positions of `index`: where the axis stood, updates carry the index's shape.
+pub(super) fn infer_put_rows(axis: usize, x: &Type, index: &Type, updates: &Type) -> Result<Type, String> {
+    check(axis, x, index)?;
+    let mut dims = x.shape.0.clone();
+    dims.splice(axis..=axis, index.shape.0.iter().cloned());
+    if updates.shape != Shape(dims) {
+        return Err(format!("updates {} do not fit rows of {} at {}", updates.shape, x.shape, index.shape));
+    }
+    Ok(Type::new(x.shape.clone(), if x.format.is_low() { Format::F32 } else { x.format }))
+}
+
+pub(super) fn eval_put_rows(axis: usize, kind: ScatterKind, x: &[&Tensor]) -> Tensor {
+    let mut out = x[0].clone();
+    let rank = x[1].dims.len();
+    for_each_index(&x[2].dims, |i| {
+        let mut to = i.to_vec();
+        let row = resolve(x[1].at(&i[axis..axis + rank]), x[0].dims[axis]);
+        to.splice(axis..axis + rank, [row]);
+        let v = out.at_mut(&to);
+        *v = kind.combine(*v, x[2].at(i));
+    });
+    out
+}
+
+/// What was overwritten has no gradient; updates have that of the place they went to (positions must differ).
+pub(super) fn vjp_put_rows(axis: usize, kind: ScatterKind, c: Context) -> Gradients {
+    let (g, index, dy) = (c.graph, c.x[1], c.dy);
+    let back = g.add(Op::Gather { axis }, &[dy, index])?;
+    let dx = match kind {
+        ScatterKind::Add => dy,
+        ScatterKind::Set => {
+            let zero = g.constant(0.0)?;
+            let dims = g.shape(c.x[2]).clone();
+            let zeros = g.broadcast_to(zero, &dims)?;
+            g.add(Op::Scatter { axis, kind }, &[dy, index, zeros])?
+        }
+        _ => {
+            let what = format!("a scatter that combines by {} has no gradient", kind.name());
+            return Err(crate::error::Error::Graph(what));
+        }
+    };
+    Ok(vec![Some(dx), None, Some(back)])
+}
 
 fn check(axis: usize, x: &Type, index: &Type) -> Result<(), String> {
     if axis >= x.shape.rank() {

@@ -2,6 +2,7 @@
 //! gradient, reference evaluation and attributes (which are also their text form and their e-graph form).
 
 mod attr;
+mod conv;
 mod elementwise;
 mod index;
 mod matmul;
@@ -12,8 +13,10 @@ mod shape;
 mod source;
 
 pub use attr::{Attr, Attrs, Num};
+pub use conv::{ConvKind, ConvSpec};
 pub use elementwise::{Binary, Unary};
 pub(crate) use elementwise::{GELU_CUBIC, GELU_SCALE};
+pub use index::ScatterKind;
 pub use nn::Loss;
 pub(crate) use nn::standardise;
 pub use reduce::ReduceKind;
@@ -85,6 +88,26 @@ pub enum Op {
         hi: usize,
         inner: usize,
     },
+    /// Windows of one axis: position o of the axis, and element k of its window, take the axis's place. Reads
+    /// x[o·stride + k·dilation − lo], or `fill` outside.
+    Window {
+        axis: usize,
+        size: usize,
+        stride: usize,
+        dilation: usize,
+        lo: usize,
+        hi: usize,
+        fill: Num,
+    },
+    /// The transpose of `Window` before its sum over k: element i of an axis of `extent`, as element k of a window,
+    /// reads x[(i + lo − k·dilation) / stride, k], or 0 where there is no such window.
+    Unwindow {
+        axis: usize,
+        extent: usize,
+        stride: usize,
+        dilation: usize,
+        lo: usize,
+    },
     Concat {
         axis: usize,
     },
@@ -96,6 +119,17 @@ pub enum Op {
     ScatterAdd {
         axis: usize,
         size: Dim,
+    },
+    /// `scatter(x, i, u)`: x with rows u written, or combined, at the positions i along `axis`.
+    Scatter {
+        axis: usize,
+        kind: ScatterKind,
+    },
+    /// A convolution or one of its gradients, multiplied in `format`, accumulated in f32.
+    Conv {
+        kind: ConvKind,
+        spec: ConvSpec,
+        format: Format,
     },
     /// Batched product over the last two axes, each side optionally transposed, multiplied in `format`, accumulated in f32.
     MatMul {
@@ -113,8 +147,20 @@ pub enum Op {
     LayerNorm {
         eps: Num,
     },
+    /// Standardises over the axes (`centred`: subtracts the mean first). Statistics in f32.
+    Normalise {
+        axes: Vec<usize>,
+        eps: Num,
+        centred: bool,
+    },
     /// Unreduced losses.
     Loss(Loss),
+    /// Rounds a value to a format in registers: a cast that is part of the model.
+    Convert(Format),
+    /// The same memory in another shape.
+    Alias {
+        dims: Shape,
+    },
     /// Rounds a value to a format and writes it to memory.
     Put(Format),
     /// Copies memory to another format.
@@ -154,6 +200,14 @@ impl Op {
             Op::Slice { .. } => "slice",
             Op::Pad { .. } => "pad",
             Op::Concat { .. } => "concat",
+            Op::Window { .. } => "window",
+            Op::Unwindow { .. } => "unwindow",
+            Op::Scatter { .. } => "scatter",
+            Op::Conv { kind, .. } => kind.name(),
+            Op::Normalise { centred: true, .. } => "standardise",
+            Op::Normalise { centred: false, .. } => "rms_normalise",
+            Op::Convert(_) => "convert",
+            Op::Alias { .. } => "alias",
             Op::Gather { .. } => "gather",
             Op::ScatterAdd { .. } => "scatter_add",
             Op::MatMul { .. } => "matmul",
@@ -172,18 +226,40 @@ impl Op {
 
     /// Yields memory rather than registers.
     pub fn is_buffer(&self) -> bool {
-        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_))
+        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_) | Op::Alias { .. })
     }
 
     /// One result element from one element of each operand, after broadcasting.
     pub fn is_elementwise(&self) -> bool {
-        matches!(self, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Const(_) | Op::Iota { .. })
+        matches!(self, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Const(_) | Op::Iota { .. } | Op::Convert(_))
             || matches!(self, Op::Loss(l) if l.is_elementwise())
     }
 
     /// Moves elements without computing.
     pub fn is_view(&self) -> bool {
-        matches!(self, Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. })
+        matches!(
+            self,
+            Op::Broadcast { .. }
+                | Op::Reshape { .. }
+                | Op::Transpose { .. }
+                | Op::Slice { .. }
+                | Op::Pad { .. }
+                | Op::Window { .. }
+                | Op::Unwindow { .. }
+        )
+    }
+
+    /// Contracts whole tensors in memory; what follows can only be its epilogue.
+    pub fn is_product(&self) -> bool {
+        matches!(self, Op::MatMul { .. } | Op::Conv { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. })
+    }
+
+    /// The format a contraction multiplies in.
+    pub fn multiplies_in(&self) -> Option<Format> {
+        match self {
+            Op::MatMul { format, .. } | Op::Conv { format, .. } => Some(*format),
+            _ => None,
+        }
     }
 
     /// The result type, or what the operands miss.
@@ -200,18 +276,25 @@ impl Op {
             Op::Unary(u) => u.infer(x[0]),
             Op::Binary(b) => b.infer(x[0], x[1]),
             Op::Select => elementwise::infer_select(x),
-            Op::Reduce { axes, keep, .. } => reduce::infer(axes, *keep, x[0]),
+            Op::Reduce { kind, axes, keep } => reduce::infer(*kind, axes, *keep, x[0]),
             Op::Broadcast { .. }
             | Op::Reshape { .. }
             | Op::Transpose { .. }
             | Op::Slice { .. }
             | Op::Pad { .. }
+            | Op::Window { .. }
+            | Op::Unwindow { .. }
             | Op::Concat { .. } => shape::infer(self, x),
             Op::Gather { axis } => index::infer_gather(*axis, x[0], x[1]),
             Op::ScatterAdd { axis, size } => index::infer_scatter(*axis, size, x[0], x[1]),
             Op::MatMul { ta, tb, .. } => matmul::infer(*ta, *tb, x[0], x[1]),
             Op::Softmax { axis } | Op::LogSoftmax { axis } => nn::infer_softmax(*axis, x[0]),
             Op::LayerNorm { .. } => nn::infer_layer_norm(x),
+            Op::Normalise { axes, .. } => nn::infer_normalise(axes, x[0]),
+            Op::Scatter { axis, .. } => index::infer_put_rows(*axis, x[0], x[1], x[2]),
+            Op::Conv { kind, spec, .. } => conv::infer(kind, spec, x[0], x[1]),
+            Op::Convert(f) => Ok(memory::infer_convert(*f, x[0])),
+            Op::Alias { dims } => memory::infer_alias(dims, x[0]),
             Op::Loss(l) => l.infer(x[0], x[1]),
             Op::Put(f) | Op::Cast(f) => memory::infer(self, *f, x[0]),
         }
@@ -221,8 +304,13 @@ impl Op {
     pub fn arity(&self) -> Option<usize> {
         match self {
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Some(0),
-            Op::Select | Op::LayerNorm { .. } => Some(3),
-            Op::Binary(_) | Op::Gather { .. } | Op::ScatterAdd { .. } | Op::MatMul { .. } | Op::Loss(_) => Some(2),
+            Op::Select | Op::LayerNorm { .. } | Op::Scatter { .. } => Some(3),
+            Op::Binary(_)
+            | Op::Gather { .. }
+            | Op::ScatterAdd { .. }
+            | Op::MatMul { .. }
+            | Op::Conv { .. }
+            | Op::Loss(_) => Some(2),
             Op::Concat { .. } => None,
             _ => Some(1),
         }
@@ -245,6 +333,8 @@ impl Op {
             | Op::Transpose { .. }
             | Op::Slice { .. }
             | Op::Pad { .. }
+            | Op::Window { .. }
+            | Op::Unwindow { .. }
             | Op::Concat { .. } => shape::eval(self, x, ty),
             Op::Gather { axis } => index::eval_gather(*axis, x, ty),
             Op::ScatterAdd { axis, .. } => index::eval_scatter(*axis, x, ty),
@@ -252,8 +342,12 @@ impl Op {
             Op::Softmax { axis } => nn::eval_softmax(*axis, x[0], false),
             Op::LogSoftmax { axis } => nn::eval_softmax(*axis, x[0], true),
             Op::LayerNorm { eps } => nn::eval_layer_norm(eps.get(), x),
+            Op::Normalise { axes, eps, centred } => nn::eval_normalise(axes, eps.get(), *centred, x[0]),
+            Op::Scatter { axis, kind } => index::eval_put_rows(*axis, *kind, x),
+            Op::Conv { kind, spec, format } => conv::eval(kind, spec, *format, x, ty),
+            Op::Alias { .. } => Tensor::new(&ty.dims(), x[0].data.clone()),
             Op::Loss(l) => l.eval(x[0], x[1], ty),
-            Op::Put(f) | Op::Cast(f) => x[0].map(|v| f.round(v, memory::overflow(*f))),
+            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.round(v, memory::overflow(*f))),
         }
     }
 
@@ -270,6 +364,8 @@ impl Op {
             | Op::Transpose { .. }
             | Op::Slice { .. }
             | Op::Pad { .. }
+            | Op::Window { .. }
+            | Op::Unwindow { .. }
             | Op::Concat { .. } => shape::vjp(self, c),
             Op::Gather { axis } => index::vjp_gather(*axis, c),
             Op::ScatterAdd { axis, .. } => index::vjp_scatter(*axis, c),
@@ -277,6 +373,14 @@ impl Op {
             Op::Softmax { axis } => nn::vjp_softmax(*axis, c),
             Op::LogSoftmax { axis } => nn::vjp_log_softmax(*axis, c),
             Op::LayerNorm { eps } => nn::vjp_layer_norm(eps.get(), c),
+            Op::Normalise { axes, eps, centred } => nn::vjp_normalise(axes, eps.get(), *centred, c),
+            Op::Scatter { axis, kind } => index::vjp_put_rows(*axis, *kind, c),
+            Op::Conv { kind, spec, .. } => conv::vjp(kind, spec, c),
+            Op::Convert(f) => Ok(vec![f.is_float().then_some(c.dy)]),
+            Op::Alias { .. } => {
+                let dims = c.graph.shape(c.x[0]).clone();
+                Ok(vec![Some(c.graph.reshape(c.dy, &dims)?)])
+            }
             Op::Loss(l) => l.vjp(c),
             Op::Put(_) | Op::Cast(_) => Ok(vec![Some(c.dy)]),
         }
@@ -290,7 +394,43 @@ impl Op {
             Op::Const(c) => vec![("value", Attr::Float(*c))],
             Op::Iota { dims, axis } => vec![("dims", Attr::Dims(dims.clone())), ("axis", n(axis))],
             Op::Reduce { axes, keep, .. } => vec![("axes", ints(axes)), ("keep", Attr::Bool(*keep))],
-            Op::Broadcast { dims } | Op::Reshape { dims } => vec![("dims", Attr::Dims(dims.clone()))],
+            Op::Broadcast { dims } | Op::Reshape { dims } | Op::Alias { dims } => {
+                vec![("dims", Attr::Dims(dims.clone()))]
+            }
+            Op::Window { axis, size, stride, dilation, lo, hi, fill } => vec![
+                ("axis", n(axis)),
+                ("size", n(size)),
+                ("stride", n(stride)),
+                ("dilation", n(dilation)),
+                ("lo", n(lo)),
+                ("hi", n(hi)),
+                ("fill", Attr::Float(*fill)),
+            ],
+            Op::Unwindow { axis, extent, stride, dilation, lo } => vec![
+                ("axis", n(axis)),
+                ("extent", n(extent)),
+                ("stride", n(stride)),
+                ("dilation", n(dilation)),
+                ("lo", n(lo)),
+            ],
+            Op::Scatter { axis, kind } => vec![("axis", n(axis)), ("kind", Attr::Word(kind.name().into()))],
+            Op::Conv { kind, spec, format } => {
+                let mut out = vec![
+                    ("format", Attr::Format(*format)),
+                    ("strides", ints(&spec.stride)),
+                    ("dilations", ints(&spec.dilation)),
+                    ("lo", ints(&spec.lo)),
+                    ("hi", ints(&spec.hi)),
+                    ("groups", n(&spec.groups)),
+                ];
+                match kind {
+                    ConvKind::Forward => {}
+                    ConvKind::Input(extents) => out.push(("extents", ints(extents))),
+                    ConvKind::Weight(kernel) => out.push(("kernel", ints(kernel))),
+                }
+                out
+            }
+            Op::Normalise { axes, eps, .. } => vec![("axes", ints(axes)), ("eps", Attr::Float(*eps))],
             Op::Transpose { perm } => vec![("perm", ints(perm))],
             Op::Slice { axis, start, stop, step } => {
                 vec![("axis", n(axis)), ("start", n(start)), ("stop", n(stop)), ("step", n(step))]
@@ -307,7 +447,7 @@ impl Op {
             }
             Op::LayerNorm { eps } => vec![("eps", Attr::Float(*eps))],
             Op::Loss(_) => vec![("reduction", Attr::Word("none".into()))],
-            Op::Put(f) | Op::Cast(f) => vec![("format", Attr::Format(*f))],
+            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => vec![("format", Attr::Format(*f))],
             _ => Vec::new(),
         }
     }
@@ -346,6 +486,50 @@ impl Op {
                 hi: a.int_or("hi", 0)?,
                 inner: a.int_or("inner", 0)?,
             },
+            "window" => Op::Window {
+                axis: a.int("axis")?,
+                size: a.int("size")?,
+                stride: a.int_or("stride", 1)?,
+                dilation: a.int_or("dilation", 1)?,
+                lo: a.int_or("lo", 0)?,
+                hi: a.int_or("hi", 0)?,
+                fill: a.float_or("fill", 0.0)?,
+            },
+            "unwindow" => Op::Unwindow {
+                axis: a.int("axis")?,
+                extent: a.int("extent")?,
+                stride: a.int_or("stride", 1)?,
+                dilation: a.int_or("dilation", 1)?,
+                lo: a.int_or("lo", 0)?,
+            },
+            "scatter" => {
+                let word = a.word_or("kind", "set")?;
+                let kind = ScatterKind::ALL.into_iter().find(|k| k.name() == word);
+                let kind = kind.ok_or_else(|| format!("kind={word} is none of set, add, mul, max, min"))?;
+                Op::Scatter { axis: a.int_or("axis", 0)?, kind }
+            }
+            "conv" | "conv_input" | "conv_weight" => {
+                let stride = a.ints("strides")?;
+                let n = stride.len();
+                let spec = ConvSpec {
+                    dilation: a.ints_or("dilations", vec![1; n])?,
+                    lo: a.ints_or("lo", vec![0; n])?,
+                    hi: a.ints_or("hi", vec![0; n])?,
+                    groups: a.int_or("groups", 1)?,
+                    stride,
+                };
+                let kind = match name {
+                    "conv" => ConvKind::Forward,
+                    "conv_input" => ConvKind::Input(a.ints("extents")?),
+                    _ => ConvKind::Weight(a.ints("kernel")?),
+                };
+                Op::Conv { kind, spec, format: a.format_or("format", Format::F32)? }
+            }
+            "standardise" | "rms_normalise" => {
+                Op::Normalise { axes: a.ints("axes")?, eps: a.float_or("eps", 1e-5)?, centred: name == "standardise" }
+            }
+            "convert" => Op::Convert(a.format("format")?),
+            "alias" => Op::Alias { dims: a.dims("dims")? },
             "concat" => Op::Concat { axis: a.int("axis")? },
             "gather" => Op::Gather { axis: a.int_or("axis", 0)? },
             "scatter_add" => Op::ScatterAdd {
@@ -370,7 +554,9 @@ impl Op {
         let mut op = self.clone();
         match &mut op {
             Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => ty.shape = ty.shape.bind(sizes),
-            Op::Iota { dims, .. } | Op::Broadcast { dims } | Op::Reshape { dims } => *dims = dims.bind(sizes),
+            Op::Iota { dims, .. } | Op::Broadcast { dims } | Op::Reshape { dims } | Op::Alias { dims } => {
+                *dims = dims.bind(sizes)
+            }
             Op::ScatterAdd { size, .. } => {
                 if let Some(bound) = Shape(vec![size.clone()]).bind(sizes).0.pop() {
                     *size = bound;

@@ -8,7 +8,7 @@ use super::reduce::unbroadcast;
 use super::{Binary, Context, Format, Gradients, Op, ReduceKind, Shape, Type, Unary};
 use crate::error::Result;
 use crate::ir::graph::{Graph, NodeId};
-use crate::ir::tensor::Tensor;
+use crate::ir::tensor::{Tensor, for_each_index};
 use crate::ir::types::Dim;
 
 named_enum! {
@@ -41,8 +41,14 @@ pub(super) fn eval_softmax(axis: usize, x: &Tensor, log: bool) -> Tensor {
     Tensor::from_fn(&x.dims, |i| {
         let (mut max, mut sum) = (f64::NEG_INFINITY, 0.0);
         line(i, &mut |v| max = Binary::Max.eval(max, v));
+        let max = if max == f64::NEG_INFINITY { 0.0 } else { max };
         line(i, &mut |v| sum += (v - max).exp());
-        if log { x.at(i) - max - sum.ln() } else { (x.at(i) - max).exp() / sum }
+        match log {
+            true => x.at(i) - max - sum.ln(),
+            // A row without a single finite entry (all masked) attends to nothing.
+            false if sum == 0.0 => 0.0,
+            false => (x.at(i) - max).exp() / sum,
+        }
     })
 }
 
@@ -86,31 +92,81 @@ pub(super) fn eval_layer_norm(eps: f64, x: &[&Tensor]) -> Tensor {
     out
 }
 
-/// x̂ = (x − mean) / √(var + eps) over the last axis, and 1/√(var + eps).
-pub(crate) fn standardise(g: &mut Graph, x: NodeId, eps: f64) -> Result<(NodeId, NodeId)> {
-    let last = [g.shape(x).rank() - 1];
-    let mean = g.reduce(ReduceKind::Mean, x, &last, true)?;
-    let centred = g.binary(Binary::Sub, x, mean)?;
-    let squares = g.unary(Unary::Square, centred)?;
-    let var = g.reduce(ReduceKind::Mean, squares, &last, true)?;
+/// x̂ = (x − mean) / √(var + eps) over the axes, and 1/√(var + eps); without the mean, x / √(mean x² + eps).
+pub(crate) fn standardise(
+    g: &mut Graph,
+    x: NodeId,
+    axes: &[usize],
+    eps: f64,
+    centred: bool,
+) -> Result<(NodeId, NodeId)> {
+    let mut from = x;
+    if centred {
+        let mean = g.reduce(ReduceKind::Mean, x, axes, true)?;
+        from = g.binary(Binary::Sub, x, mean)?;
+    }
+    let squares = g.unary(Unary::Square, from)?;
+    let var = g.reduce(ReduceKind::Mean, squares, axes, true)?;
     let shifted = g.shift(var, eps)?;
     let rstd = g.unary(Unary::Rsqrt, shifted)?;
-    Ok((g.binary(Binary::Mul, centred, rstd)?, rstd))
+    Ok((g.binary(Binary::Mul, from, rstd)?, rstd))
+}
+
+pub(super) fn infer_normalise(axes: &[usize], x: &Type) -> Result<Type, String> {
+    if axes.is_empty() || !axes.is_sorted_by(|a, b| a < b) || axes.iter().any(|&a| a >= x.shape.rank()) {
+        return Err(format!("axes {axes:?} must ascend and lie inside {}", x.shape));
+    }
+    Unary::Exp.infer(x)
+}
+
+pub(super) fn eval_normalise(axes: &[usize], eps: f64, centred: bool, x: &Tensor) -> Tensor {
+    let dims: Vec<usize> = x.dims.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
+    let n: usize = axes.iter().map(|&a| x.dims[a]).product();
+    let at = |i: &[usize]| -> Vec<usize> { i.iter().zip(&dims).map(|(&v, &d)| if d == 1 { 0 } else { v }).collect() };
+    let mut mean = Tensor::full(&dims, 0.0);
+    let mut var = Tensor::full(&dims, 0.0);
+    if centred {
+        for_each_index(&x.dims, |i| *mean.at_mut(&at(i)) += x.at(i) / n as f64);
+    }
+    for_each_index(&x.dims, |i| *var.at_mut(&at(i)) += (x.at(i) - mean.at(&at(i))).powi(2) / n as f64);
+    Tensor::from_fn(&x.dims, |i| (x.at(i) - mean.at(&at(i))) / (var.at(&at(i)) + eps).sqrt())
+}
+
+/// dx = rstd (dy − mean dy − x̂ mean(dy x̂)); without centring the second term falls away.
+pub(super) fn vjp_normalise(axes: &[usize], eps: f64, centred: bool, c: Context) -> Gradients {
+    let (g, x, dy) = (c.graph, c.x[0], c.dy);
+    let (xhat, rstd) = standardise(g, x, axes, eps, centred)?;
+    Ok(vec![Some(through_statistics(g, dy, xhat, rstd, axes, centred)?)])
+}
+
+/// rstd (h − mean h − x̂ mean(h x̂))
+fn through_statistics(
+    g: &mut Graph,
+    h: NodeId,
+    xhat: NodeId,
+    rstd: NodeId,
+    axes: &[usize],
+    centred: bool,
+) -> Result<NodeId> {
+    let hx = g.binary(Binary::Mul, h, xhat)?;
+    let mean_hx = g.reduce(ReduceKind::Mean, hx, axes, true)?;
+    let along = g.binary(Binary::Mul, xhat, mean_hx)?;
+    let mut d = h;
+    if centred {
+        let mean_h = g.reduce(ReduceKind::Mean, h, axes, true)?;
+        d = g.binary(Binary::Sub, h, mean_h)?;
+    }
+    let d = g.binary(Binary::Sub, d, along)?;
+    g.binary(Binary::Mul, rstd, d)
 }
 
 /// With h = dy·scale: dx = rstd (h − mean h − x̂ mean(h x̂)); dscale = Σ dy x̂; dshift = Σ dy (Ba et al. 2016).
 pub(super) fn vjp_layer_norm(eps: f64, c: Context) -> Gradients {
     let (g, x, scale, shift, dy) = (c.graph, c.x[0], c.x[1], c.x[2], c.dy);
     let last = [g.shape(x).rank() - 1];
-    let (xhat, rstd) = standardise(g, x, eps)?;
+    let (xhat, rstd) = standardise(g, x, &last, eps, true)?;
     let h = g.binary(Binary::Mul, dy, scale)?;
-    let mean_h = g.reduce(ReduceKind::Mean, h, &last, true)?;
-    let hx = g.binary(Binary::Mul, h, xhat)?;
-    let mean_hx = g.reduce(ReduceKind::Mean, hx, &last, true)?;
-    let along = g.binary(Binary::Mul, xhat, mean_hx)?;
-    let d = g.binary(Binary::Sub, h, mean_h)?;
-    let d = g.binary(Binary::Sub, d, along)?;
-    let dx = g.binary(Binary::Mul, rstd, d)?;
+    let dx = through_statistics(g, h, xhat, rstd, &last, true)?;
     let dyx = g.binary(Binary::Mul, dy, xhat)?;
     Ok(vec![Some(dx), Some(unbroadcast(g, dyx, scale)?), Some(unbroadcast(g, dy, shift)?)])
 }

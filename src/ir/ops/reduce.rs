@@ -9,7 +9,7 @@ use crate::ir::tensor::{Tensor, for_each_index};
 use crate::ir::types::Dim;
 
 named_enum! {
-    ReduceKind { Sum = "sum", Mean = "mean", Max = "reduce_max", Min = "reduce_min", Any = "any" }
+    ReduceKind { Sum = "sum", Mean = "mean", Max = "reduce_max", Min = "reduce_min", Any = "any", Prod = "prod" }
 }
 
 impl ReduceKind {
@@ -18,6 +18,7 @@ impl ReduceKind {
             ReduceKind::Sum | ReduceKind::Mean | ReduceKind::Any => 0.0,
             ReduceKind::Max => f64::NEG_INFINITY,
             ReduceKind::Min => f64::INFINITY,
+            ReduceKind::Prod => 1.0,
         }
     }
 
@@ -27,13 +28,18 @@ impl ReduceKind {
             ReduceKind::Max => Binary::Max.eval(a, b),
             ReduceKind::Min => Binary::Min.eval(a, b),
             ReduceKind::Any => Binary::Or.eval(a, b),
+            ReduceKind::Prod => a * b,
         }
     }
 }
 
-pub(super) fn infer(axes: &[usize], keep: bool, x: &Type) -> Result<Type, String> {
+pub(super) fn infer(kind: ReduceKind, axes: &[usize], keep: bool, x: &Type) -> Result<Type, String> {
     if let Some(a) = axes.iter().find(|&&a| a >= x.shape.rank()) {
         return Err(format!("axis {a} is outside {}", x.shape));
+    }
+    let is_any = kind == ReduceKind::Any;
+    if is_any != (x.format == Format::Bool) {
+        return Err(format!("{} does not reduce {}", kind.name(), x.format));
     }
     if !axes.is_sorted_by(|a, b| a < b) {
         return Err("axes must ascend".into());
@@ -86,6 +92,20 @@ pub(super) fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
         ReduceKind::Mean => {
             let d = g.scale(dy, 1.0 / n as f64)?;
             Some(g.broadcast_to(d, &full)?)
+        }
+        // Products of the others: y / x, but where x is 0; there the others' product, which is 0 again if two are.
+        ReduceKind::Prod => {
+            let (one, zero) = (g.constant(1.0)?, g.constant(0.0)?);
+            let is_zero = g.binary(Binary::Eq, x, zero)?;
+            let rest = g.add(Op::Select, &[is_zero, one, x])?;
+            let product = g.add(Op::Reduce { kind, axes: axes.to_vec(), keep: true }, &[rest])?;
+            let ones = g.add(Op::Select, &[is_zero, one, zero])?;
+            let zeros = g.add(Op::Reduce { kind: ReduceKind::Sum, axes: axes.to_vec(), keep: true }, &[ones])?;
+            let others = g.binary(Binary::Sub, zeros, ones)?;
+            let kept = g.binary(Binary::Eq, others, zero)?;
+            let quotient = g.binary(Binary::Div, product, rest)?;
+            let d = g.binary(Binary::Mul, dy, quotient)?;
+            Some(g.add(Op::Select, &[kept, d, zero])?)
         }
         // Equal extremes share the gradient equally, as in `torch.amax`.
         ReduceKind::Max | ReduceKind::Min => {

@@ -1,8 +1,8 @@
-//! Moving elements: broadcast, reshape, transpose, slice, pad, concat.
+//! Moving elements: broadcast, reshape, transpose, slice, pad, windows, concat.
 
 use super::reduce::unbroadcast;
-use super::{Context, Gradients, Op, Shape, Type};
-use crate::error::Result;
+use super::{Context, Gradients, Op, ReduceKind, Shape, Type};
+use crate::error::{Error, Result};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::Dim;
@@ -56,6 +56,26 @@ pub(super) fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
             let n = axis_extent(a, *axis)?;
             Ok(with_extent(a, *axis, lo + n + n.saturating_sub(1) * inner + hi))
         }
+        Op::Window { axis, size, stride, dilation, lo, hi, .. } => {
+            let n = axis_extent(a, *axis)?;
+            let reach = dilation * size.saturating_sub(1) + 1;
+            if *size == 0 || *stride == 0 || *dilation == 0 {
+                return Err("size, stride and dilation must be at least 1".into());
+            }
+            let places = (n + lo + hi).checked_sub(reach).map_or(0, |room| room / stride + 1);
+            let mut shape = a.shape.clone();
+            shape.0.splice(axis..=axis, [Dim::Fixed(places), Dim::Fixed(*size)]);
+            Ok(register(a, shape))
+        }
+        Op::Unwindow { axis, extent, stride, dilation, .. } => {
+            let size = axis_extent(a, axis + 1)?;
+            if *stride == 0 || *dilation == 0 {
+                return Err("stride and dilation must be at least 1".into());
+            }
+            let mut shape = a.shape.clone();
+            shape.0.splice(axis..=&(axis + 1), [Dim::Fixed(*extent), Dim::Fixed(size)]);
+            Ok(register(a, shape))
+        }
         Op::Concat { axis } => {
             let mut total = 0;
             for t in x {
@@ -93,6 +113,19 @@ pub(super) fn eval(op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
             source[*axis] = at / (inner + 1);
             if at % (inner + 1) == 0 && source[*axis] < x[0].dims[*axis] { x[0].at(&source) } else { 0.0 }
         }),
+        Op::Window { axis, stride, dilation, lo, fill, .. } => Tensor::from_fn(&dims, |i| {
+            let at = (i[*axis] * stride + i[axis + 1] * dilation).checked_sub(*lo);
+            let Some(at) = at.filter(|&p| p < x[0].dims[*axis]) else { return fill.get() };
+            let mut source = i.to_vec();
+            source.splice(axis..=&(axis + 1), [at]);
+            x[0].at(&source)
+        }),
+        Op::Unwindow { axis, stride, dilation, lo, .. } => Tensor::from_fn(&dims, |i| {
+            let Some(at) = (i[*axis] + lo).checked_sub(i[axis + 1] * dilation) else { return 0.0 };
+            let mut source = i.to_vec();
+            source[*axis] = at / stride;
+            if at % stride == 0 && source[*axis] < x[0].dims[*axis] { x[0].at(&source) } else { 0.0 }
+        }),
         Op::Concat { axis } => Tensor::from_fn(&dims, |i| {
             let mut source = i.to_vec();
             let mut part = 0;
@@ -128,6 +161,16 @@ pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
             let n = g.ty(x).dims()[*axis];
             let stop = if n == 0 { *lo } else { lo + (n - 1) * (inner + 1) + 1 };
             g.add(Op::Slice { axis: *axis, start: *lo, stop, step: inner + 1 }, &[dy])?
+        }
+        // Every element collects from the windows it was in.
+        Op::Window { axis, stride, dilation, lo, .. } => {
+            let extent = g.ty(x).dims()[*axis];
+            let spread = Op::Unwindow { axis: *axis, extent, stride: *stride, dilation: *dilation, lo: *lo };
+            let parts = g.add(spread, &[dy])?;
+            g.reduce(ReduceKind::Sum, parts, &[axis + 1], false)?
+        }
+        Op::Unwindow { .. } => {
+            return Err(Error::Graph("unwindow is a gradient and is not differentiated again".into()));
         }
         Op::Concat { axis } => {
             let mut start = 0;

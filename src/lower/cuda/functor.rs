@@ -25,7 +25,12 @@ fn memory_type(f: Format) -> &'static str {
         Format::Bf16 => "bf16",
         Format::I64 => "i64",
         Format::I32 => "int",
-        Format::U8 | Format::I8 | Format::F8E4M3 | Format::F8E5M2 => "u8",
+        Format::I16 => "short",
+        Format::I8 => "signed char",
+        Format::U64 => "u64",
+        Format::U32 => "u32",
+        Format::U16 => "unsigned short",
+        Format::U8 | Format::F8E4M3 | Format::F8E5M2 => "u8",
         Format::Bool => "boolean",
     }
 }
@@ -59,7 +64,7 @@ impl<'a> Functor<'a> {
         let axes = self.lane_axes();
         let Some(last) = axes.clone().last() else { return 1 };
         let dims: Vec<usize> = self.k.outer.iter().chain(&self.k.inner).copied().collect();
-        if self.k.loads.iter().any(|l| l.guard.is_some())
+        if self.k.loads.iter().any(|l| !l.view.guards.is_empty())
             || self.k.tape.iter().any(|i| matches!(i, Inst::Gather { .. }))
         {
             return 1;
@@ -170,6 +175,7 @@ impl<'a> Functor<'a> {
         let identity = chain(&|k| match k {
             ReduceKind::Max => "-INFINITY_F".into(),
             ReduceKind::Min => "INFINITY_F".into(),
+            ReduceKind::Prod => "1.0f".into(),
             _ => "0.0f".into(),
         });
         let combine = chain(&|k| match k {
@@ -177,6 +183,7 @@ impl<'a> Functor<'a> {
             ReduceKind::Max => "maximum(a, b)".into(),
             ReduceKind::Min => "minimum(a, b)".into(),
             ReduceKind::Any => "truth(a != 0.0f || b != 0.0f)".into(),
+            ReduceKind::Prod => "a * b".into(),
         });
         let settle = chain(&|k| if k == ReduceKind::Mean { "x / float(n)".into() } else { "x".into() });
         let n = self.reductions.len();
@@ -229,6 +236,7 @@ impl<'a> Functor<'a> {
         }
         let _ = writeln!(out, "#pragma unroll\n{pad}for (int w = 0; w < W; ++w) {{");
         for &r in regs {
+            self.positions(out, &format!("{pad}    "), r);
             let _ = writeln!(out, "{pad}    const float r{r} = {};", self.expression(r));
         }
         for &r in reductions {
@@ -313,7 +321,7 @@ impl<'a> Functor<'a> {
 
     fn vector_load(&self, out: &mut String, pad: &str, l: usize) {
         let load = &self.k.loads[l];
-        if load.guard.is_some() {
+        if !load.view.guards.is_empty() {
             return;
         }
         let (at, stride) = self.address(&load.view);
@@ -351,15 +359,31 @@ impl<'a> Functor<'a> {
     fn loaded(&self, l: usize) -> String {
         let load: &Load = &self.k.loads[l];
         let (at, stride) = self.address(&load.view);
-        let Some(g) = &load.guard else {
+        let Some(first) = load.view.guards.first() else {
             return if stride == 0 { format!("v{l}") } else { format!("v{l}[w]") };
         };
-        let a = g.axis;
-        let step = if g.step > 1 { format!(" && (a{a} - {}) % {} == 0", g.lo, g.step) } else { String::new() };
-        format!(
-            "a{a} >= {} && a{a} < {}{step} ? widen(x{l}[{at} + (a{a} - {}) / {} * {}]) : 0.0f",
-            g.lo, g.hi, g.lo, g.step, g.stride
-        )
+        let (mut inside, mut moved) = (Vec::new(), String::new());
+        for (i, g) in load.view.guards.iter().enumerate() {
+            let p = format!("p{l}_{i}");
+            inside.push(format!("{p} >= 0 && {p} < {}", g.extent * g.step));
+            let steps = if g.step > 1 {
+                inside.push(format!("{p} % {} == 0", g.step));
+                format!("{p} / {}", g.step)
+            } else {
+                p
+            };
+            let _ = write!(moved, " + {steps} * {}", g.stride);
+        }
+        format!("{} ? widen(x{l}[{at}{moved}]) : {}", inside.join(" && "), constant(first.fill.get()))
+    }
+
+    /// Declares the positions of a guarded load, `p<load>_<guard>`.
+    fn positions(&self, out: &mut String, pad: &str, r: Reg) {
+        let Inst::Load(l) = self.k.tape[r] else { return };
+        for (i, g) in self.k.loads[l].view.guards.iter().enumerate() {
+            let terms: String = g.terms.iter().map(|(a, c)| format!(" + {c} * i64(a{a})")).collect();
+            let _ = writeln!(out, "{pad}const i64 p{l}_{i} = {}{terms};", g.offset);
+        }
     }
 
     /// Scalars after the last pass, and their stores.
@@ -381,8 +405,11 @@ impl<'a> Functor<'a> {
         });
         let _ = writeln!(out, "{pad}constexpr int w = 0;\n{pad}(void)w;");
         for r in self.close(want) {
+            self.positions(out, pad, r);
             let value = match &self.k.tape[r] {
-                Inst::Load(l) => format!("widen(x{l}[{}])", self.address(&self.k.loads[*l].view).0),
+                Inst::Load(l) if self.k.loads[*l].view.guards.is_empty() => {
+                    format!("widen(x{l}[{}])", self.address(&self.k.loads[*l].view).0)
+                }
                 _ => self.expression(r),
             };
             let _ = writeln!(out, "{pad}const float r{r} = {value};");
@@ -424,12 +451,28 @@ fn unary(u: Unary, x: &str) -> String {
         Unary::Square => format!("{x} * {x}"),
         Unary::Recip => format!("1.0f / {x}"),
         Unary::Exp => format!("expf({x})"),
+        Unary::Expm1 => format!("expm1f({x})"),
         Unary::Log => format!("logf({x})"),
         Unary::Log1p => format!("log1pf({x})"),
         Unary::Sqrt => format!("sqrtf({x})"),
         Unary::Rsqrt => format!("1.0f / sqrtf({x})"),
         Unary::Sin => format!("sinf({x})"),
         Unary::Cos => format!("cosf({x})"),
+        Unary::Tan => format!("tanf({x})"),
+        Unary::Asin => format!("asinf({x})"),
+        Unary::Acos => format!("acosf({x})"),
+        Unary::Atan => format!("atanf({x})"),
+        Unary::Sinh => format!("sinhf({x})"),
+        Unary::Cosh => format!("coshf({x})"),
+        Unary::Asinh => format!("asinhf({x})"),
+        Unary::Acosh => format!("acoshf({x})"),
+        Unary::Atanh => format!("atanhf({x})"),
+        Unary::Ceil => format!("ceilf({x})"),
+        Unary::Trunc => format!("truncf({x})"),
+        Unary::Round => format!("rintf({x})"),
+        Unary::IsNan => format!("truth({x} != {x})"),
+        Unary::IsInf => format!("truth(fabsf({x}) == INFINITY_F)"),
+        Unary::BitNot => format!("-1.0f - {x}"),
         Unary::Tanh => format!("tanhf({x})"),
         Unary::Erf => format!("erff({x})"),
         Unary::Floor => format!("floorf({x})"),
@@ -467,5 +510,13 @@ fn binary(b: Binary, x: &str, y: &str) -> String {
         Binary::Ge => test(">="),
         Binary::And => format!("truth({x} != 0.0f && {y} != 0.0f)"),
         Binary::Or => format!("truth({x} != 0.0f || {y} != 0.0f)"),
+        Binary::Xor => format!("truth(({x} != 0.0f) != ({y} != 0.0f))"),
+        Binary::Mod => format!("modulo({x}, {y})"),
+        Binary::Fmod => format!("fmodf({x}, {y})"),
+        Binary::BitAnd => format!("float(i64({x}) & i64({y}))"),
+        Binary::BitOr => format!("float(i64({x}) | i64({y}))"),
+        Binary::BitXor => format!("float(i64({x}) ^ i64({y}))"),
+        Binary::Shl => format!("ldexpf({x}, int({y}))"),
+        Binary::Shr => format!("floorf(ldexpf({x}, -int({y})))"),
     }
 }

@@ -3,7 +3,7 @@
 use super::functor::{Functor, Shape};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::lower::kernel::{Exit, Gemm, Inst, Kernel, Load, Loop};
+use crate::lower::kernel::{Contraction, Exit, Inst, Kernel, Load, Loop, Product};
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
 use crate::lower::view::View;
@@ -68,8 +68,8 @@ pub fn generate(program: &Program) -> Result<CudaProgram> {
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
         .to_owned();
     for launch in &program.launches {
-        if let Kernel::Gemm(gemm) = &program.kernels[launch.start] {
-            g.product(launch.start, gemm)?;
+        if let Kernel::Product(product) = &program.kernels[launch.start] {
+            g.product(launch.start, product)?;
             continue;
         }
         let bodies: Vec<&Loop> = launch.clone().map(|i| program.kernels[i].body()).collect();
@@ -88,19 +88,22 @@ struct Generator<'a> {
 
 impl Generator<'_> {
     /// A product: straight to memory if its epilogue only rounds, else to scratch, with the epilogue as a kernel.
-    fn product(&mut self, kernel: usize, g: &Gemm) -> Result<()> {
-        let format = match g.exit() {
+    fn product(&mut self, kernel: usize, p: &Product) -> Result<()> {
+        if !matches!(p.contraction, Contraction::Gemm(_)) {
+            return Err(Error::Device("convolutions are not generated for CUDA yet".into()));
+        }
+        let format = match p.exit() {
             Exit::Direct(buffer, format) => {
                 self.out.launches.push(Launch::Product { kernel, to: Destination::Buffer(buffer, format) });
                 return Ok(());
             }
             Exit::Scratch(format) => format,
         };
-        self.out.scratch_bytes = self.out.scratch_bytes.max(g.batch * g.m * g.n * format.bytes());
+        self.out.scratch_bytes = self.out.scratch_bytes.max(p.contraction.elements() * format.bytes());
         self.out.launches.push(Launch::Product { kernel, to: Destination::Scratch(format) });
-        let mut body = g.epilogue.clone();
+        let mut body = p.epilogue.clone();
         let view = View::contiguous(&body.outer);
-        body.loads.push(Load { buffer: SCRATCH, view, format, guard: None });
+        body.loads.push(Load { buffer: SCRATCH, view, format });
         let load = Inst::Load(body.loads.len() - 1);
         body.tape.iter_mut().filter(|i| **i == Inst::Accumulator).for_each(|i| *i = load.clone());
         let body = crate::lower::program::collapse(body);

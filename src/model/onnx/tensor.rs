@@ -2,7 +2,7 @@
 
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
-use crate::format::Format;
+use crate::format::{Format, Register};
 use memmap2::Mmap;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,8 +30,14 @@ pub fn format_of(data_type: i32) -> Result<Format, String> {
         Ok(DataType::Bfloat16) => Format::Bf16,
         Ok(DataType::Int64) => Format::I64,
         Ok(DataType::Int32) => Format::I32,
+        Ok(DataType::Int16) => Format::I16,
         Ok(DataType::Int8) => Format::I8,
+        Ok(DataType::Uint64) => Format::U64,
+        Ok(DataType::Uint32) => Format::U32,
+        Ok(DataType::Uint16) => Format::U16,
         Ok(DataType::Uint8) => Format::U8,
+        Ok(DataType::Float8e4m3fn) => Format::F8E4M3,
+        Ok(DataType::Float8e5m2) => Format::F8E5M2,
         Ok(DataType::Bool) => Format::Bool,
         Ok(t) => return Err(format!("the element type {} is not supported", t.as_str_name())),
         Err(_) => return Err(format!("unknown element type {data_type}")),
@@ -114,15 +120,10 @@ impl Files {
 }
 
 fn raw(format: Format, bytes: &[u8]) -> Vec<f64> {
-    let each = |f: &dyn Fn(&[u8]) -> f64| bytes.chunks_exact(format.bytes()).map(f).collect();
-    match format {
-        Format::F32 | Format::Tf32 => each(&|c| f64::from(f32::from_le_bytes([c[0], c[1], c[2], c[3]]))),
-        Format::F64 => each(&|c| f64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]])),
-        Format::F16 | Format::Bf16 => each(&|c| format.decode(u16::from_le_bytes([c[0], c[1]]))),
-        Format::I64 => each(&|c| i64::from_le_bytes([c[0], c[1], c[2], c[3], c[4], c[5], c[6], c[7]]) as f64),
-        Format::I32 => each(&|c| f64::from(i32::from_le_bytes([c[0], c[1], c[2], c[3]]))),
-        Format::I8 => each(&|c| f64::from(c[0] as i8)),
-        Format::F8E4M3 | Format::F8E5M2 => each(&|c| format.decode(c[0].into())),
-        Format::U8 | Format::Bool => each(&|c| f64::from(c[0])),
-    }
+    // The bytes of a file may lie at any address; registers are read from aligned memory.
+    let aligned = crate::memory::Bytes::from_slice(bytes);
+    let mut out = vec![0.0; bytes.len() / format.bytes()];
+    let whole = out.len() * format.bytes();
+    f64::widen(format, &aligned.as_ref()[..whole], &mut out);
+    out
 }

@@ -1,6 +1,7 @@
 //! Addressing: the stretches of memory a block of lanes reads or writes through a view.
 
-use crate::format::{Format, narrow, widen};
+use super::real::Real;
+use crate::format::Format;
 use crate::lower::View;
 use std::ops::Range;
 
@@ -57,33 +58,33 @@ impl Block<'_> {
 }
 
 /// Reads a run of elements.
-pub fn load(format: Format, bytes: &[u8], at: usize, stride: usize, out: &mut [f32]) {
+pub fn load<T: Real>(format: Format, bytes: &[u8], at: usize, stride: usize, out: &mut [T]) {
     let size = format.bytes();
     match stride {
         _ if out.is_empty() => {}
         0 => {
-            let mut one = [0.0];
-            widen(format, &bytes[at * size..(at + 1) * size], &mut one);
+            let mut one = [T::default()];
+            T::widen(format, &bytes[at * size..(at + 1) * size], &mut one);
             out.fill(one[0]);
         }
-        1 => widen(format, &bytes[at * size..(at + out.len()) * size], out),
+        1 => T::widen(format, &bytes[at * size..(at + out.len()) * size], out),
         _ => {
             for (i, v) in out.iter_mut().enumerate() {
                 let p = (at + i * stride) * size;
-                widen(format, &bytes[p..p + size], std::slice::from_mut(v));
+                T::widen(format, &bytes[p..p + size], std::slice::from_mut(v));
             }
         }
     }
 }
 
 /// Rounds and writes a run of elements.
-pub fn store(format: Format, bytes: &mut [u8], at: usize, stride: usize, values: &[f32]) {
+pub fn store<T: Real>(format: Format, bytes: &mut [u8], at: usize, stride: usize, values: &[T]) {
     let size = format.bytes();
     if stride == 1 {
-        return narrow(format, values, &mut bytes[at * size..(at + values.len()) * size]);
+        return T::narrow(format, values, &mut bytes[at * size..(at + values.len()) * size]);
     }
     for (i, v) in values.iter().enumerate() {
         let p = (at + i * stride) * size;
-        narrow(format, std::slice::from_ref(v), &mut bytes[p..p + size]);
+        T::narrow(format, std::slice::from_ref(v), &mut bytes[p..p + size]);
     }
 }

@@ -2,15 +2,20 @@
 //!
 //! It is the default device, and the reference that generated CUDA is compared with.
 
+mod conv;
 mod gemm;
 mod lanes;
+mod real;
+mod scatter;
 mod tape;
 
 use super::device::Device;
-use super::memory::Bytes;
 use crate::error::{Error, Result};
 use crate::format::{narrow, widen};
-use crate::lower::{BufferId, Kernel, Program, passes};
+use crate::lower::{BufferId, Contraction, Kernel, Program, passes};
+use crate::memory::Bytes;
+use ndarray::LinalgScalar;
+use real::Real;
 use tape::{Execution, Inputs};
 
 /// A program with its memory.
@@ -45,11 +50,17 @@ impl CpuRunner {
         CpuRunner { program, memory, executions, last_use, pool: Vec::new() }
     }
 
-    fn kernel(&mut self, i: usize) {
+    fn kernel<T: Real + LinalgScalar>(&mut self, i: usize) {
         let kernel = &self.program.kernels[i];
         let body = kernel.body();
-        let accumulator =
-            if let Kernel::Gemm(g) = kernel { Some(gemm::product(g, &self.program, &self.memory)) } else { None };
+        let accumulator: Option<Vec<T>> = match kernel {
+            Kernel::Loop(_) => None,
+            Kernel::Product(p) => Some(match &p.contraction {
+                Contraction::Gemm(g) => gemm::product(g, &self.program, &self.memory),
+                Contraction::Conv(c) => conv::product(c, &self.program, &self.memory),
+                Contraction::Scatter(s) => scatter::product(s, &self.program, &self.memory),
+            }),
+        };
         // Written buffers leave the table while the kernel runs; what is read and written in place is read from a copy.
         let mut outputs: Vec<(BufferId, Bytes)> = Vec::new();
         for store in &body.stores {
@@ -92,7 +103,11 @@ impl Device for CpuRunner {
 
     fn run(&mut self) -> Result<()> {
         for i in 0..self.program.kernels.len() {
-            self.kernel(i);
+            if self.program.kernels[i].body().wide {
+                self.kernel::<f64>(i)
+            } else {
+                self.kernel::<f32>(i)
+            }
             for &b in &self.last_use[i] {
                 self.pool.push(std::mem::take(&mut self.memory[b]));
             }

@@ -5,9 +5,10 @@
 //! on how many threads there are.
 
 use super::lanes::{Block, Run, load, store};
-use crate::format::{Format, narrow, widen};
-use crate::ir::{Binary, ReduceKind, Unary};
-use crate::lower::{BufferId, Inst, Level, Load, Loop, Pass, View};
+use super::real::Real;
+use crate::format::Format;
+use crate::ir::ReduceKind;
+use crate::lower::{BufferId, Guard, Inst, Level, Load, Loop, Pass, View};
 use crate::run::Bytes;
 use rayon::prelude::*;
 
@@ -19,10 +20,10 @@ const SPLIT: usize = 1 << 16;
 const PARTIALS: usize = 16;
 
 /// What a kernel reads.
-pub struct Inputs<'a> {
+pub struct Inputs<'a, T> {
     pub memory: &'a [Bytes],
-    /// A product's result, `[batch, m, n]`.
-    pub accumulator: Option<&'a [f32]>,
+    /// A product's result, row-major.
+    pub accumulator: Option<&'a [T]>,
 }
 
 /// A kernel made ready to run.
@@ -39,14 +40,14 @@ impl Execution {
     pub fn new(k: &Loop, passes: Vec<Pass>) -> Execution {
         let levels = k.levels();
         let whole = |v: &View| v.offset == 0 && *v == View::contiguous(&v.dims);
-        let outer_lanes = k.inner.is_empty() || k.is_column() || k.inner_size() < 4;
+        let outer_lanes = k.inner.is_empty() || k.is_column() || k.inner_size() < 32;
         let inner_store = k.stores.iter().any(|s| s.view.dims.len() > k.outer.len());
         let splittable = k.stores.iter().all(|s| whole(&s.view)) && !(outer_lanes && inner_store);
         Execution { passes, levels, outer_lanes, splittable }
     }
 
     /// Runs the kernel. `outputs` are the buffers it stores to.
-    pub fn run(&self, k: &Loop, inputs: &Inputs, outputs: &mut [(BufferId, Bytes)]) {
+    pub fn run<T: Real>(&self, k: &Loop, inputs: &Inputs<T>, outputs: &mut [(BufferId, Bytes)]) {
         let (outer, inner) = (k.outer_size(), k.inner_size());
         let total = outer * inner;
         if outer == 0 || (total == 0 && k.stores.iter().all(|s| s.view.dims.len() > k.outer.len())) {
@@ -83,14 +84,21 @@ impl Execution {
     }
 
     /// Runs outer indices `start .. start + rows`. Outputs come with the byte their slice starts at.
-    fn rows(&self, k: &Loop, inputs: &Inputs, start: usize, rows: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
+    fn rows<T: Real>(
+        &self,
+        k: &Loop,
+        inputs: &Inputs<T>,
+        start: usize,
+        rows: usize,
+        outputs: &mut [(BufferId, usize, &mut [u8])],
+    ) {
         let dims: Vec<usize> = k.outer.iter().chain(&k.inner).copied().collect();
         let mut m = Machine {
             k,
             x: self,
             inputs,
             dims,
-            regs: vec![0.0; k.tape.len() * LANES],
+            regs: vec![T::default(); k.tape.len() * LANES],
             fixed: vec![0; k.outer.len() + k.inner.len()],
         };
         if self.outer_lanes {
@@ -106,16 +114,16 @@ impl Execution {
     }
 }
 
-struct Machine<'a> {
+struct Machine<'a, T> {
     k: &'a Loop,
     x: &'a Execution,
-    inputs: &'a Inputs<'a>,
+    inputs: &'a Inputs<'a, T>,
     dims: Vec<usize>,
-    regs: Vec<f32>,
+    regs: Vec<T>,
     fixed: Vec<usize>,
 }
 
-impl Machine<'_> {
+impl<T: Real> Machine<'_, T> {
     /// Lanes over outer indices `start .. start + len`; inner indices one after the other.
     fn columns(&mut self, start: usize, len: usize, outputs: &mut [(BufferId, usize, &mut [u8])]) {
         let (k, o) = (self.k, self.k.outer.len());
@@ -126,7 +134,7 @@ impl Machine<'_> {
             }
             for &r in &pass.reductions {
                 let Inst::Reduce(kind, _) = k.tape[r] else { continue };
-                self.lane_mut(r, len).fill(kind.identity() as f32);
+                self.lane_mut(r, len).fill(T::of(kind.identity()));
             }
             if pass.elements.is_empty() {
                 continue;
@@ -139,7 +147,7 @@ impl Machine<'_> {
                 for &r in &pass.reductions {
                     let Inst::Reduce(kind, x) = k.tape[r] else { continue };
                     let (acc, value) = two(&mut self.regs, r, x, len);
-                    acc.iter_mut().zip(value).for_each(|(a, &v)| *a = combine(kind, *a, v));
+                    acc.iter_mut().zip(value).for_each(|(a, &v)| *a = T::combine(kind, *a, v));
                 }
                 for &s in &pass.stores {
                     self.store(s, 0..o, start, len, outputs);
@@ -147,7 +155,7 @@ impl Machine<'_> {
             }
             for &r in &pass.reductions {
                 if let Inst::Reduce(ReduceKind::Mean, _) = k.tape[r] {
-                    self.lane_mut(r, len).iter_mut().for_each(|a| *a /= inner as f32);
+                    self.lane_mut(r, len).iter_mut().for_each(|a| *a = a.divide(inner));
                 }
             }
         }
@@ -172,10 +180,10 @@ impl Machine<'_> {
                 let v = self.regs[r * LANES];
                 self.lane_mut(r, width).fill(v);
             }
-            let mut sums: Vec<(ReduceKind, usize, usize, [f32; PARTIALS])> = Vec::with_capacity(pass.reductions.len());
+            let mut sums: Vec<(ReduceKind, usize, usize, [T; PARTIALS])> = Vec::with_capacity(pass.reductions.len());
             for &r in &pass.reductions {
                 if let Inst::Reduce(kind, x) = k.tape[r] {
-                    sums.push((kind, r, x, [kind.identity() as f32; PARTIALS]));
+                    sums.push((kind, r, x, [T::of(kind.identity()); PARTIALS]));
                 }
             }
             if !pass.elements.is_empty() {
@@ -188,7 +196,7 @@ impl Machine<'_> {
                     for (kind, _, x, partial) in &mut sums {
                         let value = &self.regs[*x * LANES..*x * LANES + len];
                         for chunk in value.chunks(PARTIALS) {
-                            partial.iter_mut().zip(chunk).for_each(|(p, &v)| *p = combine(*kind, *p, v));
+                            partial.iter_mut().zip(chunk).for_each(|(p, &v)| *p = T::combine(*kind, *p, v));
                         }
                     }
                     for &s in &pass.stores {
@@ -198,9 +206,9 @@ impl Machine<'_> {
                 }
             }
             for (kind, r, _, partial) in sums {
-                let mut total = partial.into_iter().fold(kind.identity() as f32, |a, v| combine(kind, a, v));
+                let mut total = partial.into_iter().fold(T::of(kind.identity()), |a, v| T::combine(kind, a, v));
                 if kind == ReduceKind::Mean {
-                    total /= inner as f32;
+                    total = total.divide(inner);
                 }
                 self.lane_mut(r, width).fill(total);
             }
@@ -212,7 +220,7 @@ impl Machine<'_> {
         }
     }
 
-    fn lane_mut(&mut self, r: usize, len: usize) -> &mut [f32] {
+    fn lane_mut(&mut self, r: usize, len: usize) -> &mut [T] {
         &mut self.regs[r * LANES..r * LANES + len]
     }
 
@@ -251,22 +259,22 @@ impl Machine<'_> {
                 let all = self.inputs.accumulator.expect("only products have an accumulator");
                 out.copy_from_slice(&all[start..start + len]);
             }
-            Inst::Const(c) => out.fill(c.get() as f32),
+            Inst::Const(c) => out.fill(T::of(c.get())),
             Inst::Position(axis) => {
                 let moving = axes.contains(&axis);
                 let fixed = self.fixed[axis];
                 let below: usize = if moving { self.dims[axis + 1..axes.end].iter().product() } else { 1 };
                 let extent = self.dims[axis];
                 for (i, v) in out.iter_mut().enumerate() {
-                    *v = if moving { ((start + i) / below % extent) as f32 } else { fixed as f32 };
+                    *v = T::of(if moving { (start + i) / below % extent } else { fixed } as f64);
                 }
             }
-            Inst::Unary(u, a) => unary(u, lane(a), out),
-            Inst::Binary(b, x, y) => binary(b, lane(x), lane(y), out),
+            Inst::Unary(u, a) => T::unary(u, lane(a), out),
+            Inst::Binary(b, x, y) => T::binary(b, lane(x), lane(y), out),
             Inst::Select(c, x, y) => {
                 let (c, x, y) = (lane(c), lane(x), lane(y));
                 for i in 0..len {
-                    out[i] = if c[i] != 0.0 { x[i] } else { y[i] };
+                    out[i] = if c[i].is_true() { x[i] } else { y[i] };
                 }
             }
             Inst::Round(format, x) => round(format, lane(x), out),
@@ -275,8 +283,8 @@ impl Machine<'_> {
                 let (bytes, index) = (self.inputs.memory[spec.buffer].as_ref(), lane(index));
                 block.runs(&spec.view, |run: Run| {
                     for j in 0..run.len {
-                        let row = index[run.lane + j];
-                        let row = if row < 0.0 { row + extent as f32 } else { row };
+                        let row = index[run.lane + j].get();
+                        let row = if row < 0.0 { row + extent as f64 } else { row };
                         let row = (row.max(0.0) as usize).min(extent.saturating_sub(1));
                         load(
                             spec.format,
@@ -300,105 +308,69 @@ fn unflatten(mut flat: usize, dims: &[usize], index: &mut [usize]) {
 }
 
 /// The accumulator's lanes and the operand's, which stand elsewhere.
-fn two(regs: &mut [f32], acc: usize, value: usize, len: usize) -> (&mut [f32], &[f32]) {
+fn two<T>(regs: &mut [T], acc: usize, value: usize, len: usize) -> (&mut [T], &[T]) {
     let (before, after) = regs.split_at_mut(acc * LANES);
     (&mut after[..len], &before[value * LANES..value * LANES + len])
 }
 
-fn read(spec: &Load, bytes: &[u8], block: &Block, out: &mut [f32]) {
-    let Some(guard) = &spec.guard else {
-        return block
-            .runs(&spec.view, |r: Run| load(spec.format, bytes, r.at, r.stride, &mut out[r.lane..r.lane + r.len]));
-    };
+fn read<T: Real>(spec: &Load, bytes: &[u8], block: &Block, out: &mut [T]) {
+    let (format, guards) = (spec.format, &spec.view.guards);
     let last = block.axes.end.wrapping_sub(1);
     block.runs(&spec.view, |r: Run| {
-        for j in 0..r.len {
-            let p = r.index[guard.axis] + if guard.axis == last { j } else { 0 };
-            let inside = p >= guard.lo && p < guard.hi && (p - guard.lo).is_multiple_of(guard.step);
-            let v = &mut out[r.lane + j..r.lane + j + 1];
-            if inside {
-                let at = r.at + j * r.stride + (p - guard.lo) / guard.step * guard.stride;
-                load(spec.format, bytes, at, 0, v);
-            } else {
-                v[0] = 0.0;
+        let lanes = &mut out[r.lane..r.lane + r.len];
+        if guards.is_empty() {
+            return load(format, bytes, r.at, r.stride, lanes);
+        }
+        let along = |g: &Guard| g.terms.iter().filter(|t| t.0 == last && !block.axes.is_empty()).map(|t| t.1).sum();
+        let moving: Vec<(&Guard, isize)> = guards.iter().map(|g| (g, along(g))).filter(|m| m.1 != 0).collect();
+        // Guards that do not move along the run let all of it through, or nothing.
+        let mut at = r.at;
+        for g in guards.iter().filter(|g| along(g) == 0) {
+            match g.reach(|a| r.index[a]) {
+                Some(reach) => at += reach,
+                None => return lanes.fill(T::of(g.fill.get())),
+            }
+        }
+        match moving[..] {
+            [] => load(format, bytes, at, r.stride, lanes),
+            [(g, c)] if g.step == 1 && c > 0 => {
+                // Inside for a stretch of the run.
+                let p = g.terms.iter().fold(g.offset, |p, &(a, c)| p + r.index[a] as isize * c);
+                let first = |edge: isize| ((edge - p).max(0) as usize).div_ceil(c as usize).min(lanes.len());
+                let (from, to) = (first(0), first(g.extent as isize));
+                let fill = T::of(g.fill.get());
+                lanes[..from].fill(fill);
+                lanes[to..].fill(fill);
+                if from < to {
+                    let start = at + from * r.stride + (p + from as isize * c) as usize * g.stride;
+                    load(format, bytes, start, r.stride + c as usize * g.stride, &mut lanes[from..to]);
+                }
+            }
+            _ => {
+                for (j, lane) in lanes.iter_mut().enumerate() {
+                    let index = |a: usize| r.index[a] + if a == last { j } else { 0 };
+                    let mut at = at + j * r.stride;
+                    let outside = moving.iter().find(|(g, _)| match g.reach(index) {
+                        Some(reach) => {
+                            at += reach;
+                            false
+                        }
+                        None => true,
+                    });
+                    match outside {
+                        Some((g, _)) => *lane = T::of(g.fill.get()),
+                        None => load(format, bytes, at, 0, std::slice::from_mut(lane)),
+                    }
+                }
             }
         }
     });
 }
 
-fn combine(kind: ReduceKind, a: f32, v: f32) -> f32 {
-    match kind {
-        ReduceKind::Sum | ReduceKind::Mean => a + v,
-        ReduceKind::Max => maximum(a, v),
-        ReduceKind::Min => -maximum(-a, -v),
-        ReduceKind::Any => f32::from(a != 0.0 || v != 0.0),
-    }
-}
-
-/// Propagates NaN, as PyTorch's and ONNX's maximum do.
-fn maximum(a: f32, b: f32) -> f32 {
-    if a.is_nan() || a > b { a } else { b }
-}
-
-fn round(format: Format, x: &[f32], out: &mut [f32]) {
+/// Rounds to a format and back. Formats that registers do not hold whole numbers of stay as close as they come.
+fn round<T: Real>(format: Format, x: &[T], out: &mut [T]) {
     let mut bytes = [0u64; LANES];
     let bytes = &mut bytemuck::cast_slice_mut::<u64, u8>(&mut bytes)[..x.len() * format.bytes()];
-    narrow(format, x, bytes);
-    widen(format, bytes, out);
-}
-
-fn map(x: &[f32], out: &mut [f32], f: impl Fn(f32) -> f32) {
-    out.iter_mut().zip(x).for_each(|(o, &v)| *o = f(v));
-}
-
-fn unary(u: Unary, x: &[f32], out: &mut [f32]) {
-    use crate::ir::ops::{GELU_CUBIC, GELU_SCALE};
-    match u {
-        Unary::Neg => map(x, out, |v| -v),
-        Unary::Abs => map(x, out, f32::abs),
-        Unary::Sign => map(x, out, |v| if v == 0.0 || v.is_nan() { v } else { v.signum() }),
-        Unary::Square => map(x, out, |v| v * v),
-        Unary::Recip => map(x, out, |v| 1.0 / v),
-        Unary::Exp => map(x, out, f32::exp),
-        Unary::Log => map(x, out, f32::ln),
-        Unary::Log1p => map(x, out, f32::ln_1p),
-        Unary::Sqrt => map(x, out, f32::sqrt),
-        Unary::Rsqrt => map(x, out, |v| 1.0 / v.sqrt()),
-        Unary::Sin => map(x, out, f32::sin),
-        Unary::Cos => map(x, out, f32::cos),
-        Unary::Tanh => map(x, out, f32::tanh),
-        Unary::Erf => map(x, out, libm::erff),
-        Unary::Floor => map(x, out, f32::floor),
-        Unary::Sigmoid => map(x, out, |v| 1.0 / (1.0 + (-v).exp())),
-        Unary::Softplus => map(x, out, |v| v.max(0.0) + (-v.abs()).exp().ln_1p()),
-        Unary::Relu => map(x, out, |v| maximum(v, 0.0)),
-        Unary::Gelu => map(x, out, |v| 0.5 * v * (1.0 + libm::erff(v * std::f32::consts::FRAC_1_SQRT_2))),
-        Unary::GeluTanh => {
-            map(x, out, |v| 0.5 * v * (1.0 + (GELU_SCALE as f32 * (v + GELU_CUBIC as f32 * v * v * v)).tanh()))
-        }
-        Unary::Not => map(x, out, |v| f32::from(v == 0.0)),
-        Unary::IsFinite => map(x, out, |v| f32::from(v.is_finite())),
-    }
-}
-
-fn binary(b: Binary, x: &[f32], y: &[f32], out: &mut [f32]) {
-    let mut zip =
-        |f: &dyn Fn(f32, f32) -> f32| out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (&p, &q))| *o = f(p, q));
-    match b {
-        Binary::Add => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p + q),
-        Binary::Sub => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p - q),
-        Binary::Mul => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p * q),
-        Binary::Div => out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (p, q))| *o = p / q),
-        Binary::Pow => zip(&f32::powf),
-        Binary::Max => zip(&maximum),
-        Binary::Min => zip(&|p, q| -maximum(-p, -q)),
-        Binary::Eq => zip(&|p, q| f32::from(p == q)),
-        Binary::Ne => zip(&|p, q| f32::from(p != q)),
-        Binary::Lt => zip(&|p, q| f32::from(p < q)),
-        Binary::Le => zip(&|p, q| f32::from(p <= q)),
-        Binary::Gt => zip(&|p, q| f32::from(p > q)),
-        Binary::Ge => zip(&|p, q| f32::from(p >= q)),
-        Binary::And => zip(&|p, q| f32::from(p != 0.0 && q != 0.0)),
-        Binary::Or => zip(&|p, q| f32::from(p != 0.0 || q != 0.0)),
-    }
+    T::narrow(format, x, bytes);
+    T::widen(format, bytes, out);
 }

@@ -14,7 +14,7 @@ use super::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{narrow, widen};
 use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
-use crate::lower::{Arena, BufferId, Kernel, Program};
+use crate::lower::{Arena, BufferId, Contraction, Kernel, Program};
 use crate::run::Bytes;
 use blas::{Blas, Product};
 use cudarc::driver::{CudaContext, result, sys};
@@ -165,7 +165,8 @@ impl CudaRunner {
                 Ok(Ready::Kernel { function, blocks: *blocks, threads: *threads, words: words.collect() })
             }
             Launch::Product { kernel, to } => {
-                let Kernel::Gemm(g) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
+                let Kernel::Product(p) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
+                let Contraction::Gemm(g) = &p.contraction else { unreachable!("cuBLASLt multiplies matrices") };
                 let (d, format) = match *to {
                     Destination::Buffer(b, f) => (self.address(b), f),
                     Destination::Scratch(f) => (areas.scratch, f),

@@ -1,0 +1,260 @@
+//! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
+
+use super::region::{Region, analyse};
+use crate::ir::{Graph, NodeId, Op, Role};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+
+/// Regions of a planned, expanded graph, in an order that respects reads and in-place updates.
+pub struct Regions {
+    pub regions: Vec<Region>,
+    /// Updates that must go through a copy at the end of the step, because a later kernel still reads the old value.
+    pub shadowed: BTreeSet<String>,
+}
+
+/// Cuts an expanded graph into regions.
+pub fn regions(graph: &Graph) -> Result<Regions, String> {
+    let updates = in_place(graph);
+    let mut merger = Merger::new(graph, &updates, first_regions(graph, &updates)?);
+    let shadowed = merger.order_updates();
+    for i in 0..merger.regions.len() {
+        for j in merger.partners(i) {
+            if merger.merge(j, i) {
+                break;
+            }
+        }
+    }
+    let order = merger.order().ok_or("a kernel would need its own result")?;
+    let regions = order.into_iter().filter_map(|i| merger.regions[i].take()).collect();
+    Ok(Regions { regions, shadowed })
+}
+
+/// A region for every stored buffer; buffers fed by one product share theirs, because products are never computed twice.
+fn first_regions(graph: &Graph, updates: &BTreeMap<NodeId, NodeId>) -> Result<Vec<Region>, String> {
+    let mut regions: Vec<Region> = Vec::new();
+    let mut of_product: BTreeMap<NodeId, usize> = BTreeMap::new();
+    for r in graph.ids().filter(|&id| matches!(graph.op(id), Op::Put(_) | Op::Cast(_))) {
+        let region = analyse(graph, &[r], updates)?;
+        match region.layout.product.and_then(|p| of_product.get(&p)) {
+            Some(&i) => {
+                let both = [&regions[i].roots[..], &[r]].concat();
+                regions[i] = analyse(graph, &both, updates)?;
+            }
+            None => {
+                if let Some(p) = region.layout.product {
+                    of_product.insert(p, regions.len());
+                }
+                regions.push(region);
+            }
+        }
+    }
+    Ok(regions)
+}
+
+/// Each updated source and the buffer that becomes its next value.
+fn in_place(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
+    let updates = graph.outputs().iter().filter(|o| o.role == Role::Update);
+    updates.filter_map(|o| Some((graph.find(&o.name)?, o.node))).collect()
+}
+
+/// Regions under merging, and which must run before which.
+struct Merger<'a> {
+    graph: &'a Graph,
+    updates: &'a BTreeMap<NodeId, NodeId>,
+    regions: Vec<Option<Region>>,
+    before: Vec<BTreeSet<usize>>,
+    after: Vec<BTreeSet<usize>>,
+    writer: BTreeMap<NodeId, usize>,
+    readers: BTreeMap<NodeId, BTreeSet<usize>>,
+    scalars: BTreeSet<usize>,
+    /// When each region was last seen by a search.
+    seen: Vec<usize>,
+    searches: usize,
+}
+
+impl<'a> Merger<'a> {
+    fn new(graph: &'a Graph, updates: &'a BTreeMap<NodeId, NodeId>, regions: Vec<Region>) -> Merger<'a> {
+        let n = regions.len();
+        let mut m = Merger {
+            graph,
+            updates,
+            regions: regions.into_iter().map(Some).collect(),
+            before: vec![BTreeSet::new(); n],
+            after: vec![BTreeSet::new(); n],
+            writer: BTreeMap::new(),
+            readers: BTreeMap::new(),
+            scalars: BTreeSet::new(),
+            seen: vec![0; n],
+            searches: 0,
+        };
+        for (i, r) in m.regions.iter().enumerate() {
+            let Some(r) = r else { continue };
+            r.roots.iter().for_each(|&b| {
+                m.writer.insert(b, i);
+            });
+            r.reads.iter().for_each(|&b| {
+                m.readers.entry(b).or_default().insert(i);
+            });
+            if is_scalar(r) {
+                m.scalars.insert(i);
+            }
+        }
+        for i in 0..n {
+            let from: Vec<usize> =
+                m.region(i).reads.iter().filter_map(|b| m.writer.get(b).copied()).filter(|&w| w != i).collect();
+            from.into_iter().for_each(|w| m.link(w, i));
+        }
+        m
+    }
+
+    fn region(&self, i: usize) -> &Region {
+        self.regions[i].as_ref().expect("only live regions are asked for")
+    }
+
+    fn link(&mut self, first: usize, then: usize) {
+        self.before[then].insert(first);
+        self.after[first].insert(then);
+    }
+
+    /// Makes the kernel of an in-place update wait for all readers of the old value. An update that a reader itself waits
+    /// for cannot be in place.
+    fn order_updates(&mut self) -> BTreeSet<String> {
+        let mut shadowed = BTreeSet::new();
+        for (source, root) in self.updates {
+            let Some(&w) = self.writer.get(root) else { continue };
+            let readers: Vec<usize> =
+                self.readers.get(source).into_iter().flatten().copied().filter(|&r| r != w).collect();
+            if readers.iter().any(|&r| self.reaches(w, r, None)) {
+                shadowed.insert(self.graph.name_of(*source).to_owned());
+            } else {
+                readers.into_iter().for_each(|r| self.link(r, w));
+            }
+        }
+        shadowed
+    }
+
+    /// Is there a way from `from` to `to`, other than the direct one if `detour` is the region it starts from?
+    fn reaches(&mut self, from: usize, to: usize, detour: Option<usize>) -> bool {
+        self.searches += 1;
+        let mut stack: Vec<usize> = self.before[to].iter().copied().filter(|&m| Some(m) != detour).collect();
+        while let Some(i) = stack.pop() {
+            if i == from {
+                return true;
+            }
+            if std::mem::replace(&mut self.seen[i], self.searches) != self.searches {
+                stack.extend(self.before[i].iter().copied());
+            }
+        }
+        false
+    }
+
+    /// Earlier regions that might share a kernel with region `i`, nearest first.
+    fn partners(&self, i: usize) -> Vec<usize> {
+        let Some(r) = &self.regions[i] else { return Vec::new() };
+        let mut out: BTreeSet<usize> = BTreeSet::new();
+        out.extend(r.reads.iter().filter_map(|b| self.writer.get(b)));
+        out.extend(r.roots.iter().filter_map(|b| self.readers.get(b)).flatten());
+        let elements = domain(r);
+        let large = r.reads.iter().filter(|&&b| self.graph.ty(b).elements() == elements);
+        out.extend(large.filter_map(|b| self.readers.get(b)).flatten());
+        if is_scalar(r) {
+            out.extend(&self.scalars);
+        }
+        out.range(..i).rev().copied().collect()
+    }
+
+    /// Merges region `i` into the earlier `j` if that is legal and worth it.
+    fn merge(&mut self, j: usize, i: usize) -> bool {
+        let (a, b) = (self.region(j), self.region(i));
+        if !worth_merging(self.graph, a, b) {
+            return false;
+        }
+        let mut both = [&a.roots[..], &b.roots].concat();
+        both.sort_unstable();
+        if self.reaches(j, i, Some(j)) || self.reaches(i, j, Some(i)) {
+            return false;
+        }
+        let Ok(merged) = analyse(self.graph, &both, self.updates) else { return false };
+        let old = [self.regions[j].take(), self.regions[i].take()];
+        for (at, r) in [j, i].into_iter().zip(old.iter().flatten()) {
+            for b in &r.reads {
+                if let Some(readers) = self.readers.get_mut(b) {
+                    readers.remove(&at);
+                }
+            }
+        }
+        merged.reads.iter().for_each(|b| {
+            self.readers.entry(*b).or_default().insert(j);
+        });
+        merged.roots.iter().for_each(|b| {
+            self.writer.insert(*b, j);
+        });
+        self.scalars.remove(&i);
+        self.scalars.remove(&j);
+        if is_scalar(&merged) {
+            self.scalars.insert(j);
+        }
+        self.regions[j] = Some(merged);
+        for m in std::mem::take(&mut self.before[i]) {
+            self.after[m].remove(&i);
+            if m != j {
+                self.link(m, j);
+            }
+        }
+        for m in std::mem::take(&mut self.after[i]) {
+            self.before[m].remove(&i);
+            if m != j {
+                self.link(j, m);
+            }
+        }
+        true
+    }
+
+    /// A topological order, smallest index first; none if there is a cycle (a product's value passed to a later kernel).
+    fn order(&self) -> Option<Vec<usize>> {
+        let live = |i: &usize| self.regions[*i].is_some();
+        let mut waiting: Vec<usize> = self.before.iter().map(BTreeSet::len).collect();
+        let mut ready: BinaryHeap<Reverse<usize>> =
+            (0..self.regions.len()).filter(|i| live(i) && waiting[*i] == 0).map(Reverse).collect();
+        let mut out = Vec::new();
+        while let Some(Reverse(i)) = ready.pop() {
+            out.push(i);
+            for &next in &self.after[i] {
+                waiting[next] -= 1;
+                if waiting[next] == 0 {
+                    ready.push(Reverse(next));
+                }
+            }
+        }
+        (out.len() == (0..self.regions.len()).filter(live).count()).then_some(out)
+    }
+}
+
+fn is_scalar(r: &Region) -> bool {
+    r.layout.outer.is_empty() && r.layout.inner.is_empty()
+}
+
+/// Elements of a region's domain.
+fn domain(r: &Region) -> usize {
+    r.layout.outer.iter().chain(&r.layout.inner).product()
+}
+
+/// Two regions are worth one kernel if one reads what the other writes, if both read a large buffer, or if both are
+/// scalar work. Reductions to a scalar keep to themselves: many blocks share one, and what follows must wait for all.
+fn worth_merging(graph: &Graph, a: &Region, b: &Region) -> bool {
+    let total = |r: &Region| r.layout.outer.is_empty() && !r.layout.inner.is_empty();
+    if total(a) != total(b) {
+        return false;
+    }
+    if b.reads.iter().any(|r| a.roots.contains(r)) || a.reads.iter().any(|r| b.roots.contains(r)) {
+        return true;
+    }
+    if is_scalar(a) && is_scalar(b) {
+        return true;
+    }
+    if a.layout.product.is_some() || b.layout.product.is_some() {
+        return false;
+    }
+    let elements = domain(a);
+    elements == domain(b) && a.reads.intersection(&b.reads).any(|&s| graph.ty(s).elements() == elements)
+}
