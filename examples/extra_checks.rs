@@ -197,7 +197,7 @@ fn cases(target: &str) -> Result<Vec<(String, Model, Settings)>> {
     let digits = [("digits", include_str!("digits/mlp.mir"))];
     let mut out = Vec::new();
     for (i, (name, source)) in digits.into_iter().chain(common::MODELS).enumerate() {
-        let model = Model { graph: text::parse(source, name)?, weights: BTreeMap::new() };
+        let model = Model::from_graph(text::parse(source, name)?);
         for (j, &(policy, low)) in policies.iter().enumerate() {
             for (k, (optimizer, clip_norm)) in recipes.iter().enumerate() {
                 if i > 0 && k != (i + j) % recipes.len() {

@@ -49,7 +49,7 @@ fn run() -> Result<()> {
     let mut settings = Settings { policy: policy.parse()?, ..Settings::default() };
     settings.sizes.insert("batch".into(), batch.parse().map_err(|_| usage())?);
     settings.recipe.optimizer = Optimizer::Adam { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-    let model = Model { graph: text::parse(&perceptron(&widths), "perceptron")?, weights: BTreeMap::new() };
+    let model = Model::from_graph(text::parse(&perceptron(&widths), "perceptron")?);
     let compiled = settings.compile(&model, &RuleSet::builtin()?, None)?;
     let graph = &compiled.planned.graph;
     let mut device = CudaRunner::new(lower(verify(graph)?)?, &HashMap::new())?;

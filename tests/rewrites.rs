@@ -11,7 +11,6 @@ use mantissa::model::Model;
 use mantissa::plan::{Policy, print_table};
 use mantissa::rewrite::RuleSet;
 use mantissa::train::{Optimizer, Settings};
-use std::collections::BTreeMap;
 
 /// Settings from a header's `key=value` words.
 fn settings(header: &str) -> Settings {
@@ -42,10 +41,7 @@ fn rewrites() {
         let name = path.file_stem().unwrap().to_string_lossy().into_owned();
         let source = std::fs::read_to_string(&path).unwrap();
         let settings = settings(source.lines().next().unwrap());
-        let model = Model {
-            graph: text::parse(&source, &name).unwrap_or_else(|e| panic!("{}", e.render(false))),
-            weights: BTreeMap::new(),
-        };
+        let model = Model::from_graph(text::parse(&source, &name).unwrap_or_else(|e| panic!("{}", e.render(false))));
         let compiled = settings.compile(&model, &rules, None).unwrap();
         let program = lower(verify(&compiled.planned.graph).unwrap()).unwrap();
         insta::assert_snapshot!(format!("{name}.1_step"), text::print(&compiled.step));

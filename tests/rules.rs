@@ -44,7 +44,7 @@ fn every_rule_fires_in_the_corpus() {
     for (name, source) in corpus {
         for (policy, low) in [(Policy::O1, Format::F16), (Policy::O1, Format::Bf16), (Policy::O3, Format::F16)] {
             // One model will do for what depends on the policy alone.
-            if (policy, low) != (Policy::O1, Format::F16) && name != "mlp" {
+            if (policy, low) != (Policy::O1, Format::F16) && !matches!(name, "mlp" | "convnet") {
                 continue;
             }
             let compiled = compile(&source, policy, low, sgd);

@@ -1,33 +1,118 @@
 //! Reading and writing model files.
 
+mod checkpoint;
 mod onnx;
-mod weights;
+mod weight;
 
-pub use weights::{Checkpoint, Saved, write_atomically};
+pub use checkpoint::{Checkpoint, Saved, write_atomically};
+pub use onnx::read_tensor;
+pub use weight::{Weight, Weights};
 
 use crate::error::{Error, Result};
 use crate::ir::{Graph, text};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
-/// A model: its forward graph and the values its file holds.
-#[derive(Clone, Debug, Default)]
+/// A model as its file has it. Sizes that it leaves open are given when it is bound.
+#[derive(Clone, Debug)]
 pub struct Model {
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    Graph(Graph),
+    Onnx(Arc<onnx::File>),
+}
+
+/// What a bound graph is for: some operations (dropout, batch norm) act differently in training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Training,
+    Inference,
+}
+
+/// A model with all its sizes known: its forward graph, and the values its file holds.
+#[derive(Clone, Debug, Default)]
+pub struct Bound {
     pub graph: Graph,
-    /// Parameters whose initial value is the file's, in f32.
-    pub weights: BTreeMap<String, Vec<f32>>,
+    pub weights: Weights,
 }
 
 impl Model {
     /// Reads a `.mir` or `.onnx` file.
     pub fn read(path: &Path) -> Result<Model> {
-        match path.extension().and_then(|e| e.to_str()) {
+        let source = match path.extension().and_then(|e| e.to_str()) {
             Some("mir") => {
                 let source = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-                Ok(Model { graph: text::parse(&source, &path.display().to_string())?, weights: BTreeMap::new() })
+                Source::Graph(text::parse(&source, &path.display().to_string())?)
             }
-            Some("onnx") => onnx::read(path),
-            _ => Err(Error::model(path, "models are .mir or .onnx files")),
+            Some("onnx") => Source::Onnx(Arc::new(onnx::File::read(path)?)),
+            _ => return Err(Error::model(path, "models are .mir or .onnx files")),
+        };
+        Ok(Model { source })
+    }
+
+    /// A model made in memory.
+    pub fn from_graph(graph: Graph) -> Model {
+        Model { source: Source::Graph(graph) }
+    }
+
+    /// Names of the sizes that must be given, sorted.
+    pub fn free_dims(&self) -> Vec<String> {
+        match &self.source {
+            Source::Graph(g) => g.free_dims(),
+            Source::Onnx(file) => file.free_dims(),
         }
+    }
+
+    /// The graph for these sizes. Sizes of other names are ignored.
+    pub fn bind(&self, sizes: &BTreeMap<String, usize>, purpose: Purpose) -> Result<Bound> {
+        match &self.source {
+            Source::Graph(g) => Ok(Bound { graph: g.bind(sizes)?, weights: Weights::new() }),
+            Source::Onnx(file) => {
+                let given = onnx::Given { sizes, shapes: &BTreeMap::new(), fixed: &BTreeMap::new() };
+                file.import(given, purpose)
+            }
+        }
+    }
+
+    /// An ONNX model for inputs of these shapes, with some of them fixed to values (a shape that the model takes as an
+    /// input, for one). Other models ignore both.
+    pub fn bind_shaped(
+        &self,
+        shapes: &BTreeMap<String, Vec<usize>>,
+        purpose: Purpose,
+        fixed: &BTreeMap<String, Weight>,
+    ) -> Result<Bound> {
+        match &self.source {
+            Source::Graph(_) => self.bind(&BTreeMap::new(), purpose),
+            Source::Onnx(file) => {
+                let given = onnx::Given { sizes: &BTreeMap::new(), shapes, fixed };
+                file.import(given, purpose)
+            }
+        }
+    }
+
+    /// Names of the inputs, in order.
+    pub fn input_names(&self) -> Vec<String> {
+        match &self.source {
+            Source::Graph(g) => {
+                let input = |id: &crate::ir::NodeId| matches!(g.op(*id), crate::ir::Op::Input { .. });
+                g.sources().filter(input).map(|id| g.name_of(id).to_owned()).collect()
+            }
+            Source::Onnx(file) => file.input_names(),
+        }
+    }
+
+    /// Identifies the model, whatever its sizes: SHA-256 of its text or file, in hexadecimal.
+    pub fn fingerprint(&self) -> String {
+        let digest = match &self.source {
+            Source::Graph(g) => Sha256::digest(text::print(g)),
+            Source::Onnx(file) => file.digest(),
+        };
+        digest.iter().map(|b| format!("{b:02x}")).collect()
     }
 }

@@ -7,8 +7,8 @@ use crate::cost::Target;
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, text};
-use crate::model::Model;
-use crate::plan::{PlanFile, Planned, Policy, Request, fingerprint, plan};
+use crate::model::{Model, Purpose, Weights};
+use crate::plan::{PlanFile, Planned, Policy, Request, plan};
 use crate::rewrite::RuleSet;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ pub struct Compiled {
     pub settings: Settings,
     /// Identifies the model (not its sizes, not the recipe): a checkpoint must match it.
     pub model_fingerprint: String,
-    pub weights: BTreeMap<String, Vec<f32>>,
+    pub weights: Weights,
 }
 
 impl Settings {
@@ -68,14 +68,20 @@ impl Settings {
 
     /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.
     pub fn build(&self, model: &Model) -> Result<(Task, Graph)> {
-        let task = Task::new(model.graph.bind(&self.sizes)?, self.loss.as_deref())?;
-        let step = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
+        let (task, step, _) = self.build_with_weights(model)?;
         Ok((task, step))
+    }
+
+    fn build_with_weights(&self, model: &Model) -> Result<(Task, Graph, Weights)> {
+        let bound = model.bind(&self.sizes, Purpose::Training)?;
+        let task = Task::new(bound.graph, self.loss.as_deref())?;
+        let step = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
+        Ok((task, step, bound.weights))
     }
 
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
-        let (task, step) = self.build(model)?;
+        let (task, step, weights) = self.build_with_weights(model)?;
         // A model exported with a fixed batch size has it, whatever was asked for.
         let mut settings = self.clone();
         if let Some(batch) = task.inputs(false).first().and_then(|&id| task.graph.ty(id).dims().first().copied()) {
@@ -90,15 +96,7 @@ impl Settings {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,
         };
-        Ok(Compiled {
-            task,
-            step,
-            planned,
-            eval,
-            settings,
-            model_fingerprint: fingerprint(&model.graph),
-            weights: model.weights.clone(),
-        })
+        Ok(Compiled { task, step, planned, eval, settings, model_fingerprint: model.fingerprint(), weights })
     }
 }
 

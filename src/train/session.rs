@@ -87,11 +87,18 @@ impl Session {
             let name = g.name_of(id);
             let values = match init {
                 Init::Copy(_) => continue,
-                Init::Data => self.compiled.weights.get(name).cloned().ok_or_else(|| {
-                    Error::Request(format!(
-                        "parameter `{name}` takes its values from the model file, which has none for it"
-                    ))
-                })?,
+                Init::Data => {
+                    let weight = self.compiled.weights.get(name).ok_or_else(|| {
+                        Error::Request(format!(
+                            "parameter `{name}` takes its values from the model file, which has none for it"
+                        ))
+                    })?;
+                    if weight.format == ty.format {
+                        self.step.write_bytes(name, weight.bytes())?;
+                        continue;
+                    }
+                    weight.values::<f32>()
+                }
                 _ => initialise(name, init, ty, self.seed).expect("only data and copies have no values of their own"),
             };
             self.step.write(name, &values)?;

@@ -8,17 +8,17 @@ use crate::cli::{RunArgs, RunPlan, train};
 use crate::cost::Target;
 use crate::data::Source;
 use crate::error::{Error, Result};
-use crate::format::{Format, widen};
+use crate::format::Format;
 use crate::ir::{text, verify};
 use crate::lower::cuda::generate;
 use crate::lower::lower;
-use crate::model::{Checkpoint, Saved};
+use crate::model::{Checkpoint, Saved, Weight, Weights};
 use crate::plan::{Planned, Request};
 use crate::run::cuda;
 use crate::train::{Compiled, Settings, Task};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
@@ -42,7 +42,7 @@ struct Header {
 #[derive(Debug)]
 pub struct Payload {
     header: Header,
-    weights: BTreeMap<String, Vec<f32>>,
+    weights: Weights,
     /// Compiled kernels by [`cuda::key`].
     cubins: HashMap<String, Vec<u8>>,
 }
@@ -69,16 +69,14 @@ fn read_payload(path: &Path) -> Result<Option<Payload>> {
     file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io("read", path))?;
     let file = Checkpoint::from_bytes(&bytes, path).map_err(|_| damaged())?;
     let header = serde_json::from_str(file.metadata.get("plan").map_or("", String::as_str)).map_err(|_| damaged())?;
-    let mut payload = Payload { header, weights: BTreeMap::new(), cubins: HashMap::new() };
+    let mut payload = Payload { header, weights: Weights::new(), cubins: HashMap::new() };
     for (name, t) in file.tensors {
         match name.strip_prefix(CUBIN) {
             Some(key) => {
                 payload.cubins.insert(key.to_owned(), t.bytes);
             }
             None => {
-                let mut values = vec![0.0; t.dims.iter().product()];
-                widen(t.format, &t.bytes, &mut values);
-                payload.weights.insert(name, values);
+                payload.weights.insert(name, Weight::from_bytes(t.format, &t.dims, &t.bytes));
             }
         }
     }
@@ -111,9 +109,8 @@ pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<V
     };
     let mut file = Checkpoint::default();
     file.metadata.insert("plan".into(), serde_json::to_string(&header).expect("a header is plain data"));
-    for (name, values) in &compiled.weights {
-        let saved =
-            Saved { format: Format::F32, dims: vec![values.len()], bytes: bytemuck::cast_slice(values).to_vec() };
+    for (name, w) in &compiled.weights {
+        let saved = Saved { format: w.format, dims: w.dims.clone(), bytes: w.bytes().to_vec() };
         file.tensors.insert(name.clone(), saved);
     }
     for (key, cubin) in cubins {

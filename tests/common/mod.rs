@@ -8,7 +8,6 @@ use mantissa::plan::Policy;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::{Device, initialise};
 use mantissa::train::{Compiled, Settings};
-use std::collections::BTreeMap;
 use std::io::Write;
 
 /// Small models that together use every operation family.
@@ -63,7 +62,7 @@ pub const MODELS: [(&str, &str); 14] = [
     ),
     (
         "convnet",
-        "model convnet { input x: f32[batch, 2, 7, 6] label y: i64[batch] param w: f32[4, 2, 3, 3] = normal(0.3) param b: f32[4, 1, 1] = zeros param g: f32[4, 1, 1] = ones param v: f32[4, 2, 2, 2] = normal(0.3) param f: f32[48, 5] = kaiming_uniform c = conv(x, w, strides=[1, 1], lo=[1, 1], hi=[1, 1]) + b n = standardise(c, axes=[0, 2, 3], eps=1e-5) * g h = relu(n) p = reduce_max(window(window(h, axis=2, size=3, stride=2, lo=1, hi=1, fill=-inf), axis=4, size=3, stride=2, lo=1, hi=1, fill=-inf), axes=[3, 5]) q = conv_input(p, v, strides=[2, 2], groups=2, lo=[1, 0], hi=[1, 0], extents=[6, 6]) m = mean(window(window(q, axis=2, size=2, stride=2), axis=4, size=2, stride=2), axes=[3, 5]) k = concat(m, slice(m, axis=1, start=0, stop=0), axis=1) logits = reshape(concat(k, tanh(slice(k, axis=2, start=0, stop=1)), axis=2), dims=[batch, 48]) @ f loss = cross_entropy(logits, y) }",
+        "model convnet { input x: f32[batch, 2, 7, 6] label y: i64[batch] param w: f32[4, 2, 3, 3] = normal(0.3) param b: f32[4, 1, 1] = zeros param g: f32[4, 1, 1] = ones param v: f32[4, 2, 2, 2] = normal(0.3) param f: f32[48, 5] = kaiming_uniform c = conv(x, w, strides=[1, 1], lo=[1, 1], hi=[1, 1]) n = standardise(c, axes=[0, 2, 3], eps=1e-5) * g + b h = relu(n) p = reduce_max(window(window(h, axis=2, size=3, stride=2, lo=1, hi=1, fill=-inf), axis=4, size=3, stride=2, lo=1, hi=1, fill=-inf), axes=[3, 5]) q = conv_input(p, v, strides=[2, 2], groups=2, lo=[1, 0], hi=[1, 0], extents=[6, 6]) m = mean(window(window(q, axis=2, size=2, stride=2), axis=4, size=2, stride=2), axes=[3, 5]) k = concat(m, slice(m, axis=1, start=0, stop=0), axis=1) logits = reshape(concat(k, tanh(slice(k, axis=2, start=0, stop=1)), axis=2), dims=[batch, 48]) @ f loss = cross_entropy(logits, y) }",
     ),
     (
         "rms_scatter",
@@ -73,10 +72,7 @@ pub const MODELS: [(&str, &str); 14] = [
 
 /// Compiles a `.mir` text with batch 8 and the settings given.
 pub fn compile(source: &str, policy: Policy, low: Format, change: impl Fn(&mut Settings)) -> Compiled {
-    let model = Model {
-        graph: text::parse(source, "test").unwrap_or_else(|e| panic!("{}", e.render(false))),
-        weights: BTreeMap::new(),
-    };
+    let model = Model::from_graph(text::parse(source, "test").unwrap_or_else(|e| panic!("{}", e.render(false))));
     let mut settings = Settings { policy, low, ..Settings::default() };
     settings.sizes.insert("batch".into(), 8);
     change(&mut settings);

@@ -166,7 +166,8 @@ pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
         Op::Window { axis, stride, dilation, lo, .. } => {
             let extent = g.ty(x).dims()[*axis];
             let spread = Op::Unwindow { axis: *axis, extent, stride: *stride, dilation: *dilation, lo: *lo };
-            let parts = g.add(spread, &[dy])?;
+            let window = g.op(c.node).clone();
+            let parts = unwindow_into(g, dy, &spread, &window, x)?;
             g.reduce(ReduceKind::Sum, parts, &[axis + 1], false)?
         }
         Op::Unwindow { .. } => {
@@ -185,6 +186,40 @@ pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
         _ => unreachable!("not a shape operation"),
     };
     Ok(vec![Some(dx)])
+}
+
+/// `unwindow(dy)`, moved into the selections and comparisons that `dy` is made of: what a maximum's gradient compares
+/// with is then x itself, and no tensor of whole windows is ever stored.
+fn unwindow_into(g: &mut Graph, dy: NodeId, spread: &Op, window: &Op, x: NodeId) -> Result<NodeId> {
+    let Op::Unwindow { axis, .. } = spread else { unreachable!("made by the caller") };
+    let (op, inputs, full) = (g.op(dy).clone(), g.inputs(dy), g.shape(dy).clone());
+    let enters = match &op {
+        Op::Select => true,
+        Op::Binary(b) => b.is_comparison(),
+        _ => false,
+    };
+    if op == *window && inputs == [x] {
+        // Element i, seen as any element of a window, is element i.
+        let mut column = g.shape(x).clone();
+        column.0.insert(axis + 1, Dim::Fixed(1));
+        let mut spread_out = column.clone();
+        spread_out.0[axis + 1] = full.0[axis + 1].clone();
+        let column = g.reshape(x, &column)?;
+        return g.broadcast_to(column, &spread_out);
+    }
+    if !enters {
+        return g.add(spread.clone(), &[dy]);
+    }
+    let mut parts = Vec::new();
+    for input in inputs {
+        parts.push(if g.shape(input).rank() == 0 {
+            input
+        } else {
+            let wide = g.broadcast_to(input, &full)?;
+            unwindow_into(g, wide, spread, window, x)?
+        });
+    }
+    g.add(op, &parts)
 }
 
 impl Graph {

@@ -3,37 +3,109 @@
 //! `proto.rs` was generated once by `prost-build` from `onnx.proto` of the `onnx` 1.20.1 package and is committed, so
 //! that building needs no protoc.
 
-mod graph;
+mod importer;
+mod node;
 mod ops;
+mod order;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod proto;
 mod tensor;
 
-use super::Model;
+pub use tensor::read_tensor;
+
+use super::{Bound, Purpose, Weight};
 use crate::error::{Error, Result};
 use prost::Message;
-use std::path::Path;
+use proto::tensor_shape_proto::dimension::Value as DimValue;
+use proto::type_proto::Value as TypeValue;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 /// Opsets the importer knows; exporters write 18 to 23.
-const OPSETS: std::ops::RangeInclusive<i64> = 13..=23;
+const OPSETS: std::ops::RangeInclusive<i64> = 7..=25;
 
-/// Reads a model file; tensors in external files are memory-mapped.
-pub fn read(path: &Path) -> Result<Model> {
-    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-    let bad = |m: String| Error::model(path, m);
-    let model = proto::ModelProto::decode(&bytes[..])
-        .map_err(|e| bad(format!("not a whole ONNX file (truncated or damaged: {e}); copy or export it again")))?;
-    let graph = model
-        .graph
-        .as_ref()
-        .ok_or_else(|| bad("not an ONNX model: it has no graph (an empty or truncated file?)".into()))?;
-    let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map_or(0, |o| o.version());
-    if !OPSETS.contains(&opset) {
-        return Err(bad(format!(
-            "opset {opset} is outside {} to {}; export the model again with opset_version=20",
-            OPSETS.start(),
-            OPSETS.end()
-        )));
+/// What is known of a model's inputs when it is imported.
+#[derive(Clone, Copy)]
+pub struct Given<'a> {
+    /// Extents, by the names the file gives them.
+    pub sizes: &'a BTreeMap<String, usize>,
+    /// Whole shapes, by input; they go before what the file says.
+    pub shapes: &'a BTreeMap<String, Vec<usize>>,
+    /// Values of inputs that are to be constants.
+    pub fixed: &'a BTreeMap<String, Weight>,
+}
+
+/// A model file, decoded but for what lies outside it.
+#[derive(Debug)]
+pub struct File {
+    path: PathBuf,
+    digest: [u8; 32],
+    model: proto::ModelProto,
+    opset: i64,
+}
+
+impl File {
+    /// Reads a file and checks that all its operations are known.
+    pub fn read(path: &Path) -> Result<File> {
+        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        let bad = |m: String| Error::model(path, m);
+        let model = proto::ModelProto::decode(&bytes[..])
+            .map_err(|e| bad(format!("not a whole ONNX file (truncated or damaged: {e}); copy or export it again")))?;
+        let graph = model
+            .graph
+            .as_ref()
+            .ok_or_else(|| bad("not an ONNX model: it has no graph (an empty or truncated file?)".into()))?;
+        let opset = model.opset_import.iter().find(|o| matches!(o.domain(), "" | "ai.onnx")).map(|o| o.version());
+        // A model of other domains alone names no version of ours.
+        let opset = opset.unwrap_or(*OPSETS.end());
+        if !OPSETS.contains(&opset) {
+            return Err(bad(format!(
+                "opset {opset} is outside {} to {}; export the model again with opset_version=20",
+                OPSETS.start(),
+                OPSETS.end()
+            )));
+        }
+        order::unsupported(graph, &model.functions).map_err(bad)?;
+        Ok(File { path: path.to_owned(), digest: Sha256::digest(&bytes).into(), model, opset })
     }
-    graph::import(graph, path)
+
+    fn graph(&self) -> &proto::GraphProto {
+        self.model.graph.as_ref().expect("checked when the file was read")
+    }
+
+    /// Names of the inputs that are no initialisers, in order.
+    pub fn input_names(&self) -> Vec<String> {
+        let g = self.graph();
+        let initial = |name: &str| g.initializer.iter().any(|t| t.name() == name);
+        g.input.iter().map(|i| i.name()).filter(|n| !initial(n)).map(str::to_owned).collect()
+    }
+
+    /// Names of the extents that inputs leave open, sorted.
+    pub fn free_dims(&self) -> Vec<String> {
+        let mut names = Vec::new();
+        for input in &self.graph().input {
+            let Some(TypeValue::TensorType(t)) = input.r#type.as_ref().and_then(|t| t.value.as_ref()) else { continue };
+            for d in t.shape.iter().flat_map(|s| &s.dim) {
+                if let Some(DimValue::DimParam(name)) = &d.value {
+                    names.push(name.clone());
+                }
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    pub fn digest(&self) -> sha2::digest::Output<Sha256> {
+        self.digest.into()
+    }
+
+    /// The model as a graph of ours, for these sizes.
+    pub fn import(&self, given: Given, purpose: Purpose) -> Result<Bound> {
+        importer::import(self, given, purpose).map_err(|e| match e {
+            Error::Graph(m) => Error::model(&self.path, m),
+            e => e,
+        })
+    }
 }

@@ -1,24 +1,28 @@
-//! Tensors of an ONNX file: inline, or in a file beside it.
+//! Tensors of an ONNX file: inline, or in a file beside it, which is mapped.
 
 use super::proto::TensorProto;
 use super::proto::tensor_proto::{DataLocation, DataType};
-use crate::format::{Format, Register};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::model::Weight;
 use memmap2::Mmap;
+use prost::Message;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-
-/// A decoded tensor. Integers are exact to 2^53.
-#[derive(Clone, Debug)]
-pub struct Constant {
-    pub dims: Vec<usize>,
-    pub values: Vec<f64>,
-    pub format: Format,
-}
+use std::sync::Arc;
 
 /// Files of external data, mapped once.
 pub struct Files {
     dir: PathBuf,
-    maps: HashMap<PathBuf, Mmap>,
+    maps: HashMap<PathBuf, Arc<Mmap>>,
+}
+
+/// Reads a file that holds one serialised tensor (`.pb`), as ONNX's own tests have them.
+pub fn read_tensor(path: &Path) -> Result<Weight> {
+    let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+    let tensor =
+        TensorProto::decode(&bytes[..]).map_err(|e| Error::model(path, format!("not a serialised tensor: {e}")))?;
+    Files::beside(path).decode(&tensor).map_err(|e| Error::model(path, e))
 }
 
 /// The format of an ONNX element type.
@@ -49,7 +53,7 @@ impl Files {
         Files { dir: model.parent().unwrap_or(Path::new(".")).to_owned(), maps: HashMap::new() }
     }
 
-    pub fn decode(&mut self, t: &TensorProto) -> Result<Constant, String> {
+    pub fn decode(&mut self, t: &TensorProto) -> Result<Weight, String> {
         let dims: Vec<usize> = t
             .dims
             .iter()
@@ -59,27 +63,40 @@ impl Files {
         let format = format_of(t.data_type())?;
         let size =
             count.checked_mul(format.bytes()).filter(|&n| n <= isize::MAX as usize).ok_or("the shape is too large")?;
-        let values = if t.data_location() == DataLocation::External {
-            let bytes = self.external(t, size)?;
-            raw(format, bytes)
-        } else if t.raw_data.as_ref().is_some_and(|r| !r.is_empty()) || count == 0 {
-            raw(format, t.raw_data())
-        } else {
-            match format {
-                Format::F32 => t.float_data.iter().map(|&v| f64::from(v)).collect(),
-                Format::F64 => t.double_data.clone(),
-                Format::I64 => t.int64_data.iter().map(|&v| v as f64).collect(),
-                Format::F16 | Format::Bf16 => t.int32_data.iter().map(|&v| format.decode(v as u16)).collect(),
-                _ => t.int32_data.iter().map(|&v| f64::from(v)).collect(),
+        if t.data_location() == DataLocation::External {
+            return self.external(t, format, &dims, size);
+        }
+        let found = |n: usize| format!("the shape {dims:?} needs {count} elements, but {n} are there");
+        if t.raw_data.as_ref().is_some_and(|r| !r.is_empty()) || count == 0 {
+            let raw = t.raw_data();
+            return if raw.len() == size {
+                Ok(Weight::from_bytes(format, &dims, raw))
+            } else {
+                Err(found(raw.len() / format.bytes()))
+            };
+        }
+        let values: Vec<f64> = match format {
+            Format::F32 => t.float_data.iter().map(|&v| f64::from(v)).collect(),
+            Format::F64 => t.double_data.clone(),
+            // Whole numbers of 64 bits do not all fit the f64 in between.
+            Format::I64 if t.int64_data.len() == count => {
+                return Ok(Weight::from_bytes(format, &dims, bytemuck::cast_slice(&t.int64_data)));
             }
+            Format::U64 if t.uint64_data.len() == count => {
+                return Ok(Weight::from_bytes(format, &dims, bytemuck::cast_slice(&t.uint64_data)));
+            }
+            Format::I64 => t.int64_data.iter().map(|&v| v as f64).collect(),
+            Format::U32 | Format::U64 => t.uint64_data.iter().map(|&v| v as f64).collect(),
+            f if f.is_low() => t.int32_data.iter().map(|&v| f.decode(v as u16)).collect(),
+            _ => t.int32_data.iter().map(|&v| f64::from(v)).collect(),
         };
         if values.len() != count {
-            return Err(format!("the shape {dims:?} needs {count} elements, but {} are there", values.len()));
+            return Err(found(values.len()));
         }
-        Ok(Constant { dims, values, format })
+        Ok(Weight::from_values(format, &dims, &values))
     }
 
-    fn external(&mut self, t: &TensorProto, need: usize) -> Result<&[u8], String> {
+    fn external(&mut self, t: &TensorProto, format: Format, dims: &[usize], need: usize) -> Result<Weight, String> {
         let key = |k: &str| t.external_data.iter().find(|e| e.key() == k).map(|e| e.value().to_owned());
         let location = key("location").ok_or("external data without a location")?;
         let relative = Path::new(&location);
@@ -100,7 +117,7 @@ impl Files {
             })?;
             // SAFETY: the map is only read; a file that shrinks meanwhile would fault, as with every memory-mapped input.
             let map = unsafe { Mmap::map(&file) }.map_err(|e| format!("{} cannot be mapped: {e}", path.display()))?;
-            self.maps.insert(path.clone(), map);
+            self.maps.insert(path.clone(), Arc::new(map));
         }
         let map = &self.maps[&path];
         if length != need {
@@ -109,21 +126,13 @@ impl Files {
         let end = offset
             .checked_add(length)
             .ok_or_else(|| format!("{}: the offset {offset} is out of range", path.display()))?;
-        map.get(offset..end).ok_or_else(|| {
-            format!(
+        if end > map.len() {
+            return Err(format!(
                 "{} has {} bytes, but the tensor lies at {offset} to {end}; copy the whole file beside the model",
                 path.display(),
                 map.len()
-            )
-        })
+            ));
+        }
+        Ok(Weight::mapped(format, dims, map.clone(), offset..end))
     }
-}
-
-fn raw(format: Format, bytes: &[u8]) -> Vec<f64> {
-    // The bytes of a file may lie at any address; registers are read from aligned memory.
-    let aligned = crate::memory::Bytes::from_slice(bytes);
-    let mut out = vec![0.0; bytes.len() / format.bytes()];
-    let whole = out.len() * format.bytes();
-    f64::widen(format, &aligned.as_ref()[..whole], &mut out);
-    out
 }

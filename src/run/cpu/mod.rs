@@ -91,6 +91,12 @@ impl CpuRunner {
         }
     }
 
+    /// A source's or result's values in f64, which holds all formats' but the largest 64-bit whole numbers.
+    pub fn read_wide(&self, name: &str) -> Result<Vec<f64>> {
+        let b = self.program.result(name).map_or_else(|| self.buffer(name), Ok)?;
+        Ok(gemm::elements::<f64>(b, &self.program, &self.memory).into_owned())
+    }
+
     fn buffer(&self, name: &str) -> Result<BufferId> {
         self.program.find(name).ok_or_else(|| Error::Request(format!("the program has no buffer `{name}`")))
     }

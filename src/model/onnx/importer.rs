@@ -1,0 +1,423 @@
+//! From an ONNX graph to ours: names, initialisers, functions, and folding of what is known.
+//!
+//! A value is *known* if its elements are: shapes, axes, index tables, and what is computed from them. A node with known
+//! inputs alone is imported into a graph of its own and evaluated there, so exporters' shape arithmetic never reaches
+//! the model's graph.
+
+use super::node::Node;
+use super::order::{describe, function_of, ordered};
+use super::proto::tensor_shape_proto::dimension::Value as DimValue;
+use super::proto::type_proto::Value as TypeValue;
+use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, ValueInfoProto};
+use super::tensor::{Files, format_of};
+use super::{File, Given, ops};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::ir::{Graph, Init, NodeId, Num, Op, Role, Shape, Tensor, Type, evaluate};
+use crate::model::{Bound, Purpose, Weight, Weights};
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+
+/// Initialisers of at most this many elements are known; larger ones are looked at only by the kernels that read them.
+const SMALL: usize = 1 << 14;
+/// Known results are computed up to this size.
+const FOLDED: usize = 1 << 22;
+
+/// A tensor whose elements are known.
+#[derive(Clone, Debug)]
+pub struct Known {
+    pub tensor: Tensor,
+    pub format: Format,
+}
+
+/// What a name stands for.
+#[derive(Clone, Debug)]
+pub enum Value {
+    Node(NodeId),
+    Known(Rc<Known>),
+    /// An initialiser that nobody has read yet.
+    Weight(Rc<Weight>),
+}
+
+/// A graph under construction.
+pub struct Importer<'a> {
+    pub graph: Graph,
+    pub purpose: Purpose,
+    pub opset: i64,
+    functions: &'a [FunctionProto],
+    files: Files,
+    values: HashMap<String, Value>,
+    weights: Weights,
+    /// Nodes that stand for known tensors.
+    known_nodes: HashMap<NodeId, Rc<Known>>,
+    /// Names that must not be trained: statistics, and constants that the exporter made.
+    frozen: HashSet<String>,
+}
+
+pub fn import(file: &File, given: Given, purpose: Purpose) -> Result<Bound> {
+    let bad = |m: String| Error::model(&file.path, m);
+    let proto = file.graph();
+    // Exporters name every graph `main_graph`; the file's name says more.
+    let name = file.path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
+    let mut im = Importer {
+        graph: Graph::new(name),
+        purpose,
+        opset: file.opset,
+        functions: &file.model.functions,
+        files: Files::beside(&file.path),
+        values: HashMap::new(),
+        weights: Weights::new(),
+        known_nodes: HashMap::new(),
+        frozen: frozen(proto),
+    };
+    im.initialisers(proto).map_err(bad)?;
+    for input in proto.input.iter().filter(|i| !i.name().is_empty()) {
+        if im.values.contains_key(input.name()) {
+            continue;
+        }
+        let value = match given.fixed.get(input.name()) {
+            Some(w) => Value::Known(Rc::new(known(w))),
+            None => {
+                let ty = input_type(input, given).map_err(|e| bad(format!("input `{}`: {e}", input.name())))?;
+                Value::Node(im.graph.add_named(input.name(), Op::Input { label: false, ty, copy_of: None }, &[])?)
+            }
+        };
+        im.values.insert(input.name().to_owned(), value);
+    }
+    im.nodes(&proto.node).map_err(bad)?;
+    im.graph.origin = None;
+    for o in &proto.output {
+        let id = im.node_of(o.name()).map_err(|e| bad(format!("output `{}`: {e}", o.name())))?;
+        im.graph.add_output(o.name(), Role::Output, id);
+    }
+    Ok(Bound { graph: im.graph, weights: im.weights })
+}
+
+/// Initialisers that are no parameters: running statistics, buffers by the names frameworks give them, and constants.
+fn frozen(proto: &GraphProto) -> HashSet<String> {
+    const BUFFERS: [&str; 6] =
+        ["running_mean", "running_var", "num_batches_tracked", "inv_freq", "position_ids", "relative_position_index"];
+    let mut out: HashSet<String> = HashSet::new();
+    for node in proto.node.iter().filter(|n| n.op_type() == "BatchNormalization") {
+        out.extend(node.input.iter().skip(3).cloned());
+    }
+    for t in &proto.initializer {
+        let last = t.name().rsplit('.').next().unwrap_or("");
+        if BUFFERS.contains(&last) {
+            out.insert(t.name().to_owned());
+        }
+    }
+    out
+}
+
+/// A name that an exporter made up, as in `val_12` or `onnx::Add_3`.
+fn is_machine_made(name: &str) -> bool {
+    let digits = |s: &str| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit());
+    name.strip_prefix("val_").is_some_and(digits)
+        || ["_tensor_constant", "scalar_tensor", "onnx::", "Constant", "/", "_val_"].iter().any(|p| name.starts_with(p))
+}
+
+fn known(w: &Weight) -> Known {
+    Known { tensor: Tensor::new(&w.dims, w.values::<f64>()), format: w.format }
+}
+
+fn input_type(v: &ValueInfoProto, given: Given) -> Result<Type, String> {
+    let Some(TypeValue::TensorType(t)) = v.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+        return Err("is not a tensor".into());
+    };
+    if let Some(dims) = given.shapes.get(v.name()) {
+        return Ok(Type::new(Shape::of(dims), format_of(t.elem_type())?));
+    }
+    let shape = t.shape.as_ref().ok_or("has no shape; export with input shapes")?;
+    let dims = shape.dim.iter().map(|d| match &d.value {
+        Some(DimValue::DimValue(n)) => usize::try_from(*n).map_err(|_| format!("extent {n} is negative")),
+        Some(DimValue::DimParam(name)) if !name.is_empty() => given
+            .sizes
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("the size `{name}` is not bound; give it a value, as in --dim {name}=64")),
+        _ => Err("has an extent without value or name".to_owned()),
+    });
+    Ok(Type::new(Shape::of(&dims.collect::<Result<Vec<_>, _>>()?), format_of(t.elem_type())?))
+}
+
+fn plain(e: Error) -> String {
+    match e {
+        Error::Graph(m) => m,
+        e => e.to_string(),
+    }
+}
+
+impl<'a> Importer<'a> {
+    fn initialisers(&mut self, proto: &GraphProto) -> Result<(), String> {
+        for t in &proto.initializer {
+            let w = self.files.decode(t).map_err(|e| format!("initialiser `{}`: {e}", t.name()))?;
+            let machine = is_machine_made(t.name());
+            let constant =
+                !w.format.is_float() || (machine && (w.dims.is_empty() || (w.elements() <= SMALL && is_uniform(&w))));
+            let value = if constant && w.elements() <= SMALL {
+                Value::Known(Rc::new(known(&w)))
+            } else {
+                if constant {
+                    self.frozen.insert(t.name().to_owned());
+                }
+                Value::Weight(Rc::new(w))
+            };
+            self.values.insert(t.name().to_owned(), value);
+        }
+        Ok(())
+    }
+
+    /// Imports nodes, whatever order they stand in.
+    fn nodes(&mut self, nodes: &[NodeProto]) -> Result<(), String> {
+        let order = ordered(nodes, &|name| self.values.contains_key(name))?;
+        for node in order {
+            let place = describe(node);
+            self.graph.origin = Some(place.clone());
+            let outputs = self.import_node(node).map_err(|e| {
+                // Messages of the graph name the place already.
+                if e.starts_with(&place) { e } else { format!("{place}: {e}") }
+            })?;
+            for (name, value) in node.output.iter().zip(outputs).filter(|(n, _)| !n.is_empty()) {
+                if let Value::Node(id) = value
+                    && self.graph.is_auto_named(id)
+                {
+                    self.graph.rename(id, name);
+                }
+                if self.values.insert(name.clone(), value).is_some() {
+                    return Err(format!("{place}: defines `{name}`, which is defined already"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn import_node(&mut self, node: &NodeProto) -> Result<Vec<Value>, String> {
+        if let Some(f) = function_of(self.functions, node) {
+            return self.call(f, node);
+        }
+        match node.op_type() {
+            "Constant" => return Ok(vec![self.constant(node)?]),
+            "Shape" | "Size" => return self.shape(node).map(|v| vec![v]),
+            "If" => return self.choose(node),
+            // A copy of a known value is known, and a copy of a weight is that weight.
+            "Identity" => {
+                let name = node.input.first().map_or("", String::as_str);
+                return self
+                    .values
+                    .get(name)
+                    .cloned()
+                    .map(|v| vec![v])
+                    .ok_or_else(|| format!("`{name}` is not defined"));
+            }
+            _ => {}
+        }
+        let all_known = node.input.iter().filter(|i| !i.is_empty()).all(|i| self.known(i).is_some());
+        if all_known
+            && !ops::is_random(node.op_type())
+            && let Some(outputs) = self.fold(node)?
+        {
+            return Ok(outputs);
+        }
+        let mut n = Node::new(self, node);
+        Ok(ops::import(&mut n)?.into_iter().map(Value::Node).collect())
+    }
+
+    /// Evaluates a node whose inputs are known; none if the result is too large to keep.
+    fn fold(&mut self, node: &NodeProto) -> Result<Option<Vec<Value>>, String> {
+        let mut inner = Importer {
+            graph: Graph::new("folded"),
+            purpose: self.purpose,
+            opset: self.opset,
+            functions: self.functions,
+            files: Files::beside(std::path::Path::new("")),
+            values: HashMap::new(),
+            weights: Weights::new(),
+            known_nodes: HashMap::new(),
+            frozen: HashSet::new(),
+        };
+        inner.graph.origin = self.graph.origin.clone();
+        for name in node.input.iter().filter(|i| !i.is_empty()) {
+            inner.values.insert(name.clone(), self.values[name].clone());
+        }
+        let outputs = ops::import(&mut Node::new(&mut inner, node))?;
+        let largest = inner.graph.ids().map(|id| inner.graph.ty(id).elements()).max().unwrap_or(0);
+        if largest > FOLDED {
+            return Ok(None);
+        }
+        let tensors = evaluate(&inner.graph, |id| inner.known_nodes[&id].tensor.clone());
+        let value = |id: NodeId| {
+            let format = inner.graph.ty(id).format;
+            Value::Known(Rc::new(Known { tensor: tensors[id.index()].clone(), format }))
+        };
+        Ok(Some(outputs.into_iter().map(value).collect()))
+    }
+
+    /// A call of a function of the model: its body, with its names kept apart from the caller's.
+    fn call(&mut self, f: &FunctionProto, node: &NodeProto) -> Result<Vec<Value>, String> {
+        let mut inner: HashMap<String, Value> = HashMap::new();
+        for (own, given) in f.input.iter().zip(&node.input).filter(|(_, g)| !g.is_empty()) {
+            let value = self.values.get(given).cloned().ok_or_else(|| format!("`{given}` is not defined"))?;
+            inner.insert(own.clone(), value);
+        }
+        let attribute = |name: &str| {
+            let given = node.attribute.iter().find(|a| a.name() == name);
+            given.or_else(|| f.attribute_proto.iter().find(|a| a.name() == name))
+        };
+        let body: Vec<NodeProto> = f.node.iter().map(|n| with_attributes(n, &attribute)).collect();
+        let outer = std::mem::replace(&mut self.values, inner);
+        let done = self.nodes(&body);
+        let inner = std::mem::replace(&mut self.values, outer);
+        done?;
+        let output = |o: &String| inner.get(o).cloned().ok_or_else(|| format!("function output `{o}` is not defined"));
+        f.output.iter().map(output).collect()
+    }
+
+    /// `If` with a known condition is the branch it takes.
+    fn choose(&mut self, node: &NodeProto) -> Result<Vec<Value>, String> {
+        let name = node.input.first().map_or("", String::as_str);
+        let condition = self.known(name).ok_or_else(|| {
+            format!(
+                "the condition `{name}` depends on the data; only constant conditions are supported: export one branch"
+            )
+        })?;
+        let taken =
+            if condition.tensor.data.first().is_some_and(|&c| c != 0.0) { "then_branch" } else { "else_branch" };
+        let branch = node.attribute.iter().find(|a| a.name() == taken).and_then(|a| a.g.as_ref());
+        let branch = branch.ok_or_else(|| format!("lacks its {taken}"))?;
+        let outer = self.values.clone();
+        self.initialisers(branch)?;
+        let done = self.nodes(&branch.node);
+        let inner = std::mem::replace(&mut self.values, outer);
+        done?;
+        let output = |o: &ValueInfoProto| {
+            inner.get(o.name()).cloned().ok_or_else(|| format!("branch output `{}` is not defined", o.name()))
+        };
+        branch.output.iter().map(output).collect()
+    }
+
+    fn constant(&mut self, node: &NodeProto) -> Result<Value, String> {
+        let a = node.attribute.first().ok_or("has no value")?;
+        let list = |dims: &[usize], values: Vec<f64>, format| {
+            Ok(Value::Known(Rc::new(Known { tensor: Tensor::new(dims, values), format })))
+        };
+        match a.name() {
+            "value" => {
+                let w = self.files.decode(a.t.as_ref().ok_or("has no value")?)?;
+                Ok(if w.elements() <= FOLDED { Value::Known(Rc::new(known(&w))) } else { Value::Weight(Rc::new(w)) })
+            }
+            "value_float" => list(&[], vec![f64::from(a.f())], Format::F32),
+            "value_int" => list(&[], vec![a.i() as f64], Format::I64),
+            "value_floats" => list(&[a.floats.len()], a.floats.iter().map(|&v| f64::from(v)).collect(), Format::F32),
+            "value_ints" => list(&[a.ints.len()], a.ints.iter().map(|&v| v as f64).collect(), Format::I64),
+            other => Err(format!("a value given as `{other}` is not supported")),
+        }
+    }
+
+    /// Shapes are known, whatever the values are.
+    fn shape(&mut self, node: &NodeProto) -> Result<Value, String> {
+        let name = node.input.first().map_or("", String::as_str);
+        let dims: Vec<f64> = match self.values.get(name) {
+            None => return Err(format!("`{name}` is not defined")),
+            Some(Value::Node(id)) => self.graph.ty(*id).dims().iter().map(|&d| d as f64).collect(),
+            Some(Value::Known(k)) => k.tensor.dims.iter().map(|&d| d as f64).collect(),
+            Some(Value::Weight(w)) => w.dims.iter().map(|&d| d as f64).collect(),
+        };
+        let tensor = if node.op_type() == "Size" {
+            Tensor::scalar(dims.iter().product())
+        } else {
+            let rank = dims.len() as i64;
+            let at = |name: &str, default: i64| {
+                let i = node.attribute.iter().find(|a| a.name() == name).map_or(default, AttributeProto::i);
+                (if i < 0 { i + rank } else { i }).clamp(0, rank) as usize
+            };
+            let (start, end) = (at("start", 0), at("end", rank));
+            let part = dims[start..end.max(start)].to_vec();
+            Tensor::new(&[part.len()], part)
+        };
+        Ok(Value::Known(Rc::new(Known { tensor, format: Format::I64 })))
+    }
+
+    /// The elements of a name, if they are known.
+    pub fn known(&self, name: &str) -> Option<Rc<Known>> {
+        match self.values.get(name)? {
+            Value::Known(k) => Some(k.clone()),
+            _ => None,
+        }
+    }
+
+    /// The node of a name; what is known or an initialiser becomes one when it is first read.
+    pub fn node_of(&mut self, name: &str) -> Result<NodeId, String> {
+        let value = self.values.get(name).cloned().ok_or_else(|| format!("`{name}` is not defined"))?;
+        let id = match value {
+            Value::Node(id) => return Ok(id),
+            Value::Known(k) => self.known_node(&k, Some(name))?,
+            Value::Weight(w) => {
+                let trained = w.format.is_float() && !self.frozen.contains(name);
+                let format = if w.format.is_low() { Format::F32 } else { w.format };
+                let ty = Type::new(Shape::of(&w.dims), format);
+                let op = if trained { Op::Param { init: Init::Data, ty } } else { Op::State { init: Init::Data, ty } };
+                self.weights.insert(name.to_owned(), (*w).clone());
+                self.graph.add_named(name, op, &[]).map_err(plain)?
+            }
+        };
+        // A weight is read through its one node; what is known stays known.
+        if !self.known_nodes.contains_key(&id) {
+            self.values.insert(name.to_owned(), Value::Node(id));
+        }
+        Ok(id)
+    }
+
+    /// A node for a known tensor: a constant where one number will do, else a tensor among the weights.
+    pub fn known_node(&mut self, k: &Rc<Known>, name: Option<&str>) -> Result<NodeId, String> {
+        let (t, dims) = (&k.tensor, Shape::of(&k.tensor.dims));
+        let format = if k.format.is_low() { Format::F32 } else { k.format };
+        let uniform = t.data.first().filter(|&&first| t.data.iter().all(|v| v.to_bits() == first.to_bits()));
+        let id = match uniform {
+            Some(&first) => {
+                let mut id = self.graph.add(Op::Const(Num::new(first)), &[]).map_err(plain)?;
+                if format != Format::F32 {
+                    id = self.graph.add(Op::Convert(format), &[id]).map_err(plain)?;
+                }
+                self.graph.broadcast_to(id, &dims).map_err(plain)?
+            }
+            None => {
+                let wanted = name.unwrap_or("constant");
+                let name = (0..)
+                    .map(|i| if i == 0 { wanted.to_owned() } else { format!("{wanted}.{i}") })
+                    .find(|n| self.graph.find(n).is_none())
+                    .expect("there is always a next name");
+                let ty = Type::new(dims, format);
+                self.weights.insert(name.clone(), Weight::from_values(format, &t.dims, &t.data));
+                let id = self.graph.add_named(name, Op::State { init: Init::Data, ty }, &[]).map_err(plain)?;
+                self.known_nodes.insert(id, k.clone());
+                id
+            }
+        };
+        Ok(id)
+    }
+
+    /// The name of a running statistic that a node reads, if it is one that the file holds.
+    pub fn statistic(&self, name: &str) -> Option<String> {
+        matches!(self.values.get(name)?, Value::Weight(_) | Value::Node(_)).then(|| name.to_owned())
+    }
+}
+
+fn is_uniform(w: &Weight) -> bool {
+    let values = w.values::<f64>();
+    values.windows(2).all(|p| p[0].to_bits() == p[1].to_bits())
+}
+
+/// A function's node with the attributes it takes from the call.
+fn with_attributes<'p>(node: &NodeProto, find: &dyn Fn(&str) -> Option<&'p AttributeProto>) -> NodeProto {
+    let mut node = node.clone();
+    node.attribute = node
+        .attribute
+        .into_iter()
+        .filter_map(|a| match a.ref_attr_name() {
+            "" => Some(a),
+            from => find(from).map(|given| AttributeProto { name: a.name.clone(), ..given.clone() }),
+        })
+        .collect();
+    node
+}

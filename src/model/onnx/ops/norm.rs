@@ -1,0 +1,211 @@
+//! Normalisations.
+
+use super::Handler;
+use crate::format::Format;
+use crate::ir::{Binary, NodeId, Num, Op, ReduceKind, Role, Unary};
+use crate::model::Purpose;
+use crate::model::onnx::node::{Import, Node};
+
+pub const OPS: &[(&str, Handler)] = &[
+    ("BatchNormalization", batch),
+    ("InstanceNormalization", instance),
+    ("LayerNormalization", layer),
+    ("GroupNormalization", group),
+    ("RMSNormalization", rms),
+    ("LpNormalization", lp),
+    ("MeanVarianceNormalization", mean_variance),
+    ("LRN", local_response),
+];
+
+fn normalise(n: &mut Node, x: NodeId, axes: &[usize], eps: f64, centred: bool) -> Import<NodeId> {
+    n.add(Op::Normalise { axes: axes.to_vec(), eps: Num::new(eps), centred }, &[x])
+}
+
+/// A value per channel, shaped to broadcast over `[N, C, …]`.
+fn per_channel(n: &mut Node, v: NodeId, rank: usize) -> Import<NodeId> {
+    let count = n.dims(v).iter().product();
+    let mut dims = vec![1; rank];
+    dims[1.min(rank - 1)] = count;
+    n.reshape(v, &dims)
+}
+
+fn scale_shift(n: &mut Node, x: NodeId, scale: NodeId, shift: NodeId, rank: usize) -> Import<NodeId> {
+    let (s, b) = (per_channel(n, scale, rank)?, per_channel(n, shift, rank)?);
+    let y = n.bin(Binary::Mul, x, s)?;
+    n.bin(Binary::Add, y, b)
+}
+
+/// In training, statistics are the batch's, and running ones are state that the step updates; in inference the running
+/// ones are used.
+fn batch(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (x, scale, shift) = (n.x(0)?, n.x(1)?, n.x(2)?);
+    let (rank, eps, momentum) = (n.rank(x), n.float("epsilon", 1e-5), n.float("momentum", 0.9));
+    let training = n.flag("training_mode", false) && (n.im.purpose == Purpose::Training || !n.wants_statistics());
+    let (mean, var) = (n.x(3)?, n.x(4)?);
+    if !training {
+        let (m, v) = (per_channel(n, mean, rank)?, per_channel(n, var, rank)?);
+        let centred = n.bin(Binary::Sub, x, m)?;
+        let shifted = n.with(Binary::Add, v, eps)?;
+        let rstd = n.un(Unary::Rsqrt, shifted)?;
+        let y = n.bin(Binary::Mul, centred, rstd)?;
+        let y = scale_shift(n, y, scale, shift, rank)?;
+        return Ok([vec![y], vec![mean, var][..n.outputs().saturating_sub(1).min(2)].to_vec()].concat());
+    }
+    let axes: Vec<usize> = (0..rank).filter(|&a| a != 1).collect();
+    let xhat = normalise(n, x, &axes, eps, true)?;
+    let y = scale_shift(n, xhat, scale, shift, rank)?;
+    let batch_mean = n.reduce(ReduceKind::Mean, x, &axes, false)?;
+    let wide = per_channel(n, batch_mean, rank)?;
+    let centred = n.bin(Binary::Sub, x, wide)?;
+    let square = n.un(Unary::Square, centred)?;
+    let batch_var = n.reduce(ReduceKind::Mean, square, &axes, false)?;
+    let mut out = vec![y];
+    for (i, running, now) in [(3, mean, batch_mean), (4, var, batch_var)] {
+        let kept = n.with(Binary::Mul, running, momentum)?;
+        let new = n.with(Binary::Mul, now, 1.0 - momentum)?;
+        let next = n.bin(Binary::Add, kept, new)?;
+        if let Some(name) = n.im.statistic(n.name(i))
+            && matches!(n.im.graph.op(running), Op::State { .. })
+            && n.im.purpose == Purpose::Training
+        {
+            n.im.graph.add_output(name, Role::Update, next);
+        }
+        out.push(next);
+    }
+    Ok(out)
+}
+
+impl Node<'_, '_> {
+    /// Does somebody want a batch norm's statistics as outputs of the model?
+    fn wants_statistics(&self) -> bool {
+        !(self.wants(1) || self.wants(2))
+    }
+}
+
+fn instance(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (x, scale, shift) = (n.x(0)?, n.x(1)?, n.x(2)?);
+    let rank = n.rank(x);
+    let axes: Vec<usize> = (2..rank).collect();
+    let y = normalise(n, x, &axes, n.float("epsilon", 1e-5), true)?;
+    Ok(vec![scale_shift(n, y, scale, shift, rank)?])
+}
+
+/// Over the axes from `axis` on; a single last axis is the named layer norm.
+fn layer(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (x, scale) = (n.x(0)?, n.x(1)?);
+    let (rank, axis, eps) = (n.rank(x), n.axis_of(x, -1)?, n.float("epsilon", 1e-5));
+    let dims = n.dims(x);
+    let shift = n.maybe(2)?;
+    let row = [dims[rank - 1]];
+    let y = if axis + 1 == rank && n.dims(scale) == row {
+        let shift = match shift {
+            Some(s) if n.dims(s) == row => s,
+            Some(s) => n.broadcast(s, &row)?,
+            None => {
+                let zero = n.num_like(scale, 0.0)?;
+                n.broadcast(zero, &row)?
+            }
+        };
+        n.add(Op::LayerNorm { eps: Num::new(eps) }, &[x, scale, shift])?
+    } else {
+        let axes: Vec<usize> = (axis..rank).collect();
+        let xhat = normalise(n, x, &axes, eps, true)?;
+        let y = n.bin(Binary::Mul, xhat, scale)?;
+        match shift {
+            Some(s) => n.bin(Binary::Add, y, s)?,
+            None => y,
+        }
+    };
+    let mut out = vec![y];
+    if n.wants(1) || n.wants(2) {
+        let axes: Vec<usize> = (axis..rank).collect();
+        let mean = n.reduce(ReduceKind::Mean, x, &axes, true)?;
+        let centred = n.bin(Binary::Sub, x, mean)?;
+        let square = n.un(Unary::Square, centred)?;
+        let var = n.reduce(ReduceKind::Mean, square, &axes, true)?;
+        let shifted = n.with(Binary::Add, var, eps)?;
+        out.extend([mean, n.un(Unary::Rsqrt, shifted)?]);
+    }
+    Ok(out)
+}
+
+/// Scale and shift are per channel from opset 21 on, per group before.
+fn group(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (x, mut scale, mut shift) = (n.x(0)?, n.x(1)?, n.x(2)?);
+    let (dims, groups) = (n.dims(x), n.int("num_groups", 1).max(1) as usize);
+    let channels = dims[1];
+    if channels % groups != 0 {
+        return Err(format!("{channels} channels do not divide into {groups} groups"));
+    }
+    let split = [&[dims[0], groups, channels / groups], &dims[2..]].concat();
+    let y = n.reshape(x, &split)?;
+    let axes: Vec<usize> = (2..split.len()).collect();
+    let y = normalise(n, y, &axes, n.float("epsilon", 1e-5), true)?;
+    let y = n.reshape(y, &dims)?;
+    for v in [&mut scale, &mut shift] {
+        if n.dims(*v) == [groups] && groups != channels {
+            let column = n.reshape(*v, &[groups, 1])?;
+            let wide = n.broadcast(column, &[groups, channels / groups])?;
+            *v = n.reshape(wide, &[channels])?;
+        }
+    }
+    Ok(vec![scale_shift(n, y, scale, shift, dims.len())?])
+}
+
+fn rms(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (x, scale) = (n.x(0)?, n.x(1)?);
+    let axes: Vec<usize> = (n.axis_of(x, -1)?..n.rank(x)).collect();
+    let y = normalise(n, x, &axes, n.float("epsilon", 1e-5), false)?;
+    Ok(vec![n.bin(Binary::Mul, y, scale)?])
+}
+
+/// x / ‖x‖, and 0 where the norm is.
+fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
+    let x = n.x(0)?;
+    let axis = n.axis_of(x, -1)?;
+    let norm = if n.int("p", 2) == 1 {
+        let a = n.un(Unary::Abs, x)?;
+        n.reduce(ReduceKind::Sum, a, &[axis], true)?
+    } else {
+        let s = n.un(Unary::Square, x)?;
+        let s = n.reduce(ReduceKind::Sum, s, &[axis], true)?;
+        n.un(Unary::Sqrt, s)?
+    };
+    let none = n.with(Binary::Eq, norm, 0.0)?;
+    let one = n.num_like(norm, 1.0)?;
+    let safe = n.select(none, one, norm)?;
+    Ok(vec![n.bin(Binary::Div, x, safe)?])
+}
+
+/// (x − mean) / (deviation + 1e-9), as the operator's function body has it.
+fn mean_variance(n: &mut Node) -> Import<Vec<NodeId>> {
+    let x = n.x(0)?;
+    let rank = n.rank(x);
+    let axes = n.list("axes").unwrap_or_else(|| vec![0, 2, 3]);
+    let axes = n.axes(&axes, rank)?;
+    let mean = n.reduce(ReduceKind::Mean, x, &axes, true)?;
+    let centred = n.bin(Binary::Sub, x, mean)?;
+    let square = n.un(Unary::Square, centred)?;
+    let var = n.reduce(ReduceKind::Mean, square, &axes, true)?;
+    let std = n.un(Unary::Sqrt, var)?;
+    let std = n.with(Binary::Add, std, 1e-9)?;
+    Ok(vec![n.bin(Binary::Div, centred, std)?])
+}
+
+/// x / (bias + α/size Σ x² over a window of channels)^β
+fn local_response(n: &mut Node) -> Import<Vec<NodeId>> {
+    let x = n.x(0)?;
+    let size = n.int("size", 1).max(1) as usize;
+    let (alpha, beta, bias) = (n.float("alpha", 1e-4), n.float("beta", 0.75), n.float("bias", 1.0));
+    let square = n.un(Unary::Square, x)?;
+    let (lo, hi) = ((size - 1) / 2, size / 2);
+    let window = Op::Window { axis: 1, size, stride: 1, dilation: 1, lo, hi, fill: Num::new(0.0) };
+    let wide = n.add(window, &[square])?;
+    let sum = n.reduce(ReduceKind::Sum, wide, &[2], false)?;
+    let scaled = n.with(Binary::Mul, sum, alpha / size as f64)?;
+    let base = n.with(Binary::Add, scaled, bias)?;
+    let power = n.with(Binary::Pow, base, beta)?;
+    let y = n.bin(Binary::Div, x, power)?;
+    debug_assert!(n.format(y) == n.format(x) || n.format(x) == Format::F64);
+    Ok(vec![y])
+}
