@@ -16,9 +16,9 @@ mod common;
 use mantissa::cost::Target;
 use mantissa::error::{Error, Result};
 use mantissa::format::{Format, Overflow};
-use mantissa::ir::{Dim, Graph, Op, text, verify};
+use mantissa::ir::{Op, text, verify};
 use mantissa::lower::{cuda, lower};
-use mantissa::model::Model;
+use mantissa::model::{Bound, Model, Purpose};
 use mantissa::plan::{Policy, Request, plan};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::{Device, cpu::CpuRunner, cuda::compile};
@@ -70,16 +70,19 @@ fn decode(format: &str) -> Result<()> {
 fn forward(path: &Path) -> Result<()> {
     let model = Model::read(path)?;
     let values = read_f32()?;
-    let graph = model.graph.bind(&sizes(&model.graph, values.len())?)?;
+    let bound = bind(&model, values.len())?;
+    let graph = &bound.graph;
     let request = Request { policy: Policy::Fp32, low: Format::F16, target: Target::named("cpu")? };
-    let planned = plan(&graph, &request, &RuleSet::builtin()?)?.graph;
+    let planned = plan(graph, &request, &RuleSet::builtin()?)?.graph;
     let mut cpu = CpuRunner::new(lower(verify(&planned)?)?);
     for id in planned.sources() {
         let name = planned.name_of(id);
         match planned.op(id) {
             Op::Input { .. } => cpu.write(name, &values)?,
-            _ => cpu
-                .write(name, model.weights.get(name).ok_or_else(|| Error::Request(format!("`{name}` has no data")))?)?,
+            _ => {
+                let w = bound.weights.get(name).ok_or_else(|| Error::Request(format!("`{name}` has no data")))?;
+                cpu.write(name, &w.values::<f32>())?
+            }
         }
     }
     cpu.run()?;
@@ -87,16 +90,18 @@ fn forward(path: &Path) -> Result<()> {
     write_f32(cpu.read(&output.name)?.into_iter())
 }
 
-/// The size of the input's named extent, from how many numbers were given for the input.
-fn sizes(graph: &Graph, given: usize) -> Result<BTreeMap<String, usize>> {
-    let inputs: Vec<_> = graph.sources().filter(|&id| matches!(graph.op(id), Op::Input { .. })).collect();
+/// The model with its one named size chosen so that the input holds as many numbers as were given.
+fn bind(model: &Model, given: usize) -> Result<Bound> {
+    let with = |n: usize| {
+        let sizes = model.free_dims().into_iter().map(|d| (d, n)).collect();
+        model.bind(&sizes, Purpose::Inference)
+    };
+    let one = with(1)?;
+    let inputs: Vec<_> = one.graph.sources().filter(|&id| matches!(one.graph.op(id), Op::Input { .. })).collect();
     let [input] = inputs[..] else {
         return Err(Error::Request(format!("the model has {} inputs, not one", inputs.len())));
     };
-    let dims = &graph.shape(input).0;
-    let known: usize = dims.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product();
-    let named = dims.iter().filter_map(|d| if let Dim::Named(name) = d { Some(name.clone()) } else { None });
-    Ok(named.map(|name| (name, given / known.max(1))).collect())
+    with(given / one.graph.ty(input).elements().max(1))
 }
 
 /// IEEE division and square root call a slow path for subnormal operands, around which ptxas saves a register or two.

@@ -11,7 +11,7 @@ use mantissa::run::cuda::CudaRunner;
 use mantissa::run::{Device, initialise};
 use mantissa::train::{Optimizer, Settings};
 use mantissa::{Error, Result};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write;
 
 fn main() -> std::process::ExitCode {

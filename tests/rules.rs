@@ -26,6 +26,11 @@ const PLACES: [(&str, &str); 8] = [
     ("right", "p = h @ transpose(w)"),
     ("right_back", "p = matmul(h, transpose(w), t=nt)"),
     ("left", "p = matmul(transpose(w), w) + 0 * sum(h)"),
+    (
+        "whole",
+        "a = convert(h, format=i8) b = convert(h, format=i16) c = convert(h, format=i32) d = convert(h, format=u8) e = convert(h, format=u16) f = convert(h, format=u32) g = convert(h, format=u64) p = a + b + c + d + e + f + g + h",
+    ),
+    ("double", "p = convert(h, format=f64) * h"),
     ("twice", "p = transpose(transpose(h) ) + w"),
 ];
 

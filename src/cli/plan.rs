@@ -101,6 +101,12 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let planned = plan(&step, &Request { policy, ..request.clone() }, &rules)?;
         out(&format!("{}\n", summary_line(label, planned.estimate, launches(&planned)?)));
     }
+    if compiled.planned.search_cut_short {
+        out(&format!(
+            "note: the search ended after {} candidates; the step is large, and a cheaper plan may exist\n",
+            compiled.planned.evaluations
+        ));
+    }
     for phase in compiled.planned.phases.iter().filter(|p| p.cut_short.is_some()) {
         out(&format!(
             "note: phase `{}` was cut short at {}; the plan may miss rewrites\n",

@@ -14,6 +14,9 @@ use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
 use egg::{Id, Language};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Values costed in a search: candidates times values of the step.
+const SEARCH: usize = 200_000;
+
 /// A choice: the member taken in every class where it is not the first.
 #[derive(Clone, Debug, Default)]
 struct Choice(BTreeMap<Id, usize>);
@@ -24,6 +27,8 @@ pub struct Extracted {
     pub estimate: Estimate,
     /// Graphs costed on the way.
     pub evaluations: usize,
+    /// The search ended before it had tried every flip.
+    pub cut_short: bool,
     /// The rule that made each stored buffer's choice, by the buffer's name.
     pub rules: BTreeMap<String, String>,
 }
@@ -120,7 +125,7 @@ impl<'a> Extractor<'a> {
             .filter(|(id, m)| self.egraph[**id].data.sort == Sort::Edge && m.len() > 1)
             .map(|(id, _)| *id)
             .collect();
-        let mut evaluations = 0;
+        let (mut evaluations, mut evaluated, mut cut_short) = (0, 0, false);
         let mut cost = |choice: &Choice| -> Option<(f64, Graph, Estimate)> {
             evaluations += 1;
             let graph = self.build(choice).ok()?;
@@ -142,8 +147,10 @@ impl<'a> Extractor<'a> {
             self.estimate(&graph)?;
             return Err(Error::Graph("no choice of formats can be lowered".into()));
         };
+        // Every candidate is lowered whole, so large graphs can afford few of them.
+        let most = SEARCH / self.step.len().max(1);
         // Only edges of the graph at hand are worth flipping; it changes as flips are accepted.
-        for _sweep in 0..4 {
+        'search: for _sweep in 0..4 {
             let before = best.1;
             for &edge in &edges {
                 let live = self.reachable(&best.0);
@@ -151,6 +158,11 @@ impl<'a> Extractor<'a> {
                     continue;
                 }
                 for flip in self.flips(&best.0, edge) {
+                    evaluated += 1;
+                    if evaluated > most {
+                        cut_short = true;
+                        break 'search;
+                    }
                     if let Some((seconds, graph, estimate)) = cost(&flip)
                         && seconds < best.1 * (1.0 - 1e-9)
                     {
@@ -164,7 +176,7 @@ impl<'a> Extractor<'a> {
         }
         let (choice, _, graph, estimate) = best;
         let rules = self.rules(&choice);
-        Ok(Extracted { graph, estimate, evaluations, rules })
+        Ok(Extracted { graph, estimate, evaluations, cut_short, rules })
     }
 
     /// "Pass what is pointwise, get the rest in the narrowest format", or everything stored. A value computed from a

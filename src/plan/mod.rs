@@ -39,6 +39,8 @@ pub struct Planned {
     pub rules: BTreeMap<String, String>,
     pub phases: Vec<PhaseReport>,
     pub evaluations: usize,
+    /// The search for a cheaper plan ended at its limit.
+    pub search_cut_short: bool,
 }
 
 impl Planned {
@@ -52,6 +54,7 @@ impl Planned {
             rules: BTreeMap::new(),
             phases: Vec::new(),
             evaluations: 0,
+            search_cut_short: false,
         })
     }
 }
@@ -95,5 +98,6 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         rules: extracted.rules,
         phases,
         evaluations: extracted.evaluations,
+        search_cut_short: extracted.cut_short,
     })
 }

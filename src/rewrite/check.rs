@@ -150,9 +150,12 @@ fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String
     match rule.sorts[var] {
         Sort::Edge => egraph.add(Term::op("get", vec![buffer])),
         // Some value that is no source, of the kind the rule is about.
-        Sort::Value if computed_in(rule, "i64") => {
+        Sort::Value if let Some(format) = other_format(rule) => {
             let attrs = vec![egraph.add(Term::word("dims=[2, 3]")), egraph.add(Term::word("axis=1"))];
-            egraph.add(Term::op("iota", attrs))
+            let iota = egraph.add(Term::op("iota", attrs));
+            let edge = egraph.add(Term::op("pass", vec![iota]));
+            let word = egraph.add(Term::word(format.name()));
+            egraph.add(Term::op("convert", vec![word, edge]))
         }
         Sort::Value => {
             let edge = egraph.add(Term::op("get", vec![buffer]));
@@ -160,6 +163,11 @@ fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String
         }
         _ => buffer,
     }
+}
+
+/// The format that a condition wants its value computed in, if that is neither f32 nor a truth value.
+fn other_format(rule: &Rule) -> Option<Format> {
+    Format::ALL.into_iter().find(|f| !matches!(f, Format::F32 | Format::Bool) && computed_in(rule, f.name()))
 }
 
 fn computed_in(rule: &Rule, format: &str) -> bool {

@@ -131,6 +131,23 @@ impl Session {
         data.check(&sample(false), self.compiled.classes(), sample(true).iter().product(), batch)
     }
 
+    /// Overwrites an input or label, and the copies of it that are staged in other formats.
+    pub fn feed(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        let g = &self.compiled.planned.graph;
+        let copy = |id: &crate::ir::NodeId| matches!(g.op(*id), Op::Input { copy_of: Some(of), .. } if of == name);
+        let copies: Vec<String> = g.sources().filter(copy).map(|id| g.name_of(id).to_owned()).collect();
+        if g.find(name).is_some() {
+            self.step.write(name, values)?;
+        }
+        copies.iter().try_for_each(|c| self.step.write(c, values))
+    }
+
+    /// Runs one step on what was fed last, and returns its loss.
+    pub fn step(&mut self) -> Result<f64> {
+        self.step.run()?;
+        Ok(f64::from(self.step.read("loss")?[0]))
+    }
+
     /// One pass over the data in an order that depends on the seed and the epoch alone. The last, incomplete batch is
     /// left out. `tick` is told how many samples have been seen.
     pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(usize)) -> Result<EpochReport> {

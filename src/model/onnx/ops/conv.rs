@@ -83,8 +83,13 @@ fn conv_integer(n: &mut Node) -> Import<Vec<NodeId>> {
         sides.push(match n.maybe(i + 2)? {
             None => x,
             Some(zero) => {
-                let zero = n.convert(zero, Format::F32)?;
-                let zero = n.reshape(zero, &[])?;
+                let mut zero = n.convert(zero, Format::F32)?;
+                // Of the weights, each output channel may have its own.
+                let mut column = n.dims(zero);
+                if column.len() == 1 {
+                    column.extend(vec![1; n.rank(x) - 1]);
+                    zero = n.reshape(zero, &column)?;
+                }
                 n.bin(Binary::Sub, x, zero)?
             }
         });

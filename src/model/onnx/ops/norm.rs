@@ -159,7 +159,7 @@ fn rms(n: &mut Node) -> Import<Vec<NodeId>> {
     Ok(vec![n.bin(Binary::Mul, y, scale)?])
 }
 
-/// x / ‖x‖, and 0 where the norm is.
+/// x / ‖x‖
 fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
     let x = n.x(0)?;
     let axis = n.axis_of(x, -1)?;
@@ -171,10 +171,7 @@ fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
         let s = n.reduce(ReduceKind::Sum, s, &[axis], true)?;
         n.un(Unary::Sqrt, s)?
     };
-    let none = n.with(Binary::Eq, norm, 0.0)?;
-    let one = n.num_like(norm, 1.0)?;
-    let safe = n.select(none, one, norm)?;
-    Ok(vec![n.bin(Binary::Div, x, safe)?])
+    Ok(vec![n.bin(Binary::Div, x, norm)?])
 }
 
 /// (x − mean) / (deviation + 1e-9), as the operator's function body has it.

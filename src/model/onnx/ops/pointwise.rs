@@ -159,7 +159,25 @@ fn cast(n: &mut Node, x: NodeId, to: Format) -> Import<Vec<NodeId>> {
     if n.format(x) == to {
         return Ok(vec![x]);
     }
-    n.one(Op::Convert(to), &[x])
+    if !matches!(to, Format::F8E4M3 | Format::F8E5M2) {
+        return n.one(Op::Convert(to), &[x]);
+    }
+    // The fp8 formats saturate unless told not to; then what is too large is infinite, or NaN where there is no infinity.
+    let spec = to.float().ok_or("is no floating-point format")?;
+    if n.flag("saturate", true) {
+        let low = n.with(Binary::Max, x, -spec.max)?;
+        let both = n.with(Binary::Min, low, spec.max)?;
+        return n.one(Op::Convert(to), &[both]);
+    }
+    let y = n.add(Op::Convert(to), &[x])?;
+    if spec.has_infinity {
+        return Ok(vec![y]);
+    }
+    let size = n.un(Unary::Abs, x)?;
+    // Halfway to the next step of the grid still rounds down, to even.
+    let beyond = n.with(Binary::Gt, size, spec.max * (1.0 + 1.0 / 28.0))?;
+    let nan = n.num(f64::NAN)?;
+    Ok(vec![n.select(beyond, nan, y)?])
 }
 
 /// Quotients of whole numbers are whole, truncated towards zero.

@@ -64,10 +64,11 @@ fn resize(n: &mut Node) -> Import<Vec<NodeId>> {
 
 /// The coordinate in the input of output element `i`.
 fn coordinate(n: &Node, a: &Axis, i: usize) -> f64 {
-    let (i, extent, result) = (i as f64, a.extent as f64, a.result as f64);
+    // The ideal size, before it was rounded.
+    let (i, extent, result, ideal) = (i as f64, a.extent as f64, a.result as f64, a.scale * a.extent as f64);
     match n.word("coordinate_transformation_mode", if n.im.opset < 11 { "asymmetric" } else { "half_pixel" }).as_str() {
         "align_corners" if a.result == 1 => 0.0,
-        "align_corners" => i * (extent - 1.0) / (result - 1.0),
+        "align_corners" => i * (extent - 1.0) / (ideal - 1.0),
         "asymmetric" => i / a.scale,
         "pytorch_half_pixel" if a.result == 1 => 0.0,
         "tf_crop_and_resize" if a.result > 1 => {
@@ -76,7 +77,6 @@ fn coordinate(n: &Node, a: &Axis, i: usize) -> f64 {
         "tf_crop_and_resize" => 0.5 * (a.roi.0 + a.roi.1) * (extent - 1.0),
         "half_pixel_symmetric" => {
             // The output's middle falls on the input's middle, also where its size was rounded.
-            let ideal = a.scale * extent;
             extent / 2.0 * (1.0 - result / ideal) + (i + 0.5) / a.scale - 0.5
         }
         _ => (i + 0.5) / a.scale - 0.5,
@@ -107,7 +107,7 @@ fn along(n: &mut Node, x: NodeId, axis: usize, a: &Axis) -> Import<NodeId> {
     let (taps, antialias) = (if mode == "cubic" { 4 } else { 2 }, n.flag("antialias", false) && a.scale < 1.0);
     let stretch = if antialias { a.scale } else { 1.0 };
     let cubic = n.float("cubic_coeff_a", -0.75);
-    let exclude = n.flag("exclude_outside", false) || antialias;
+    let exclude = n.flag("exclude_outside", false);
     let reach = (f64::from(taps) / 2.0 / stretch).ceil() as i64;
     let mut matrix = vec![0.0; a.result * a.extent];
     let mut shift = vec![0.0; a.result];
