@@ -21,6 +21,11 @@ __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ float widen(double x) { return float(x); }
 __device__ __forceinline__ float widen(i64 x) { return float(x); }
 __device__ __forceinline__ float widen(int x) { return float(x); }
+__device__ __forceinline__ float widen(short x) { return float(x); }
+__device__ __forceinline__ float widen(signed char x) { return float(x); }
+__device__ __forceinline__ float widen(u64 x) { return float(x); }
+__device__ __forceinline__ float widen(u32 x) { return float(x); }
+__device__ __forceinline__ float widen(u16 x) { return float(x); }
 __device__ __forceinline__ float widen(u8 x) { return float(x); }
 __device__ __forceinline__ float widen(boolean x) { return x.bits ? 1.0f : 0.0f; }
 __device__ __forceinline__ float widen(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
@@ -30,12 +35,23 @@ __device__ __forceinline__ float widen(f16 x) {
     return y;
 }
 
-template <class T> struct Narrow;
+// Registers of kernels that compute in 64 bits.
+template <class T> __device__ __forceinline__ double widen64(T x) { return double(widen(x)); }
+__device__ __forceinline__ double widen64(double x) { return x; }
+__device__ __forceinline__ double widen64(i64 x) { return double(x); }
+__device__ __forceinline__ double widen64(u64 x) { return double(x); }
+__device__ __forceinline__ double widen64(int x) { return double(x); }
+__device__ __forceinline__ double widen64(u32 x) { return double(x); }
+
+/// Whole numbers wrap around.
+template <class T> struct Narrow {
+    static __device__ __forceinline__ T of(double x) { return T(i64(x)); }
+};
 template <> struct Narrow<float> { static __device__ __forceinline__ float of(float x) { return x; } };
-template <> struct Narrow<double> { static __device__ __forceinline__ double of(float x) { return x; } };
-template <> struct Narrow<i64> { static __device__ __forceinline__ i64 of(float x) { return i64(x); } };
-template <> struct Narrow<int> { static __device__ __forceinline__ int of(float x) { return int(x); } };
-template <> struct Narrow<u8> { static __device__ __forceinline__ u8 of(float x) { return u8(x); } };
+template <> struct Narrow<double> { static __device__ __forceinline__ double of(double x) { return x; } };
+template <> struct Narrow<u64> {
+    static __device__ __forceinline__ u64 of(double x) { return x < 0 ? u64(i64(x)) : u64(x); }
+};
 template <> struct Narrow<boolean> { static __device__ __forceinline__ boolean of(float x) { return {u8(x != 0.0f)}; } };
 template <> struct Narrow<f16> {
     static __device__ __forceinline__ f16 of(float x) {
@@ -61,6 +77,7 @@ template <> struct Narrow<bf16> {
 
 /// x as it would read back from memory in format T.
 template <class T> __device__ __forceinline__ float round_to(float x) { return widen(Narrow<T>::of(x)); }
+template <class T> __device__ __forceinline__ double round_to(double x) { return widen64(Narrow<T>::of(x)); }
 
 /// W neighbouring elements, moved by the widest access that their alignment allows.
 template <class T, int W> struct alignas(sizeof(T) * W <= 16 ? sizeof(T) * W : 16) Pack { T v[W]; };
@@ -85,6 +102,24 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 __device__ __forceinline__ float sign(float x) { return x == 0.0f || x != x ? x : copysignf(1.0f, x); }
 __device__ __forceinline__ float truth(bool c) { return c ? 1.0f : 0.0f; }
+__device__ __forceinline__ float modulo(float a, float b) {
+    const float r = fmodf(a, b);
+    return r != 0.0f && (r < 0.0f) != (b < 0.0f) ? r + b : r;
+}
+__device__ __forceinline__ double maximum(double a, double b) { return a != a || a > b ? a : b; }
+__device__ __forceinline__ double minimum(double a, double b) { return -maximum(-a, -b); }
+__device__ __forceinline__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+__device__ __forceinline__ double softplus(double x) { return fmax(x, 0.0) + log1p(exp(-fabs(x))); }
+__device__ __forceinline__ double sign(double x) { return x == 0.0 || x != x ? x : copysign(1.0, x); }
+__device__ __forceinline__ double modulo(double a, double b) {
+    const double r = fmod(a, b);
+    return r != 0.0 && (r < 0.0) != (b < 0.0) ? r + b : r;
+}
+__device__ __forceinline__ u64 resolve(double i, u64 extent) {
+    const double row = i < 0.0 ? i + double(extent) : i;
+    const u64 r = row > 0.0 ? u64(row) : 0;
+    return r < extent ? r : extent - 1;
+}
 __device__ __forceinline__ u64 resolve(float i, u64 extent) {
     const float row = i < 0.0f ? i + float(extent) : i;
     const u64 r = row > 0.0f ? u64(row) : 0;

@@ -17,7 +17,7 @@ pub enum Shape {
 }
 
 /// The C++ type of a format in memory.
-fn memory_type(f: Format) -> &'static str {
+pub(super) fn memory_type(f: Format) -> &'static str {
     match f {
         Format::F64 => "double",
         Format::F32 | Format::Tf32 => "float",
@@ -64,7 +64,8 @@ impl<'a> Functor<'a> {
         let axes = self.lane_axes();
         let Some(last) = axes.clone().last() else { return 1 };
         let dims: Vec<usize> = self.k.outer.iter().chain(&self.k.inner).copied().collect();
-        if self.k.loads.iter().any(|l| !l.view.guards.is_empty())
+        if self.k.wide
+            || self.k.loads.iter().any(|l| !l.view.guards.is_empty())
             || self.k.tape.iter().any(|i| matches!(i, Inst::Gather { .. }))
         {
             return 1;
@@ -232,12 +233,12 @@ impl<'a> Functor<'a> {
             }
         }
         for &s in stores {
-            let _ = writeln!(out, "{pad}float z{s}[W];");
+            let _ = writeln!(out, "{pad}{} z{s}[W];", self.real());
         }
         let _ = writeln!(out, "#pragma unroll\n{pad}for (int w = 0; w < W; ++w) {{");
         for &r in regs {
             self.positions(out, &format!("{pad}    "), r);
-            let _ = writeln!(out, "{pad}    const float r{r} = {};", self.expression(r));
+            let _ = writeln!(out, "{pad}    const {} r{r} = {};", self.real(), self.expression(r));
         }
         for &r in reductions {
             if let Inst::Reduce(_, x) = self.k.tape[r] {
@@ -254,7 +255,7 @@ impl<'a> Functor<'a> {
             let view = &self.k.stores[s].view;
             let (at, stride) = self.address(view);
             let _ = match stride {
-                1 => writeln!(out, "{pad}store<W>(y{s} + {at}, z{s});"),
+                1 if !self.k.wide => writeln!(out, "{pad}store<W>(y{s} + {at}, z{s});"),
                 stride => writeln!(
                     out,
                     "{pad}for (int w = 0; w < W; ++w) y{s}[{at} + w * {stride}] = Narrow<{}>::of(z{s}[w]);",
@@ -262,6 +263,31 @@ impl<'a> Functor<'a> {
                 ),
             };
         }
+    }
+
+    /// The type of registers.
+    fn real(&self) -> &'static str {
+        if self.k.wide { "double" } else { "float" }
+    }
+
+    fn widen(&self) -> &'static str {
+        if self.k.wide { "widen64" } else { "widen" }
+    }
+
+    /// An expression over f32 made one over f64: functions and numbers lose their `f`.
+    fn in_double(&self, text: String) -> String {
+        if !self.k.wide {
+            return text;
+        }
+        let mut out = text;
+        for name in [
+            "fabs", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
+            "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "floor", "ceil", "trunc", "rint", "pow", "fmod", "ldexp",
+        ] {
+            out = out.replace(&format!("{name}f("), &format!("{name}("));
+        }
+        let numbers = ["0.0f", "1.0f", "0.5f", "0.70710678f"];
+        numbers.iter().fold(out, |o, n| o.replace(n, n.trim_end_matches('f'))).replace("float(i64", "double(i64")
     }
 
     fn sum(&self, r: Reg) -> usize {
@@ -326,11 +352,13 @@ impl<'a> Functor<'a> {
         }
         let (at, stride) = self.address(&load.view);
         let _ = match stride {
-            0 => writeln!(out, "{pad}const float v{l} = widen(x{l}[{at}]);"),
-            1 => writeln!(out, "{pad}float v{l}[W];\n{pad}load<W>(x{l} + {at}, v{l});"),
+            0 => writeln!(out, "{pad}const {} v{l} = {}(x{l}[{at}]);", self.real(), self.widen()),
+            1 if !self.k.wide => writeln!(out, "{pad}float v{l}[W];\n{pad}load<W>(x{l} + {at}, v{l});"),
             s => writeln!(
                 out,
-                "{pad}float v{l}[W];\n{pad}for (int w = 0; w < W; ++w) v{l}[w] = widen(x{l}[{at} + w * {s}]);"
+                "{pad}{} v{l}[W];\n{pad}for (int w = 0; w < W; ++w) v{l}[w] = {}(x{l}[{at} + w * {s}]);",
+                self.real(),
+                self.widen()
             ),
         };
     }
@@ -338,19 +366,20 @@ impl<'a> Functor<'a> {
     fn expression(&self, r: Reg) -> String {
         match &self.k.tape[r] {
             Inst::Load(l) => self.loaded(*l),
+            Inst::Const(c) if self.k.wide => constant64(c.get()),
             Inst::Const(c) => constant(c.get()),
             Inst::Position(a) => {
                 let lane = if self.lane_axes().last() == Some(*a) { " + w" } else { "" };
-                format!("float(a{a}{lane})")
+                format!("{}(a{a}{lane})", self.real())
             }
-            Inst::Unary(u, a) => unary(*u, &format!("r{a}")),
-            Inst::Binary(b, x, y) => binary(*b, &format!("r{x}"), &format!("r{y}")),
+            Inst::Unary(u, a) => self.in_double(unary(*u, &format!("r{a}"))),
+            Inst::Binary(b, x, y) => self.in_double(binary(*b, &format!("r{x}"), &format!("r{y}"))),
             Inst::Select(c, x, y) => format!("r{c} != 0.0f ? r{x} : r{y}"),
             Inst::Reduce(..) => format!("done[{}]", self.sum(r)),
             Inst::Round(f, x) => format!("round_to<{}>(r{x})", memory_type(*f)),
             Inst::Gather { load, index, extent, stride } => {
                 let (at, lane) = self.address(&self.k.loads[*load].view);
-                format!("widen(x{load}[{at} + w * {lane} + resolve(r{index}, {extent}) * {stride}])")
+                format!("{}(x{load}[{at} + w * {lane} + resolve(r{index}, {extent}) * {stride}])", self.widen())
             }
             Inst::Accumulator => unreachable!("the accumulator is read from memory"),
         }
@@ -374,7 +403,7 @@ impl<'a> Functor<'a> {
             };
             let _ = write!(moved, " + {steps} * {}", g.stride);
         }
-        format!("{} ? widen(x{l}[{at}{moved}]) : {}", inside.join(" && "), constant(first.fill.get()))
+        format!("{} ? {}(x{l}[{at}{moved}]) : {}", inside.join(" && "), self.widen(), constant(first.fill.get()))
     }
 
     /// Declares the positions of a guarded load, `p<load>_<guard>`.
@@ -439,6 +468,15 @@ fn constant(x: f64) -> String {
             }
         }
         x => format!("{x:?}f"),
+    }
+}
+
+/// A number in f64.
+fn constant64(x: f64) -> String {
+    match x {
+        x if x.is_nan() => "double(NAN_F)".into(),
+        x if x.is_infinite() => format!("double({}INFINITY_F)", if x > 0.0 { "" } else { "-" }),
+        x => format!("{x:?}"),
     }
 }
 

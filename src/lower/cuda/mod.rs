@@ -9,10 +9,12 @@ mod plan;
 pub use plan::{CudaProgram, Destination, Launch, Word, generate};
 
 /// The headers, by the name generated code includes them under.
-pub const HEADERS: [(&str, &str); 3] = [
+pub const HEADERS: [(&str, &str); 5] = [
     ("mantissa.cuh", include_str!("../../../kernels/mantissa.cuh")),
     ("pointwise.cuh", include_str!("../../../kernels/pointwise.cuh")),
     ("reduce.cuh", include_str!("../../../kernels/reduce.cuh")),
+    ("conv.cuh", include_str!("../../../kernels/conv.cuh")),
+    ("scatter.cuh", include_str!("../../../kernels/scatter.cuh")),
 ];
 
 /// Options every compilation uses. Contraction is off, so that sums and products round as the CPU executor's do.

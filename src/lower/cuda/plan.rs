@@ -1,8 +1,9 @@
 //! Launches: which kernel, how many blocks, and what its arguments stand for.
 
-use super::functor::{Functor, Shape};
+use super::functor::{Functor, Shape, memory_type};
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::ir::ConvKind;
 use crate::lower::kernel::{Contraction, Exit, Inst, Kernel, Load, Loop, Product};
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
@@ -57,6 +58,8 @@ const SCRATCH: BufferId = BufferId::MAX;
 /// Parts of one launch: kernel arguments must stay under 4 KiB on older drivers.
 const MOST_PARTS: usize = 16;
 const THREADS: u32 = 256;
+/// Side of the square of results that a block of a convolution computes.
+const CONV_TILE: usize = 64;
 /// Columns a block reduces, and the threads it does so with.
 const COLUMNS: usize = 32;
 const COLUMN_THREADS: u32 = 512;
@@ -64,7 +67,7 @@ const COLUMN_THREADS: u32 = 512;
 /// Generates source and launches.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
     let mut g = Generator { program, out: CudaProgram::default(), kernels: 0 };
-    g.out.source = "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\nusing namespace mantissa;\n\
+    g.out.source = "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
         .to_owned();
     for launch in &program.launches {
@@ -89,18 +92,12 @@ struct Generator<'a> {
 impl Generator<'_> {
     /// A product: straight to memory if its epilogue only rounds, else to scratch, with the epilogue as a kernel.
     fn product(&mut self, kernel: usize, p: &Product) -> Result<()> {
-        if !matches!(p.contraction, Contraction::Gemm(_)) {
-            return Err(Error::Device("convolutions are not generated for CUDA yet".into()));
-        }
         let format = match p.exit() {
-            Exit::Direct(buffer, format) => {
-                self.out.launches.push(Launch::Product { kernel, to: Destination::Buffer(buffer, format) });
-                return Ok(());
-            }
+            Exit::Direct(buffer, format) => return self.contract(kernel, p, Destination::Buffer(buffer, format)),
             Exit::Scratch(format) => format,
         };
         self.out.scratch_bytes = self.out.scratch_bytes.max(p.contraction.elements() * format.bytes());
-        self.out.launches.push(Launch::Product { kernel, to: Destination::Scratch(format) });
+        self.contract(kernel, p, Destination::Scratch(format))?;
         let mut body = p.epilogue.clone();
         let view = View::contiguous(&body.outer);
         body.loads.push(Load { buffer: SCRATCH, view, format });
@@ -110,17 +107,89 @@ impl Generator<'_> {
         self.group(&[&body])
     }
 
+    /// Launches a contraction: matrix products go to the library, the rest to templates of ours.
+    fn contract(&mut self, kernel: usize, p: &Product, to: Destination) -> Result<()> {
+        if p.epilogue.wide {
+            return Err(Error::Device("products in f64 are not generated for CUDA; use --device cpu".into()));
+        }
+        let (out, out_format) = match to {
+            Destination::Buffer(b, f) => (Word::Buffer(b), f),
+            Destination::Scratch(f) => (Word::Scratch, f),
+        };
+        let memory = |b: BufferId| memory_type(self.program.buffers[b].ty.format);
+        match &p.contraction {
+            Contraction::Gemm(_) => self.out.launches.push(Launch::Product { kernel, to }),
+            Contraction::Conv(c) => {
+                let s = &c.spec;
+                let kind = match c.kind {
+                    ConvKind::Forward => "FORWARD",
+                    ConvKind::Input(_) => "INPUT",
+                    ConvKind::Weight(_) => "WEIGHT",
+                };
+                let rank = s.stride.len();
+                // The right operand is gathered; with respect to the weights, that is x.
+                let ty = format!("Conv<{}, {}, {}, {kind}, {rank}>", memory(c.a), memory(c.b), memory_type(out_format));
+                let (channels, outputs) = (c.w[1], c.w[0] / s.groups);
+                let lists = [&c.x[2..], &c.w[2..], &c.y[2..], &s.stride, &s.dilation, &s.lo];
+                let sizes =
+                    [c.x[0], s.groups, channels, outputs].into_iter().chain(lists.into_iter().flatten().copied());
+                let mut words = vec![Word::Buffer(c.a), Word::Buffer(c.b), out];
+                words.extend(sizes.map(|n| Word::Number(n as u64)));
+                let area = |d: &[usize]| d[2..].iter().product::<usize>();
+                let (rows, columns) = match c.kind {
+                    ConvKind::Forward => (outputs, c.x[0] * area(&c.y)),
+                    ConvKind::Input(_) => (channels, c.x[0] * area(&c.x)),
+                    ConvKind::Weight(_) => (outputs, channels * area(&c.w)),
+                };
+                let blocks = s.groups * rows.div_ceil(CONV_TILE) * columns.div_ceil(CONV_TILE);
+                self.template(&ty, "conv", blocks, words)?;
+            }
+            Contraction::Scatter(s) => {
+                let base = s.base.map_or("float", memory);
+                let kind = s.kind.name().to_uppercase();
+                let ty = format!("Scatter<{base}, {}, {}, {kind}>", memory(s.index), memory(s.updates));
+                let base = s.base.map_or(Word::Number(0), Word::Buffer);
+                let mut words = vec![base, Word::Buffer(s.index), Word::Buffer(s.updates), out];
+                words.extend([s.lead, s.rows, s.positions, s.tail].map(|n| Word::Number(n as u64)));
+                let elements = p.contraction.elements();
+                self.template(&ty, "scatter_base", elements.div_ceil(THREADS as usize), words.clone())?;
+                if s.lead * s.positions * s.tail > 0 {
+                    self.template(&ty, "scatter_rows", s.lead * s.positions, words)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A kernel that is a template's instance for a struct of arguments.
+    fn template(&mut self, ty: &str, call: &str, blocks: usize, words: Vec<Word>) -> Result<()> {
+        let name = format!("{call}_{}", self.kernels);
+        self.kernels += 1;
+        let _ = writeln!(
+            self.out.source,
+            "\nextern \"C\" __global__ void __launch_bounds__({THREADS}) {name}(const __grid_constant__ {ty} k) {{ {call}(k); }}"
+        );
+        let blocks = u32::try_from(blocks).map_err(|_| Error::Device("a kernel needs more than 2^32 blocks".into()))?;
+        if blocks > 0 {
+            self.out.launches.push(Launch::Kernel { name, blocks, threads: THREADS, words });
+        }
+        Ok(())
+    }
+
     /// Kernels of the same code, in one launch.
     fn group(&mut self, parts: &[&Loop]) -> Result<()> {
         let k = parts[0];
         for f in k.loads.iter().map(|l| l.format).chain(k.stores.iter().map(|s| s.format)) {
-            if matches!(f, Format::F8E4M3 | Format::F8E5M2 | Format::I8) {
+            if matches!(f, Format::F8E4M3 | Format::F8E5M2) {
                 return Err(Error::Device(format!(
                     "generated kernels do not move {f} yet; run this plan with --device cpu"
                 )));
             }
         }
         let shape = shape_of(k);
+        if k.wide && shape != Shape::Pointwise {
+            return Err(Error::Device("reductions in 64 bits are not generated for CUDA; use --device cpu".into()));
+        }
         let functor = Functor::new(k, shape);
         let (struct_name, name) = (format!("Functor{}", self.kernels), format!("{}_{}", word(shape), self.kernels));
         self.kernels += 1;
