@@ -11,11 +11,10 @@ use mantissa::rewrite::RuleSet;
 use mantissa::run::cpu::CpuRunner;
 use mantissa::run::{Device, initialise};
 use mantissa::train::Settings;
-use std::collections::BTreeMap;
 
 fn model() -> Model {
     let source = include_str!("../examples/digits/mlp.mir");
-    Model { graph: text::parse(source, "mlp.mir").expect("the example parses"), weights: BTreeMap::new() }
+    Model::from_graph(text::parse(source, "mlp.mir").expect("the example parses"))
 }
 
 fn fill(device: &mut CpuRunner, graph: &Graph) {

@@ -18,7 +18,7 @@ fn every_rule_holds_on_random_tensors() {
 }
 
 /// Snippets in which the rules fire that no model of the corpus has a place for.
-const PLACES: [(&str, &str); 8] = [
+const PLACES: [(&str, &str); 10] = [
     ("recognise", "a = log1p(exp(h)) + log(exp(h) + 1) + log(sigmoid(h)) b = log(softmax(h)) p = relu(relu(a)) + b"),
     ("units", "p = (h * 1 + 0) + (1 * h + (0 + h)) - 0 + h / 1"),
     ("signs", "p = neg(neg(h)) + (h - neg(w)) + (h + neg(w)) + (neg(h) + w)"),

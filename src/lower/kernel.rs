@@ -302,7 +302,7 @@ impl Product {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
     Loop(Loop),
-    Product(Product),
+    Product(Box<Product>),
 }
 
 impl Kernel {

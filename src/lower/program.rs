@@ -181,7 +181,7 @@ pub(crate) fn emit(
                 Op::Scatter { .. } | Op::ScatterAdd { .. } => Contraction::Scatter(scatter(graph, p, place)),
                 _ => Contraction::Gemm(gemm(graph, p, place)),
             };
-            Kernel::Product(Product { contraction, epilogue: e.body })
+            Kernel::Product(Box::new(Product { contraction, epilogue: e.body }))
         }
     }
 }

@@ -23,7 +23,7 @@ pub struct Model {
 
 #[derive(Clone, Debug)]
 enum Source {
-    Graph(Graph),
+    Graph(Box<Graph>),
     Onnx(Arc<onnx::File>),
 }
 
@@ -47,7 +47,7 @@ impl Model {
         let source = match path.extension().and_then(|e| e.to_str()) {
             Some("mir") => {
                 let source = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
-                Source::Graph(text::parse(&source, &path.display().to_string())?)
+                Source::Graph(Box::new(text::parse(&source, &path.display().to_string())?))
             }
             Some("onnx") => Source::Onnx(Arc::new(onnx::File::read(path)?)),
             _ => return Err(Error::model(path, "models are .mir or .onnx files")),
@@ -57,7 +57,7 @@ impl Model {
 
     /// A model made in memory.
     pub fn from_graph(graph: Graph) -> Model {
-        Model { source: Source::Graph(graph) }
+        Model { source: Source::Graph(Box::new(graph)) }
     }
 
     /// Names of the sizes that must be given, sorted.

@@ -86,7 +86,7 @@ pub(super) fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result
         return Err("groups must be at least 1".into());
     }
     let whole = |c: usize| {
-        if c % s.groups == 0 {
+        if c.is_multiple_of(s.groups) {
             Ok(c / s.groups)
         } else {
             Err(format!("{c} channels do not divide into {} groups", s.groups))

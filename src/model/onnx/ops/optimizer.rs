@@ -6,13 +6,12 @@ use crate::model::onnx::node::{Import, Node};
 
 pub const OPS: &[(&str, Handler)] = &[("Adam", adam), ("Adagrad", adagrad), ("Momentum", momentum)];
 
+/// A tensor's next value and states, from the tensor, its gradient and its states.
+type Update = fn(&mut Node, NodeId, NodeId, &[NodeId]) -> Import<(NodeId, Vec<NodeId>)>;
+
 /// Inputs are the rate, the update count, then all tensors, all gradients and each kind of state. Outputs are the new
 /// tensors, then the new states.
-fn each(
-    n: &mut Node,
-    states: usize,
-    update: fn(&mut Node, NodeId, NodeId, &[NodeId]) -> Import<(NodeId, Vec<NodeId>)>,
-) -> Import<Vec<NodeId>> {
+fn each(n: &mut Node, states: usize, update: Update) -> Import<Vec<NodeId>> {
     let count = (n.inputs() - 2) / (2 + states);
     let mut columns: Vec<Vec<NodeId>> = vec![Vec::new(); 1 + states];
     for i in 0..count {
