@@ -72,6 +72,12 @@ fn every_model() {
 }
 
 #[test]
+fn a_gather_at_one_position_along_the_last_axis() {
+    let source = "model m { input i: i64 param a: f32[2, 5] = ones loss = sum(square(gather(a, i, axis=1))) }";
+    check(source, 2).unwrap_or_else(|e| panic!("{e}"));
+}
+
+#[test]
 fn every_unary_operation() {
     for u in Unary::ALL.into_iter().filter(|u| !u.is_predicate() && *u != Unary::BitNot) {
         // Logarithms and roots take positive numbers, inverse functions the range of what they invert.

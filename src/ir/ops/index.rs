@@ -70,6 +70,10 @@ fn check(axis: usize, x: &Type, index: &Type) -> Result<(), String> {
     if axis >= x.shape.rank() {
         return Err(format!("axis {axis} is outside {}", x.shape));
     }
+    check_index(index)
+}
+
+fn check_index(index: &Type) -> Result<(), String> {
     if !matches!(index.format, Format::I64 | Format::I32) {
         return Err(format!("indices are {}, not i64 or i32", index.format));
     }
@@ -85,7 +89,8 @@ pub(super) fn infer_gather(axis: usize, x: &Type, index: &Type) -> Result<Type, 
 }
 
 pub(super) fn infer_scatter(axis: usize, size: &Dim, dy: &Type, index: &Type) -> Result<Type, String> {
-    check(axis, dy, index)?;
+    check_index(index)?;
+    // A scalar index leaves no extent behind, so the axis can lie just behind the last one.
     let rank = index.shape.rank();
     if dy.shape.0.get(axis..axis + rank) != Some(&index.shape.0[..]) {
         return Err(format!("{} does not carry the index's {} at axis {axis}", dy.shape, index.shape));
