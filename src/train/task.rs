@@ -75,9 +75,9 @@ impl Task {
     }
 }
 
-/// Puts a loss on the model's only output; the label is a new input.
+/// Puts a loss on the model's only output; the label is a new input. What a batch norm updates is no output to train on.
 fn add_loss(graph: &mut Graph, kind: Loss) -> Result<NodeId> {
-    let outputs: Vec<Output> = graph.outputs().to_vec();
+    let outputs: Vec<Output> = graph.outputs().iter().filter(|o| o.role != Role::Update).cloned().collect();
     let [output] = &outputs[..] else {
         let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
         return Err(Error::Request(format!(
