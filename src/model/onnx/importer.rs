@@ -10,6 +10,7 @@ use super::proto::tensor_shape_proto::dimension::Value as DimValue;
 use super::proto::type_proto::Value as TypeValue;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, ValueInfoProto};
 use super::tensor::{Files, format_of};
+use super::trained::Notes;
 use super::{File, Given, ops};
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -52,6 +53,8 @@ pub struct Importer<'a> {
     known_nodes: HashMap<NodeId, Rc<Known>>,
     /// Names that must not be trained: statistics, and constants that the exporter made.
     frozen: HashSet<String>,
+    /// What the exporter noted about parameters, if anything.
+    notes: Option<Notes<'a>>,
 }
 
 pub fn import(file: &File, given: Given, purpose: Purpose) -> Result<Bound> {
@@ -69,6 +72,7 @@ pub fn import(file: &File, given: Given, purpose: Purpose) -> Result<Bound> {
         weights: Weights::new(),
         known_nodes: HashMap::new(),
         frozen: frozen(proto),
+        notes: Notes::read(proto),
     };
     im.initialisers(proto).map_err(bad)?;
     for input in proto.input.iter().filter(|i| !i.name().is_empty()) {
@@ -152,9 +156,7 @@ impl<'a> Importer<'a> {
     fn initialisers(&mut self, proto: &GraphProto) -> Result<(), String> {
         for t in &proto.initializer {
             let w = self.files.decode(t).map_err(|e| format!("initialiser `{}`: {e}", t.name()))?;
-            let machine = is_machine_made(t.name());
-            let constant =
-                !w.format.is_float() || (machine && (w.dims.is_empty() || (w.elements() <= SMALL && is_uniform(&w))));
+            let constant = !w.format.is_float() || self.is_constant(t.name(), &w);
             let value = if constant && w.elements() <= SMALL {
                 Value::Known(Rc::new(known(&w)))
             } else {
@@ -166,6 +168,14 @@ impl<'a> Importer<'a> {
             self.values.insert(t.name().to_owned(), value);
         }
         Ok(())
+    }
+
+    /// Is a floating-point initialiser a constant that the exporter made, rather than a parameter or a buffer?
+    fn is_constant(&self, name: &str, w: &Weight) -> bool {
+        match &self.notes {
+            Some(notes) => !notes.trains(name) && !self.frozen.contains(name),
+            None => is_machine_made(name) && (w.dims.is_empty() || (w.elements() <= SMALL && is_uniform(w))),
+        }
     }
 
     /// Imports nodes, whatever order they stand in.
@@ -235,6 +245,7 @@ impl<'a> Importer<'a> {
             weights: Weights::new(),
             known_nodes: HashMap::new(),
             frozen: HashSet::new(),
+            notes: None,
         };
         inner.graph.origin = self.graph.origin.clone();
         for name in node.input.iter().filter(|i| !i.is_empty()) {
@@ -353,6 +364,12 @@ impl<'a> Importer<'a> {
             Value::Node(id) => return Ok(id),
             Value::Known(k) => self.known_node(&k, Some(name))?,
             Value::Weight(w) => {
+                if let Some(of) = self.transpose_of(name) {
+                    let x = self.node_of(&of)?;
+                    let id = self.graph.add(Op::Transpose { perm: vec![1, 0] }, &[x]).map_err(plain)?;
+                    self.values.insert(name.to_owned(), Value::Node(id));
+                    return Ok(id);
+                }
                 let trained = w.format.is_float() && !self.frozen.contains(name);
                 let format = if w.format.is_low() { Format::F32 } else { w.format };
                 let ty = Type::new(Shape::of(&w.dims), format);
@@ -366,6 +383,15 @@ impl<'a> Importer<'a> {
             self.values.insert(name.to_owned(), Value::Node(id));
         }
         Ok(id)
+    }
+
+    /// The parameter whose transposed copy an initialiser is.
+    fn transpose_of(&self, name: &str) -> Option<String> {
+        let weight = |name: &str| match self.values.get(name)? {
+            Value::Weight(w) => Some(w.clone()),
+            _ => self.weights.get(name).cloned().map(Rc::new),
+        };
+        self.notes.as_ref()?.transpose_of(name, &weight).map(str::to_owned)
     }
 
     /// A node for a known tensor: a constant where one number will do, else a tensor among the weights.

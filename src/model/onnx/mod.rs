@@ -10,6 +10,7 @@ mod order;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod proto;
 mod tensor;
+mod trained;
 
 pub use tensor::read_tensor;
 
