@@ -5,6 +5,7 @@
 //! extra_checks encode FORMAT ieee|saturate   f32 numbers in, their 16-bit codes out
 //! extra_checks decode FORMAT                 every code of FORMAT, as f32, out
 //! extra_checks forward MODEL.onnx            the input as f32 in, the first output as f32 out
+//! extra_checks gradients MODEL.onnx LOSS DIR.. the loss and its gradients, from each DIR to itself
 //! extra_checks nvrtc ARCH..                  generates kernels for many plans and compiles them
 //! ```
 //!
@@ -12,6 +13,8 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "extra_checks/gradients.rs"]
+mod gradients;
 
 use mantissa::cost::Target;
 use mantissa::error::{Error, Result};
@@ -28,8 +31,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-const USAGE: &str =
-    "usage: extra_checks round|encode FORMAT ieee|saturate, decode FORMAT, forward MODEL.onnx, or nvrtc ARCH..";
+const USAGE: &str = "usage: extra_checks round|encode FORMAT ieee|saturate, decode FORMAT, forward MODEL.onnx, \
+                     gradients MODEL.onnx cross_entropy|mse|bce|- DIR.., or nvrtc ARCH..";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         ["encode", format, mode] => encode(format, mode),
         ["decode", format] => decode(format),
         ["forward", model] => forward(Path::new(model)),
+        ["gradients", model, loss, dirs @ ..] if !dirs.is_empty() => gradients::run(Path::new(model), loss, dirs),
         ["nvrtc", archs @ ..] if !archs.is_empty() => nvrtc(archs),
         _ => Err(Error::Request(USAGE.into())),
     };

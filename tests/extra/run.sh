@@ -1,22 +1,28 @@
 #!/usr/bin/env bash
 # The second test layer: checks against what others computed. Needs Python 3.11 or newer, packages from PyPI (kept
-# under target/), and no GPU. `cargo test`, the first layer, needs none of this.
+# under target/, 2 GB), and no GPU. `cargo test`, the first layer, needs none of this.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 export PYTHONDONTWRITEBYTECODE=1
 
 venv=target/extra-venv
 nvrtc12=target/extra-nvrtc12
+stubs=target/extra-stubs
 [ -x $venv/bin/pip ] || python3 -m venv $venv
 pip() { $venv/bin/pip --quiet --disable-pip-version-check "$@"; }
-pip install numpy==2.4.6 ml_dtypes==0.6.0 onnx==1.20.1 onnxruntime==1.31.1
+pip install numpy==2.4.6 ml_dtypes==0.6.0 onnx==1.20.1 onnxruntime==1.31.1 safetensors==0.8.0
 pip install --no-deps 'nvidia-cuda-nvrtc==13.0.*'
 # CUDA 13 does not compile for Volta.
 [ -d $nvrtc12/nvidia ] || pip install --no-deps --target $nvrtc12 'nvidia-cuda-nvrtc-cu12==12.9.*'
+# PyTorch without the CUDA libraries it is linked against, but for the runtime, which its libraries call when loaded.
+pip install onnxscript==0.7.2 onnx-ir==1.1.0 filelock==4.2.11 fsspec==2026.9.0 jinja2==3.1.6 networkx==3.6.1 \
+    sympy==1.14.0 typing_extensions==4.16.0 setuptools==80.9.0
+pip install --no-deps torch==2.15.0 nvidia-cuda-runtime==13.2.75
 
 cargo build --release --quiet --target-dir target --example extra_checks
 helper=$PWD/target/release/examples/extra_checks
 python=$venv/bin/python
+$python tests/extra/torch_stubs.py $stubs
 lib13=$(echo "$PWD"/$venv/lib/python3*/site-packages/nvidia/cu13/lib)
 lib12=$PWD/$nvrtc12/nvidia/cuda_nvrtc/lib
 
@@ -33,6 +39,7 @@ check() {
 check $python tests/extra/formats.py "$helper"
 check $python tests/extra/onnx_casts.py "$helper"
 check $python tests/extra/onnx_forward.py "$helper"
+check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_gradients.py "$helper"
 check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
 check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
 
