@@ -42,7 +42,8 @@ fn fill(device: &mut CpuRunner, graph: &Graph) {
 fn benches(c: &mut Criterion) {
     let rules = RuleSet::builtin().expect("built-in rules load");
     let settings = Settings::default();
-    let (_, step) = settings.build(&model()).expect("the example builds");
+    let (_, step) =
+        settings.build(&model(), &RuleSet::builtin().expect("built-in rules load")).expect("the example builds");
     let request = settings.request().expect("the target is known");
     let mut group = c.benchmark_group("digits");
     group.sample_size(10);

@@ -99,7 +99,7 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
     };
     let steps: usize = steps.parse().map_err(|_| Error::Request(format!("`{steps}` is no number of steps")))?;
     *settings.recipe.optimizer.lr_mut() = lr.parse().map_err(|_| Error::Request(format!("`{lr}` is no rate")))?;
-    timed("import and differentiate", || settings.build(&model))?;
+    timed("import and differentiate", || settings.build(&model, &RuleSet::builtin()?))?;
     let compiled = timed("compile", || settings.compile(&model, &RuleSet::builtin()?, None))?;
     eprintln!("{} values in the step, {} evaluations", compiled.step.len(), compiled.planned.evaluations);
     let classes = compiled.classes().unwrap_or(2);

@@ -97,7 +97,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
             continue;
         }
         let other = Settings { policy, ..settings.clone() };
-        let (_, step) = other.build(&model)?;
+        let (_, step) = other.build(&model, &rules)?;
         let planned = plan(&step, &Request { policy, ..request.clone() }, &rules)?;
         out(&format!("{}\n", summary_line(label, planned.estimate, launches(&planned)?)));
     }

@@ -8,7 +8,7 @@
 use crate::cost::{Estimate, Target};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, Init, NodeId, Op, Role, verify};
+use crate::ir::{Graph, Init, NodeId, Op, Output, Role, verify};
 use crate::lower::lower;
 use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
 use egg::{Id, Language};
@@ -59,12 +59,15 @@ impl<'a> Extractor<'a> {
         e
     }
 
-    /// Orders every class's members by the size of the smallest tree below them, which no cycle can have.
+    /// Orders every class's members by the dearest chain below them, which no cycle can have.
     fn rank_members(&self) -> BTreeMap<Id, Vec<Term>> {
         let mut best: BTreeMap<Id, f64> = BTreeMap::new();
         let price = |t: &Term, best: &BTreeMap<Id, f64>| -> Option<f64> {
-            let below: f64 =
-                t.children.iter().map(|c| best.get(&self.egraph.find(*c)).copied()).sum::<Option<f64>>()?;
+            // The dearest operand, not their sum: sums of shared values grow without bound in a deep network.
+            let mut below: f64 = 0.0;
+            for c in &t.children {
+                below = below.max(*best.get(&self.egraph.find(*c))?);
+            }
             Some(below + self.own_price(t))
         };
         loop {
@@ -97,8 +100,8 @@ impl<'a> Extractor<'a> {
     fn own_price(&self, t: &Term) -> f64 {
         match t.name() {
             "" => 0.0,
-            "carried" | "staged" => -0.5,
-            "param" | "input" | "state" => 0.0,
+            "carried" | "staged" => 0.01,
+            "param" | "input" | "state" => 0.5,
             "put" | "cast" => 0.1 + 0.01 * self.format_of(t.children[0]).map_or(4, Format::bytes) as f64,
             "get" | "pass" => 0.01,
             // Low products first: their operands' casts are priced above.
@@ -177,6 +180,22 @@ impl<'a> Extractor<'a> {
         let (choice, _, graph, estimate) = best;
         let rules = self.rules(&choice);
         Ok(Extracted { graph, estimate, evaluations, cut_short, rules })
+    }
+
+    /// The graph of the smallest members, with outputs as values: what recognition makes of a graph.
+    pub fn plainest(&self) -> Result<Graph> {
+        let mut graph = self.build(&Choice::default())?;
+        let outputs = graph.outputs().to_vec();
+        graph.clear_outputs();
+        let mut bare = Vec::new();
+        for o in outputs {
+            let value = match graph.op(o.node) {
+                Op::Put(_) => graph.inputs(o.node)[0],
+                _ => o.node,
+            };
+            bare.push(Output { node: value, ..o });
+        }
+        graph.prune(&bare)
     }
 
     /// "Pass what is pointwise, get the rest in the narrowest format", or everything stored. A value computed from a

@@ -14,7 +14,7 @@ use crate::cost::{Estimate, Target};
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, verify};
-use crate::rewrite::{Facts, PhaseReport, RuleSet, encode, saturate};
+use crate::rewrite::{Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use extract::Extractor;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,6 +59,21 @@ impl Planned {
     }
 }
 
+/// Names what a model spells out (norms, gelu, masked softmax), before anything is differentiated: a derivative of the
+/// named operation is better than one of its spelling, and a format chosen inside the spelling could break it.
+pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseReport>)> {
+    let facts = Facts {
+        sources: graph.sources().map(|id| (graph.name_of(id).to_owned(), graph.ty(id).clone())).collect(),
+        ..Facts::default()
+    };
+    let mut encoded = encode(verify(graph)?, facts, &vec![true; graph.len()])?;
+    let (egraph, phases) = saturate(std::mem::take(&mut encoded.egraph), rules, &RECOGNITION);
+    let target = Target::named("cpu")?;
+    let named = Extractor::new(graph, &encoded, &egraph, &target).plainest()?;
+    verify(&named)?;
+    Ok((named, phases))
+}
+
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
 pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
     let verified = verify(step)?;
@@ -87,7 +102,7 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         encoded.egraph.analysis.keep_products.insert(encoded.classes[id.index()]);
     }
     let egraph = std::mem::take(&mut encoded.egraph);
-    let (egraph, phases) = saturate(egraph, rules);
+    let (egraph, phases) = saturate(egraph, rules, &PHASES);
     let extracted = Extractor::new(step, &encoded, &egraph, &request.target).extract()?;
     verify(&extracted.graph)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();

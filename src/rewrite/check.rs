@@ -5,7 +5,7 @@ use super::EGraph;
 use super::language::{Facts, Head, Sort, Term, decode_op};
 use super::rules::{Arrow, Rule};
 use crate::format::{Format, Overflow};
-use crate::ir::{Op, Shape, Tensor, Type};
+use crate::ir::{Num, Op, Shape, Tensor, Type};
 use egg::{ENodeOrVar, Id, Language, Runner};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -145,7 +145,19 @@ fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String
     if let Some(word) = words.get(var) {
         return egraph.add(Term::word(word));
     }
+    if let Some(constant) = wanted_constant(rule, var) {
+        let value = egraph.add(Term { head: Head::Num(Num::new(constant)), children: Vec::new() });
+        return if rule.sorts[var] == Sort::Edge { egraph.add(Term::op("pass", vec![value])) } else { value };
+    }
     let name = egraph.add(Term::word(var.trim_start_matches('?')));
+    // What selects is a truth value, here true and here false.
+    if is_condition(rule, var) {
+        let buffer = egraph.add(Term::op("input", vec![name]));
+        let one = egraph.add(Term { head: Head::Num(Num::new(1.0)), children: Vec::new() });
+        let (read, one) = (egraph.add(Term::op("get", vec![buffer])), egraph.add(Term::op("pass", vec![one])));
+        let truth = egraph.add(Term::op("gt", vec![read, one]));
+        return egraph.add(Term::op("pass", vec![truth]));
+    }
     let buffer = egraph.add(Term::op("input", vec![name]));
     match rule.sorts[var] {
         Sort::Edge => egraph.add(Term::op("get", vec![buffer])),
@@ -163,6 +175,30 @@ fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String
         }
         _ => buffer,
     }
+}
+
+/// Does the variable stand where a selection has its condition?
+fn is_condition(rule: &Rule, var: &str) -> bool {
+    rule.left.iter().any(|n| {
+        matches!(n, ENodeOrVar::ENode(t) if t.name() == "select"
+            && matches!(&rule.left[t.children[0]], ENodeOrVar::Var(v) if v.to_string() == var))
+    })
+}
+
+/// The constant that a condition wants a variable to be, or that an attribute is made of.
+fn wanted_constant(rule: &Rule, var: &str) -> Option<f64> {
+    let is_var = |a: &ENodeOrVar<Term>| matches!(a, ENodeOrVar::Var(v) if v.to_string() == var);
+    for c in rule.conditions.iter().filter(|c| matches!(c.name.as_str(), "near" | "below") && is_var(&c.args[0])) {
+        let ENodeOrVar::ENode(t) = &c.args[1] else { continue };
+        let number: f64 = t.to_string().parse().ok()?;
+        // What is below a number stands for minus infinity.
+        return Some(if c.name == "near" { number } else { f64::NEG_INFINITY });
+    }
+    let attribute = rule
+        .right
+        .iter()
+        .any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name() == "as" && is_var(&rule.right[t.children[1]])));
+    attribute.then_some(0.01)
 }
 
 /// The format that a condition wants its value computed in, if that is neither f32 nor a truth value.

@@ -8,8 +8,10 @@ use crate::format::Format;
 use egg::Id;
 
 /// Name, argument count, and meaning.
-pub const CONDITIONS: [(&str, usize, &str); 8] = [
+pub const CONDITIONS: [(&str, usize, &str); 10] = [
     ("fits", 2, "the policy lets this value be stored in this format, and the format holds it if it is constant"),
+    ("near", 2, "the value is a constant within a millionth of this number"),
+    ("below", 2, "the value is a constant below this number"),
     ("not-constant", 1, "the value is not known at compile time"),
     ("computed-in", 2, "the value's registers have this format"),
     ("target-multiplies", 1, "the target's matrix units take this format, and the policy allows it for products"),
@@ -32,9 +34,12 @@ pub(super) fn holds(egraph: &EGraph, name: &str, args: &[Id], root: Id) -> bool 
                 (None, Some(_)) => true,
                 (_, None) => false,
             };
-            let is_float = fact(1).ty.as_ref().is_some_and(|t| t.format.is_float());
+            // What a model computes in f64 stays there.
+            let is_float = fact(1).ty.as_ref().is_some_and(|t| t.format.is_float() && t.format != Format::F64);
             is_float && fact(1).low && format(0).is_some_and(|f| facts.stores.contains(&f) && in_range(f))
         }
+        "near" => constants(egraph, args).is_some_and(|(c, n)| (c - n).abs() <= 1e-6 * n.abs()),
+        "below" => constants(egraph, args).is_some_and(|(c, n)| c < n),
         "not-constant" => fact(0).constant.is_none(),
         "computed-in" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
         "target-multiplies" => format(0).is_some_and(|f| facts.multiplies.contains(&f)),
@@ -44,6 +49,12 @@ pub(super) fn holds(egraph: &EGraph, name: &str, args: &[Id], root: Id) -> bool 
         "stages" => facts.staged.contains(word(1)) && is_other_format(egraph, word(1), format(0)),
         _ => unreachable!("the loader knows every condition"),
     }
+}
+
+/// A value and the number it is compared with, if the value is known.
+fn constants(egraph: &EGraph, args: &[Id]) -> Option<(f64, f64)> {
+    let number = egraph[args[1]].data.word?.as_str().parse().ok()?;
+    Some((egraph[args[0]].data.constant?.get(), number))
 }
 
 /// Does the source of this name lie in memory in another format?

@@ -16,7 +16,7 @@ pub use conditions::CONDITIONS;
 pub use encode::{Encoded, encode};
 pub use language::{Fact, Facts, Head, Sort, Term, decode_op, is_product};
 pub use rules::{Arrow, Rule, RuleSet};
-pub use schedule::{PHASES, PhaseReport, saturate};
+pub use schedule::{PHASES, PhaseReport, RECOGNITION, saturate};
 
 /// The e-graph of a step.
 pub type EGraph = egg::EGraph<Term, Facts>;

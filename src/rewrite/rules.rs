@@ -306,6 +306,17 @@ impl Build<'_> {
                 (_, Sort::Word) => Ok(out.add(ENodeOrVar::ENode(Term::word(a)))),
                 _ => Err(Spanned::new(span.clone(), format!("expected {}, found the word `{a}`", describe(wanted)))),
             },
+            // An attribute made of a constant: `(as eps ?e)`.
+            Sexpr::List(parts, span) if wanted == Sort::Word && parts.first().and_then(Sexpr::atom) == Some("as") => {
+                let [_, key, value] = &parts[..] else {
+                    return Err(Spanned::new(span.clone(), "an attribute is (as NAME ?constant)"));
+                };
+                if self.on_left {
+                    return Err(Spanned::new(span.clone(), "`as` makes an attribute, so it stands on the right side"));
+                }
+                let children = vec![self.term(key, Sort::Word, out)?, self.term(value, Sort::Edge, out)?];
+                Ok(out.add(ENodeOrVar::ENode(Term::op("as", children))))
+            }
             Sexpr::List(parts, span) => {
                 let Some(name) = parts.first().and_then(Sexpr::atom) else {
                     return Err(Spanned::new(span.clone(), "expected an operation"));
@@ -406,6 +417,12 @@ impl Applier<Term, Facts> for RuleApplier {
         for node in self.rule.right.iter() {
             ids.push(match node {
                 ENodeOrVar::Var(v) => subst[*v],
+                ENodeOrVar::ENode(t) if t.name() == "as" => {
+                    let (key, value) = (ids[usize::from(t.children[0])], ids[usize::from(t.children[1])]);
+                    let Some(constant) = egraph[value].data.constant else { return Vec::new() };
+                    let key = egraph[key].data.word.map_or("", |w| w.as_str());
+                    egraph.add(Term::word(&format!("{key}={constant}")))
+                }
                 ENodeOrVar::ENode(t) => {
                     let mut t = t.clone();
                     t.children.iter_mut().for_each(|c| *c = ids[usize::from(*c)]);

@@ -28,10 +28,13 @@ pub struct PhaseReport {
     pub cut_short: Option<String>,
 }
 
-/// Runs every phase over the e-graph.
-pub fn saturate(mut egraph: EGraph, rules: &RuleSet) -> (EGraph, Vec<PhaseReport>) {
+/// The phases that only name and simplify: all that a forward graph needs before it is differentiated.
+pub const RECOGNITION: [&str; 2] = ["recognise", "simplify"];
+
+/// Runs phases over the e-graph, in order.
+pub fn saturate(mut egraph: EGraph, rules: &RuleSet, phases: &[&'static str]) -> (EGraph, Vec<PhaseReport>) {
     let mut reports = Vec::new();
-    for phase in PHASES {
+    for &phase in phases {
         let rewrites: Vec<_> = rules.phase(phase).map(|r| r.rewrite()).collect();
         if rewrites.is_empty() {
             continue;

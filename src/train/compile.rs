@@ -8,8 +8,8 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, text};
 use crate::model::{Model, Purpose, Weights};
-use crate::plan::{PlanFile, Planned, Policy, Request, plan};
-use crate::rewrite::RuleSet;
+use crate::plan::{PlanFile, Planned, Policy, Request, plan, recognise};
+use crate::rewrite::{PhaseReport, RuleSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,6 +43,14 @@ impl Default for Settings {
     }
 }
 
+/// A model bound and differentiated, and what was recognised in it before.
+struct Prepared {
+    task: Task,
+    step: Graph,
+    weights: Weights,
+    recognition: Vec<PhaseReport>,
+}
+
 /// A planned training step, with the forward graph for evaluation.
 #[derive(Clone, Debug)]
 pub struct Compiled {
@@ -67,31 +75,33 @@ impl Settings {
     }
 
     /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.
-    pub fn build(&self, model: &Model) -> Result<(Task, Graph)> {
-        let (task, step, _) = self.build_with_weights(model)?;
-        Ok((task, step))
+    pub fn build(&self, model: &Model, rules: &RuleSet) -> Result<(Task, Graph)> {
+        let p = self.prepare(model, rules)?;
+        Ok((p.task, p.step))
     }
 
-    fn build_with_weights(&self, model: &Model) -> Result<(Task, Graph, Weights)> {
+    fn prepare(&self, model: &Model, rules: &RuleSet) -> Result<Prepared> {
         let bound = model.bind(&self.sizes, Purpose::Training)?;
-        let task = Task::new(bound.graph, self.loss.as_deref())?;
+        let (graph, recognition) = recognise(&bound.graph, rules)?;
+        let task = Task::new(graph, self.loss.as_deref())?;
         let step = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
-        Ok((task, step, bound.weights))
+        Ok(Prepared { task, step, weights: bound.weights, recognition })
     }
 
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
-        let (task, step, weights) = self.build_with_weights(model)?;
+        let Prepared { task, step, weights, recognition } = self.prepare(model, rules)?;
         // A model exported with a fixed batch size has it, whatever was asked for.
         let mut settings = self.clone();
         if let Some(batch) = task.inputs(false).first().and_then(|&id| task.graph.ty(id).dims().first().copied()) {
             settings.sizes.insert("batch".into(), batch);
         }
         let request = self.request()?;
-        let planned = match saved {
+        let mut planned = match saved {
             None => plan(&step, &request, rules)?,
             Some((file, path)) => Planned::from_graph(file.graph_for(&step, path)?, &request)?,
         };
+        planned.phases.splice(0..0, recognition);
         let eval = match task.prediction_graph()? {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,

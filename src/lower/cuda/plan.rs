@@ -8,6 +8,7 @@ use crate::lower::kernel::{Contraction, Exit, Inst, Kernel, Load, Loop, Product}
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
 use crate::lower::view::View;
+use std::collections::HashMap;
 use std::fmt::Write;
 
 /// One 8-byte argument.
@@ -66,7 +67,7 @@ const COLUMN_THREADS: u32 = 512;
 
 /// Generates source and launches.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
-    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0 };
+    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0, known: HashMap::new() };
     g.out.source = "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
         .to_owned();
@@ -87,6 +88,8 @@ struct Generator<'a> {
     program: &'a Program,
     out: CudaProgram,
     kernels: usize,
+    /// Kernels written so far, by their text: layers that are alike share theirs.
+    known: HashMap<String, String>,
 }
 
 impl Generator<'_> {
@@ -161,14 +164,27 @@ impl Generator<'_> {
         Ok(())
     }
 
+    /// The name of the kernel with this text, which is written if it is new. `write` is told the source, the name and the
+    /// kernel's number.
+    fn name(&mut self, kind: &str, text: String, write: impl FnOnce(&mut String, &str, usize)) -> String {
+        let (source, kernels) = (&mut self.out.source, &mut self.kernels);
+        let make = || {
+            let name = format!("{kind}_{kernels}");
+            write(source, &name, *kernels);
+            *kernels += 1;
+            name
+        };
+        self.known.entry(format!("{kind} {text}")).or_insert_with(make).clone()
+    }
+
     /// A kernel that is a template's instance for a struct of arguments.
     fn template(&mut self, ty: &str, call: &str, blocks: usize, words: Vec<Word>) -> Result<()> {
-        let name = format!("{call}_{}", self.kernels);
-        self.kernels += 1;
-        let _ = writeln!(
-            self.out.source,
-            "\nextern \"C\" __global__ void __launch_bounds__({THREADS}) {name}(const __grid_constant__ {ty} k) {{ {call}(k); }}"
-        );
+        let name = self.name(call, ty.to_owned(), |source, name, _| {
+            let _ = writeln!(
+                source,
+                "\nextern \"C\" __global__ void __launch_bounds__({THREADS}) {name}(const __grid_constant__ {ty} k) {{ {call}(k); }}"
+            );
+        });
         let blocks = u32::try_from(blocks).map_err(|_| Error::Device("a kernel needs more than 2^32 blocks".into()))?;
         if blocks > 0 {
             self.out.launches.push(Launch::Kernel { name, blocks, threads: THREADS, words });
@@ -191,13 +207,8 @@ impl Generator<'_> {
             return Err(Error::Device("reductions in 64 bits are not generated for CUDA; use --device cpu".into()));
         }
         let functor = Functor::new(k, shape);
-        let (struct_name, name) = (format!("Functor{}", self.kernels), format!("{}_{}", word(shape), self.kernels));
-        self.kernels += 1;
         let buffer = |b: BufferId| if b == SCRATCH { "the product" } else { &self.program.buffers[b].name };
         let writes: Vec<&str> = parts.iter().flat_map(|p| p.stores.iter().map(|s| buffer(s.buffer))).collect();
-        let _ =
-            writeln!(self.out.source, "\n// {} over {:?} × {:?}: {}", word(shape), k.outer, k.inner, writes.join(", "));
-        self.out.source += &functor.text(&struct_name);
         let team = team_size(k);
         let (call, threads) = match shape {
             Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
@@ -209,10 +220,15 @@ impl Generator<'_> {
             Shape::Total => (format!("total<{THREADS}>(g)"), THREADS),
         };
         let n = parts.len();
-        let _ = writeln!(
-            self.out.source,
-            "extern \"C\" __global__ void __launch_bounds__({threads}) {name}(const __grid_constant__ Group<{struct_name}, {n}> g) {{ {call}; }}"
-        );
+        let text = functor.text("@");
+        let name = self.name(word(shape), format!("{call} {threads} {n} {text}"), |source, name, at| {
+            let _ = writeln!(source, "\n// {} over {:?} × {:?}: {}", word(shape), k.outer, k.inner, writes.join(", "));
+            *source += &text.replace('@', &format!("Functor{at}"));
+            let _ = writeln!(
+                source,
+                "extern \"C\" __global__ void __launch_bounds__({threads}) {name}(const __grid_constant__ Group<Functor{at}, {n}> g) {{ {call}; }}"
+            );
+        });
         let mut words = Vec::new();
         let mut first = 0u64;
         for part in parts {

@@ -184,6 +184,9 @@ impl<'a> Importer<'a> {
         for node in order {
             let place = describe(node);
             self.graph.origin = Some(place.clone());
+            if node.output.is_empty() {
+                return Err(format!("{place}: has no output"));
+            }
             let outputs = self.import_node(node).map_err(|e| {
                 // Messages of the graph name the place already.
                 if e.starts_with(&place) { e } else { format!("{place}: {e}") }
