@@ -33,7 +33,7 @@ const PLACES: &[(&str, &str)] = &[
     ),
     (
         "norms",
-        "m = mean(h, axes=[1], keep=true) d = h - m v = mean(pow(d, 2), axes=[1], keep=true) a = d / pow(v + 0.001, 0.5) n = mean(x, axes=[0], keep=true) e = x - n b = e * (1 / sqrt(mean(e * e, axes=[0], keep=true) + 0.001)) p = a + b",
+        "m = mean(h, axes=[1], keep=true) d = h - m s = mean(pow(d, 2), axes=[1], keep=true) a = d / pow(s + 0.001, 0.5) n = mean(x, axes=[0], keep=true) e = x - n b = e * (1 / sqrt(mean(e * e, axes=[0], keep=true) + 0.001)) p = a + b",
     ),
     (
         "rms",
