@@ -152,3 +152,34 @@ fn the_scale_grows_backs_off_and_stays_in_bounds() {
     assert_eq!([step(false), step(false), step(false)], [4.0; 3], "the floor holds");
     assert_eq!([step(true), step(true), step(true)], [4.0, 4.0, 8.0]);
 }
+
+/// A running statistic moves on good steps and stays where it was on a skipped one.
+#[test]
+fn statistics_are_committed_on_good_steps_only() {
+    let source = "model norm { input x: f32[batch, 3] label y: f32[batch, 3] state running: f32[3] = zeros param w: f32[3, 3] = kaiming_uniform \
+                  m = mean(x, axes=[0]) p = (x - m) @ w loss = mse(p, y) update running = running * 0.9 + m * 0.1 }";
+    // With a scale that overflows f16 gradients at once, the first steps are skipped until it has come down.
+    let compiled = compile(source, Policy::O1, Format::F16, |s| s.recipe.scaler.init = 16_777_216.0);
+    let graph = compiled.planned.graph.clone();
+    let mut cpu = CpuRunner::new(lower(verify(&graph).unwrap()).unwrap());
+    initialise_all(&mut cpu, &graph, 3);
+    let name = graph.sources().map(|id| graph.name_of(id)).find(|n| *n == "running").unwrap().to_owned();
+    cpu.write(&name, &[0.0; 3]).unwrap();
+    cpu.write(names::SCALE, &[16_777_216.0]).unwrap();
+    cpu.write(names::SKIPPED, &[0.0]).unwrap();
+    let (mut skips, mut good) = (0, 0);
+    for _ in 0..40 {
+        feed(&mut cpu, &graph, 1, 1);
+        let (before, skipped) = (cpu.read(&name).unwrap(), cpu.read(names::SKIPPED).unwrap()[0]);
+        cpu.run().unwrap();
+        let after = cpu.read(&name).unwrap();
+        if cpu.read(names::SKIPPED).unwrap()[0] > skipped {
+            assert_eq!(before, after, "a skipped step must leave statistics alone");
+            skips += 1;
+        } else {
+            assert_ne!(before, after, "a good step moves statistics");
+            good += 1;
+        }
+    }
+    assert!(good > 0 && skips > 0, "{good} good steps, {skips} skipped");
+}

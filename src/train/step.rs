@@ -8,7 +8,7 @@ use super::task::Task;
 use crate::autodiff::gradients;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Binary, Graph, Init, NodeId, Num, Op, ReduceKind, Role, Shape, Stage, Type, Unary, verify};
+use crate::ir::{Binary, Graph, Init, NodeId, Num, Op, Output, ReduceKind, Role, Shape, Stage, Type, Unary, verify};
 use crate::plan::Policy;
 
 /// Names of the step's own state, as checkpoints and logs know them.
@@ -33,6 +33,8 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
         }
         other => other.clone(),
     })?;
+    // Statistics that the model keeps (of batch norms) are state like any other.
+    let statistics: Vec<Output> = graph.outputs().iter().filter(|o| o.role == Role::Update).cloned().collect();
     graph.clear_outputs();
     let params: Vec<NodeId> = graph.sources().filter(|&id| matches!(graph.op(id), Op::Param { .. })).collect();
     if params.is_empty() {
@@ -85,6 +87,11 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     s.optimize(&recipe.optimizer, &pairs, unscale, step, lr, overflow)?;
     let next = s.g.shift(step, 1.0)?;
     s.update(names::STEP, step, next, overflow)?;
+    for o in &statistics {
+        let old =
+            s.g.find(&o.name).ok_or_else(|| Error::Graph(format!("update of `{}`, which is no state", o.name)))?;
+        s.update(&o.name, old, o.node, overflow)?;
+    }
     if mode == ScalerMode::Dynamic {
         s.rescale(&recipe.scaler, scale, overflow)?;
     }

@@ -88,11 +88,13 @@ impl Parser {
         if *self.peek() != Token::End {
             return Err(self.unexpected("the end of the file"));
         }
-        if self.graph.outputs().is_empty() {
+        // A model that names no output yields what nothing reads.
+        if self.graph.outputs().iter().all(|o| o.role == Role::Update) {
+            let declared = |id: NodeId| self.graph.outputs().iter().any(|o| o.node == id);
             let unused: Vec<NodeId> = self
                 .graph
                 .ids()
-                .filter(|&id| !self.graph.op(id).is_source() && self.graph.users(id).is_empty())
+                .filter(|&id| !self.graph.op(id).is_source() && self.graph.users(id).is_empty() && !declared(id))
                 .collect();
             for id in unused {
                 let name = self.graph.name_of(id).to_owned();
