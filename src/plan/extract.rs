@@ -184,18 +184,21 @@ impl<'a> Extractor<'a> {
 
     /// The graph of the smallest members, with outputs as values: what recognition makes of a graph.
     pub fn plainest(&self) -> Result<Graph> {
-        let mut graph = self.build(&Choice::default())?;
-        let outputs = graph.outputs().to_vec();
-        graph.clear_outputs();
-        let mut bare = Vec::new();
-        for o in outputs {
-            let value = match graph.op(o.node) {
-                Op::Put(_) => graph.inputs(o.node)[0],
-                _ => o.node,
-            };
-            bare.push(Output { node: value, ..o });
+        let built = self.build(&Choice::default())?;
+        // Operands of products and outputs were stored, which only a plan decides.
+        let mut graph = Graph::new(&built.name);
+        let mut map: Vec<NodeId> = Vec::with_capacity(built.len());
+        for id in built.ids() {
+            let x: Vec<NodeId> = built.inputs(id).iter().map(|i| map[i.index()]).collect();
+            map.push(match built.op(id) {
+                Op::Put(_) => x[0],
+                Op::Alias { dims } => graph.reshape(x[0], dims)?,
+                op if built.is_auto_named(id) || matches!(op, Op::Const(_)) => graph.add(op.clone(), &x)?,
+                op => graph.add_named(built.name_of(id), op.clone(), &x)?,
+            });
         }
-        graph.prune(&bare)
+        let outputs = built.outputs().iter().map(|o| Output { node: map[o.node.index()], ..o.clone() });
+        graph.prune(&outputs.collect::<Vec<_>>())
     }
 
     /// "Pass what is pointwise, get the rest in the narrowest format", or everything stored. A value computed from a
