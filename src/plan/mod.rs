@@ -2,12 +2,18 @@
 
 mod extract;
 mod file;
+mod live;
+mod members;
 mod policy;
+mod search;
+mod sketch;
+mod start;
 mod table;
 
-pub use extract::{Extracted, copy_name};
+pub use extract::Extracted;
 pub use file::{PLAN_VERSION, PlanFile, fingerprint};
 pub use policy::{Policy, Verdict, paint};
+pub use sketch::copy_name;
 pub use table::{print_table, summary_line};
 
 use crate::cost::{Estimate, Target};
@@ -15,7 +21,7 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, verify};
 use crate::rewrite::{Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
-use extract::Extractor;
+use extract::{extract, plainest};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What to plan for.
@@ -68,8 +74,7 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
     };
     let mut encoded = encode(verify(graph)?, facts, &vec![true; graph.len()])?;
     let (egraph, phases) = saturate(std::mem::take(&mut encoded.egraph), rules, &RECOGNITION);
-    let target = Target::named("cpu")?;
-    let named = Extractor::new(graph, &encoded, &egraph, &target).plainest()?;
+    let named = plainest(graph, &encoded, &egraph)?;
     verify(&named)?;
     Ok((named, phases))
 }
@@ -103,7 +108,7 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
     }
     let egraph = std::mem::take(&mut encoded.egraph);
     let (egraph, phases) = saturate(egraph, rules, &PHASES);
-    let extracted = Extractor::new(step, &encoded, &egraph, &request.target).extract()?;
+    let extracted = extract(step, &encoded, &egraph, &request.target)?;
     verify(&extracted.graph)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {

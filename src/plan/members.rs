@@ -1,0 +1,234 @@
+//! The members of every e-class, cheapest first, and a choice among them.
+
+use crate::format::Format;
+use crate::ir::{Graph, Op, Stage};
+use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
+use egg::{Id, Language};
+use std::collections::{HashMap, VecDeque};
+
+/// The member taken in every class, by class id; 0 is the cheapest.
+#[derive(Clone, Debug)]
+pub(super) struct Choice(Vec<u16>);
+
+impl Choice {
+    pub fn of(&self, class: Id) -> usize {
+        usize::from(self.0[usize::from(class)])
+    }
+
+    pub fn set(&mut self, class: Id, member: usize) {
+        self.0[usize::from(class)] = u16::try_from(member).expect("classes have few members");
+    }
+}
+
+/// A saturated e-graph seen as a set of choices. Class ids handed out and taken are canonical.
+pub(super) struct Members<'a> {
+    pub step: &'a Graph,
+    pub encoded: &'a Encoded,
+    pub root: Id,
+    egraph: &'a EGraph,
+    /// By class id; empty where the id is not canonical.
+    of: Vec<Vec<Term>>,
+    /// Terms some rule made.
+    made_by: HashMap<Term, String>,
+    names: HashMap<Id, String>,
+    /// Classes of values that belong to the optimizer and the scaler.
+    updates: Vec<bool>,
+}
+
+impl<'a> Members<'a> {
+    /// `egraph` is `encoded`'s after saturation.
+    pub fn new(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGraph) -> Members<'a> {
+        let ids = egraph.classes().map(|c| usize::from(c.id) + 1).max().unwrap_or(0);
+        let (mut names, mut updates) = (HashMap::new(), vec![false; ids]);
+        for id in step.ids() {
+            let class = egraph.find(encoded.classes[id.index()]);
+            names.entry(class).or_insert_with(|| step.name_of(id).to_owned());
+            updates[usize::from(class)] |= step.node(id).stage == Stage::Update;
+        }
+        let canonical = |t: &Term| t.clone().map_children(|c| egraph.find(c));
+        let made_by = egraph.analysis.made_by.iter().map(|(t, r)| (canonical(t), r.to_string())).collect();
+        let root = egraph.find(encoded.root);
+        let mut m = Members { step, encoded, root, egraph, of: vec![Vec::new(); ids], made_by, names, updates };
+        m.rank();
+        m
+    }
+
+    /// Orders every class's members by the dearest chain below them, which no cycle can have.
+    fn rank(&mut self) {
+        let mut best = vec![f64::INFINITY; self.of.len()];
+        let price = |m: &Members, t: &Term, best: &[f64]| {
+            // The dearest operand, not their sum: sums of shared values grow without bound in a deep network.
+            let below = t.children.iter().map(|&c| best[usize::from(m.egraph.find(c))]).fold(0.0, f64::max);
+            below + m.own_price(t)
+        };
+        let mut ids: Vec<Id> = self.egraph.classes().map(|c| c.id).collect();
+        ids.sort_unstable();
+        let mut waiting: VecDeque<Id> = ids.iter().copied().collect();
+        let mut queued = vec![true; self.of.len()];
+        while let Some(id) = waiting.pop_front() {
+            let at = usize::from(id);
+            queued[at] = false;
+            let class = &self.egraph[id];
+            let cheapest = class.nodes.iter().map(|t| price(self, t, &best)).fold(f64::INFINITY, f64::min);
+            if cheapest < best[at] {
+                best[at] = cheapest;
+                for parent in class.parents().map(|p| self.egraph.find(p)) {
+                    if !std::mem::replace(&mut queued[usize::from(parent)], true) {
+                        waiting.push_back(parent);
+                    }
+                }
+            }
+        }
+        for id in ids {
+            let priced = self.egraph[id].nodes.iter().map(|t| (price(self, t, &best), t));
+            let mut priced: Vec<(f64, Term)> = priced
+                .filter(|(p, _)| p.is_finite())
+                .map(|(p, t)| (p, t.clone().map_children(|c| self.egraph.find(c))))
+                .collect();
+            priced.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+            priced.dedup_by(|a, b| a.1 == b.1);
+            self.of[usize::from(id)] = priced.into_iter().map(|p| p.1).collect();
+        }
+    }
+
+    fn own_price(&self, t: &Term) -> f64 {
+        match t.name() {
+            "" => 0.0,
+            "carried" | "staged" => 0.01,
+            "param" | "input" | "state" => 0.5,
+            "put" | "cast" => 0.1 + 0.01 * self.format_of(t.children[0]).map_or(4, Format::bytes) as f64,
+            "get" | "pass" => 0.01,
+            // Low products first: their operands' casts are priced above.
+            name if is_product(name) => {
+                if self.format_of(t.children[0]).is_some_and(Format::is_low) {
+                    0.0
+                } else {
+                    2.0
+                }
+            }
+            _ => 1.0,
+        }
+    }
+
+    fn format_of(&self, word: Id) -> Option<Format> {
+        self.egraph[word].data.word.and_then(|w| w.as_str().parse().ok())
+    }
+
+    /// Ids lie below this.
+    pub fn ids(&self) -> usize {
+        self.of.len()
+    }
+
+    pub fn of(&self, class: Id) -> &[Term] {
+        &self.of[usize::from(class)]
+    }
+
+    /// The cheapest member everywhere.
+    pub fn cheapest(&self) -> Choice {
+        Choice(vec![0; self.of.len()])
+    }
+
+    pub fn chosen(&self, choice: &Choice, class: Id) -> &Term {
+        &self.of(class)[choice.of(class)]
+    }
+
+    /// Classes with a member to choose, ascending.
+    pub fn open(&self) -> impl Iterator<Item = Id> + '_ {
+        (0..self.of.len()).filter(|&i| self.of[i].len() > 1).map(Id::from)
+    }
+
+    pub fn find(&self, class: Id) -> Id {
+        self.egraph.find(class)
+    }
+
+    pub fn sort(&self, class: Id) -> Sort {
+        self.egraph[class].data.sort
+    }
+
+    pub fn ty(&self, class: Id) -> Option<&crate::ir::Type> {
+        self.egraph[class].data.ty.as_ref()
+    }
+
+    /// Is the value known at compile time?
+    pub fn is_constant(&self, class: Id) -> bool {
+        self.egraph[class].data.constant.is_some()
+    }
+
+    pub fn rank_of(&self, class: Id) -> Option<usize> {
+        self.ty(class).map(|t| t.shape.rank())
+    }
+
+    pub fn word(&self, class: Id) -> &'static str {
+        self.egraph[class].data.word.map_or("", |w| w.as_str())
+    }
+
+    /// The type of a parameter, state or input.
+    pub fn source_type(&self, name: &str) -> &crate::ir::Type {
+        &self.egraph.analysis.sources[name]
+    }
+
+    /// The class of the value that replaces a parameter.
+    pub fn update_of(&self, name: &str) -> Id {
+        self.find(self.encoded.updates[name])
+    }
+
+    pub fn name(&self, class: Id) -> Option<&str> {
+        self.names.get(&class).map(String::as_str)
+    }
+
+    pub fn rule(&self, term: &Term) -> Option<&str> {
+        self.made_by.get(term).map(String::as_str)
+    }
+
+    /// Does the value belong to the optimizer or the scaler?
+    pub fn is_update(&self, class: Id) -> bool {
+        self.updates[usize::from(class)]
+    }
+
+    /// The operation of a term and its operands' classes.
+    pub fn decode(&self, term: &Term) -> Result<(Op, Vec<Id>), String> {
+        decode_op(self.egraph, term)
+    }
+
+    /// The value an edge passes.
+    pub fn passed(&self, edge: Id) -> Option<Id> {
+        self.of(edge).iter().find(|t| t.name() == "pass").map(|t| t.children[0])
+    }
+
+    pub fn is_product(&self, value: Id) -> bool {
+        self.of(value).first().is_some_and(|t| is_product(t.name()))
+    }
+
+    pub fn is_pointwise(&self, value: Id) -> bool {
+        self.of(value).first().is_some_and(|t| {
+            self.decode(t)
+                .is_ok_and(|(op, _)| op.is_elementwise() || matches!(op, Op::Broadcast { .. } | Op::Reshape { .. }))
+        })
+    }
+
+    /// The position of an edge's stored member in the narrowest format.
+    pub fn narrowest(&self, edge: Id) -> Option<usize> {
+        let bytes = |t: &Term| self.ty(t.children[0]).map_or(usize::MAX, |ty| ty.format.bytes());
+        let members = self.of(edge);
+        (0..members.len()).filter(|&i| members[i].name() == "get").min_by_key(|&i| bytes(&members[i]))
+    }
+
+    /// The position of an edge's passed member.
+    pub fn pass(&self, edge: Id) -> Option<usize> {
+        self.of(edge).iter().position(|t| t.name() == "pass")
+    }
+
+    /// Everything a choice reaches from the root.
+    pub fn reachable(&self, choice: &Choice) -> Vec<Id> {
+        let mut seen = vec![false; self.of.len()];
+        let (mut stack, mut out) = (vec![self.root], Vec::new());
+        while let Some(class) = stack.pop() {
+            if !std::mem::replace(&mut seen[usize::from(class)], true) {
+                out.push(class);
+                stack.extend(&self.chosen(choice, class).children);
+            }
+        }
+        out.sort_unstable();
+        out
+    }
+}

@@ -1,0 +1,300 @@
+//! The graph a choice stands for, or a part of one, first as a sketch: terms numbered in a fixed order.
+//!
+//! Sketches of repeated layers are equal, so what was found out about one holds for all of them.
+
+use super::members::{Choice, Members};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::ir::{Graph, Init, NodeId, Op, Role, Type};
+use crate::rewrite::{Sort, Term};
+use egg::Id;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// One node of a sketch; operands are positions of earlier nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Node {
+    /// A buffer made outside the sketch.
+    Boundary(Type),
+    /// A parameter, state or input, or a copy of one.
+    Source { head: &'static str, ty: Type },
+    /// The term without its tensor operands, which stand beside it.
+    Term(Term, Vec<u32>),
+    /// The write of a carried copy.
+    Carry(Format, u32),
+}
+
+/// What becomes of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Use {
+    /// Read outside.
+    Kept,
+    /// Replaces the source at this position.
+    Updates(u32),
+}
+
+/// Equal for parts of a step that differ in nothing but names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    nodes: Vec<Node>,
+    uses: Vec<(u32, Use)>,
+}
+
+pub(super) struct Sketch<'a> {
+    members: &'a Members<'a>,
+    choice: &'a Choice,
+    key: Key,
+    /// The class behind each node.
+    classes: Vec<Id>,
+    at: HashMap<Id, u32>,
+    /// Carried copies that are read, and their nodes.
+    carried: BTreeMap<(String, Format), u32>,
+    /// Names and roles for the graph's outputs, one for each use.
+    outputs: Vec<(String, Role)>,
+}
+
+/// A visit of a class: on the way down, or when its operands are done.
+enum Visit {
+    Enter(Id),
+    Leave(Id),
+}
+
+impl<'a> Sketch<'a> {
+    /// The whole step.
+    pub fn whole(members: &'a Members<'a>, choice: &'a Choice) -> Result<Sketch<'a>> {
+        let mut s = Sketch::empty(members, choice);
+        let all = 0..members.step.outputs().len();
+        s.outputs_of_step(all, &|_| false)?;
+        // What is updated exists, even if only copies of it are read.
+        s.carry(&|_| true, &|_| false)?;
+        Ok(s)
+    }
+
+    /// The part that computes some of the step's outputs and some buffers; `outside` says where it ends. Copies carried
+    /// to the next step are written where `writes` says so of the updated value.
+    pub fn part(
+        members: &'a Members<'a>,
+        choice: &'a Choice,
+        outputs: &[usize],
+        kept: &[Id],
+        outside: &dyn Fn(Id) -> bool,
+        writes: &dyn Fn(Id) -> bool,
+    ) -> Result<Sketch<'a>> {
+        let mut s = Sketch::empty(members, choice);
+        for (i, &class) in kept.iter().enumerate() {
+            let node = s.class(class, outside)?;
+            s.key.uses.push((node, Use::Kept));
+            s.outputs.push((format!("kept.{i}"), Role::Output));
+        }
+        s.outputs_of_step(outputs.iter().copied(), outside)?;
+        s.carry(writes, outside)?;
+        Ok(s)
+    }
+
+    fn empty(members: &'a Members<'a>, choice: &'a Choice) -> Sketch<'a> {
+        let key = Key { nodes: Vec::new(), uses: Vec::new() };
+        let (classes, at) = (Vec::new(), HashMap::new());
+        Sketch { members, choice, key, classes, at, carried: BTreeMap::new(), outputs: Vec::new() }
+    }
+
+    pub fn key(&self) -> &Key {
+        &self.key
+    }
+
+    fn outputs_of_step(&mut self, which: impl Iterator<Item = usize>, outside: &dyn Fn(Id) -> bool) -> Result<()> {
+        let roots = &self.members.chosen(self.choice, self.members.root).children;
+        for i in which {
+            let o = &self.members.step.outputs()[i];
+            let node = self.class(roots[i], outside)?;
+            let used = match o.role {
+                Role::Update => Use::Updates(self.source(&o.name)),
+                Role::Output | Role::Metric => Use::Kept,
+            };
+            self.key.uses.push((node, used));
+            self.outputs.push((o.name.clone(), o.role));
+        }
+        Ok(())
+    }
+
+    /// A carried copy obliges the step to write it; writing one may need others.
+    fn carry(&mut self, writes: &dyn Fn(Id) -> bool, outside: &dyn Fn(Id) -> bool) -> Result<()> {
+        let mut seen = BTreeSet::new();
+        while let Some((copy, &source)) = self.carried.iter().find(|(c, _)| !seen.contains(*c)) {
+            let (name, format) = copy.clone();
+            let value = self.members.update_of(&name);
+            if writes(value) {
+                let node = self.class(value, outside)?;
+                let put = self.push(Node::Carry(format, node), value);
+                self.key.uses.push((put, Use::Updates(source)));
+                self.outputs.push((copy_name(&name, format), Role::Update));
+            }
+            seen.insert((name, format));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, node: Node, class: Id) -> u32 {
+        self.key.nodes.push(node);
+        self.classes.push(class);
+        (self.key.nodes.len() - 1) as u32
+    }
+
+    /// The node of a source that the step updates, made if need be.
+    fn source(&mut self, name: &str) -> u32 {
+        let id = self.members.step.find(name).expect("an update has a source");
+        let class = self.members.find(self.members.encoded.classes[id.index()]);
+        if let Some(&at) = self.at.get(&class) {
+            return at;
+        }
+        let node = self.source_node(self.members.chosen(self.choice, class));
+        let at = self.push(node, class);
+        self.at.insert(class, at);
+        at
+    }
+
+    fn source_name(&self, class: Id) -> String {
+        let term = self.members.chosen(self.choice, class);
+        match term.name() {
+            "carried" | "staged" => {
+                let format = self.members.word(term.children[0]).parse().expect("a format leads");
+                copy_name(self.members.word(term.children[1]), format)
+            }
+            _ => self.members.word(term.children[0]).to_owned(),
+        }
+    }
+
+    fn source_node(&self, term: &Term) -> Node {
+        let m = self.members;
+        let ty = match term.name() {
+            "carried" | "staged" => {
+                let format = m.word(term.children[0]).parse().expect("a format leads");
+                Type { format, ..m.source_type(m.word(term.children[1])).clone() }
+            }
+            _ => m.source_type(m.word(term.children[0])).clone(),
+        };
+        Node::Source { head: term.name(), ty }
+    }
+
+    /// Adds a class with everything below it, in the order of a depth-first walk.
+    fn class(&mut self, root: Id, outside: &dyn Fn(Id) -> bool) -> Result<u32> {
+        let mut open = BTreeSet::new();
+        let mut stack = vec![Visit::Enter(root)];
+        while let Some(visit) = stack.pop() {
+            match visit {
+                Visit::Enter(class) if self.at.contains_key(&class) => {}
+                Visit::Enter(class) if outside(class) => {
+                    let ty = self.members.ty(class).expect("words are not visited").clone();
+                    let at = self.push(Node::Boundary(ty), class);
+                    self.at.insert(class, at);
+                }
+                Visit::Enter(class) => {
+                    if !open.insert(class) {
+                        return Err(Error::Graph("a cyclic choice".into()));
+                    }
+                    stack.push(Visit::Leave(class));
+                    let operands = self.operands(class);
+                    stack.extend(operands.into_iter().rev().map(Visit::Enter));
+                }
+                Visit::Leave(class) => {
+                    open.remove(&class);
+                    let at = self.leave(class);
+                    self.at.insert(class, at);
+                }
+            }
+        }
+        Ok(self.at[&root])
+    }
+
+    /// The tensor operands of a class's chosen term.
+    fn operands(&self, class: Id) -> Vec<Id> {
+        let term = self.members.chosen(self.choice, class);
+        term.children.iter().copied().filter(|&c| self.members.sort(c) != Sort::Word).collect()
+    }
+
+    fn leave(&mut self, class: Id) -> u32 {
+        let members = self.members;
+        let term = members.chosen(self.choice, class);
+        match term.name() {
+            "pass" | "get" => self.at[&term.children[0]],
+            "param" | "state" | "input" | "carried" | "staged" => {
+                let node = self.source_node(term);
+                let at = self.push(node, class);
+                if term.name() == "carried" {
+                    let format = members.word(term.children[0]).parse().expect("a format leads");
+                    self.carried.insert((members.word(term.children[1]).to_owned(), format), at);
+                }
+                at
+            }
+            _ => {
+                let operands = self.operands(class).iter().map(|o| self.at[o]).collect();
+                let words = term.children.iter().copied().filter(|&c| members.sort(c) == Sort::Word).collect();
+                self.push(Node::Term(Term { head: term.head, children: words }, operands), class)
+            }
+        }
+    }
+
+    /// The sketch as a graph, with the names the step has.
+    pub fn graph(&self) -> Result<Graph> {
+        let m = self.members;
+        let mut graph = Graph::new(&m.step.name);
+        let mut made: Vec<NodeId> = Vec::with_capacity(self.key.nodes.len());
+        for (i, (node, &class)) in self.key.nodes.iter().zip(&self.classes).enumerate() {
+            let id = match node {
+                Node::Boundary(ty) => {
+                    let op = Op::Input { label: false, ty: ty.clone(), copy_of: None };
+                    graph.add_named(format!("boundary.{i}"), op, &[])?
+                }
+                Node::Source { head, ty } => {
+                    let term = m.chosen(self.choice, class);
+                    let name = self.source_name(class);
+                    let op = match *head {
+                        "staged" => {
+                            let copy_of = Some(m.word(term.children[1]).to_owned());
+                            Op::Input { label: false, ty: ty.clone(), copy_of }
+                        }
+                        "carried" => {
+                            Op::State { init: Init::Copy(m.word(term.children[1]).to_owned()), ty: ty.clone() }
+                        }
+                        _ => {
+                            let id = m.step.find(&name).ok_or_else(|| Error::Graph(format!("no source `{name}`")))?;
+                            m.step.op(id).clone()
+                        }
+                    };
+                    graph.add_named(name, op, &[])?
+                }
+                Node::Term(_, operands) => {
+                    let inputs: Vec<NodeId> = operands.iter().map(|&o| made[o as usize]).collect();
+                    let (op, _) = m.decode(m.chosen(self.choice, class)).map_err(Error::Graph)?;
+                    let id = graph.add(op.clone(), &inputs)?;
+                    match &op {
+                        Op::Put(f) => {
+                            let name = copy_name(graph.name_of(inputs[0]), *f);
+                            graph.rename(id, &name);
+                        }
+                        Op::Const(_) => {}
+                        _ => {
+                            if let Some(name) = m.name(class) {
+                                graph.rename(id, name);
+                            }
+                        }
+                    }
+                    id
+                }
+                Node::Carry(format, value) => graph.add(Op::Put(*format), &[made[*value as usize]])?,
+            };
+            made.push(id);
+        }
+        for ((node, used), (name, role)) in self.key.uses.iter().zip(&self.outputs) {
+            let id = made[*node as usize];
+            if let (Use::Updates(_), Node::Carry(..)) = (used, &self.key.nodes[*node as usize]) {
+                graph.rename(id, &format!("{name}.next"));
+            }
+            graph.add_output(name, *role, id);
+        }
+        Ok(graph)
+    }
+}
+
+/// The name of a source's copy in another format.
+pub fn copy_name(source: &str, format: Format) -> String {
+    format!("{source}.{format}")
+}

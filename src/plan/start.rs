@@ -1,0 +1,86 @@
+//! Where the search for a choice starts.
+
+use super::members::{Choice, Members};
+use crate::rewrite::Sort;
+use egg::Id;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Operations that read their operand where it lies.
+const VIEWS: [&str; 8] = ["transpose", "slice", "pad", "concat", "gather", "reshape", "window", "unwindow"];
+
+/// "Pass what is pointwise, get the rest in the narrowest format", or everything stored. A value computed from a
+/// product or a reduction is passed only to a single user: nobody computes those twice.
+pub(super) fn start(members: &Members, pass_pointwise: bool) -> Choice {
+    let mut choice = members.cheapest();
+    let live = members.reachable(&choice);
+    let mut s = Start { members, users: BTreeMap::new(), heavy: BTreeMap::new() };
+    s.count_users(&live);
+    let mut read_in_place: BTreeSet<Id> = BTreeSet::new();
+    // A scalar is computed once, not by every thread that reads it.
+    let mut spread: BTreeSet<Id> = BTreeSet::new();
+    for class in (0..members.ids()).map(Id::from) {
+        let views = members.of(class).iter().filter(|t| VIEWS.contains(&t.name()));
+        read_in_place.extend(views.flat_map(|t| t.children.iter().copied()));
+    }
+    for &class in &live {
+        if members.rank_of(class).is_some_and(|r| r > 0) {
+            let operands = &members.of(class)[0].children;
+            spread.extend(operands.iter().copied().filter(|&c| members.rank_of(c) == Some(0)));
+        }
+    }
+    for edge in members.open().filter(|&c| members.sort(c) == Sort::Edge) {
+        let cheap = members.passed(edge).is_some_and(|v| s.passes(v));
+        let pass = pass_pointwise && cheap && !spread.contains(&edge) && !read_in_place.contains(&edge);
+        let pick = if pass { members.pass(edge) } else { members.narrowest(edge) };
+        choice.set(edge, pick.unwrap_or(0));
+    }
+    choice
+}
+
+struct Start<'a> {
+    members: &'a Members<'a>,
+    /// How many terms of the plainest choice read each value.
+    users: BTreeMap<Id, usize>,
+    heavy: BTreeMap<Id, bool>,
+}
+
+impl Start<'_> {
+    fn count_users(&mut self, live: &[Id]) {
+        let m = self.members;
+        for &class in live.iter().filter(|&&c| matches!(m.sort(c), Sort::Value | Sort::Step)) {
+            for &child in &m.of(class)[0].children {
+                let value = m.of(child).iter().find_map(|t| match t.name() {
+                    "pass" => Some(t.children[0]),
+                    "put" => Some(t.children[1]),
+                    _ => None,
+                });
+                if let Some(v) = value {
+                    *self.users.entry(v).or_insert(0) += 1;
+                }
+            }
+        }
+    }
+
+    /// Does the first start keep this value in registers?
+    fn passes(&mut self, value: Id) -> bool {
+        let single = self.users.get(&value).copied().unwrap_or(0) <= 1;
+        (self.members.is_product(value) && single)
+            || (self.members.is_pointwise(value) && (single || !self.is_heavy(value)))
+    }
+
+    /// Does computing this value take a product, if operands are passed as the first start passes them?
+    fn is_heavy(&mut self, value: Id) -> bool {
+        if let Some(&h) = self.heavy.get(&value) {
+            return h;
+        }
+        self.heavy.insert(value, false);
+        let m = self.members;
+        let heavy = m.is_product(value)
+            || m.of(value)[0].children.iter().any(|&e| {
+                let passed = if m.of(e).len() > 1 { m.passed(e) } else { None };
+                passed.is_some_and(|v| self.passes(v) && self.is_heavy(v))
+            });
+        self.heavy.insert(value, heavy);
+        heavy
+    }
+}
