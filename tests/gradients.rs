@@ -6,7 +6,8 @@ use common::{MODELS, noise};
 use mantissa::autodiff::gradients;
 use mantissa::format::Format;
 use mantissa::ir::{Binary, Graph, NodeId, Op, Tensor, Unary, evaluate, text};
-use mantissa::train::Task;
+use mantissa::model::Weights;
+use mantissa::train::{Objective, Task};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -31,7 +32,8 @@ fn sources(graph: &Graph, seed: u32) -> BTreeMap<NodeId, Tensor> {
 fn check(source: &str, seed: u32) -> Result<(), String> {
     let graph = text::parse(source, "gradient test").map_err(|e| e.render(false))?;
     let graph = graph.bind(&BTreeMap::from([("batch".to_owned(), 3)])).map_err(|e| e.to_string())?;
-    let Task { mut graph, loss, .. } = Task::new(graph, None).map_err(|e| e.to_string())?;
+    let Task { mut graph, loss, .. } =
+        Task::new(graph, None, &Objective::default(), &mut Weights::new()).map_err(|e| e.to_string())?;
     let params: Vec<NodeId> = graph.sources().filter(|&id| matches!(graph.op(id), Op::Param { .. })).collect();
     let seed_node = graph.constant(1.0).map_err(|e| e.to_string())?;
     let grads = gradients(&mut graph, loss, seed_node, &params).map_err(|e| e.to_string())?;

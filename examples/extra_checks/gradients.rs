@@ -14,7 +14,7 @@ use mantissa::model::{Checkpoint, Model, Purpose, Saved, Weights};
 use mantissa::plan::{Policy, Request, plan};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::{Device, cpu::CpuRunner};
-use mantissa::train::Task;
+use mantissa::train::{Objective, Task};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub fn run(path: &Path, loss: &str, dirs: &[&str]) -> Result<()> {
     let given = |dir: &str| Ok(Checkpoint::read(&Path::new(dir).join("inputs.safetensors"))?.tensors);
     let shapes = shapes(&model, &given(dirs[0])?);
     let bound = model.bind_shaped(&shapes, Purpose::Training, &BTreeMap::new())?;
-    let task = Task::new(bound.graph, Some(loss).filter(|l| *l != "-"))?;
+    let task = Task::new(bound.graph, Some(loss).filter(|l| *l != "-"), &Objective::default(), &mut Weights::new())?;
     let request = Request { policy: Policy::Fp32, low: Format::F16, target: Target::named("cpu")? };
     let graph = plan(&differentiated(&task)?, &request, &RuleSet::builtin()?)?.graph;
     let mut cpu = CpuRunner::new(lower(verify(&graph)?)?);

@@ -67,9 +67,30 @@ pub struct StepArgs {
     /// Size of another named extent, as in seq=128
     #[arg(long = "dim", value_name = "NAME=N")]
     dims: Vec<String>,
-    /// The loss: cross_entropy, mse, bce, or a scalar value of the model
+    /// The loss: cross_entropy, nll, bce (on logits), mse, l1, huber, or a scalar value of the model
     #[arg(long)]
     loss: Option<String>,
+    /// The output that the loss compares with the label, where the model has several
+    #[arg(long, value_name = "NAME")]
+    prediction: Option<String>,
+    /// The model's input that is the label, where it has one
+    #[arg(long, value_name = "NAME")]
+    label: Option<String>,
+    /// The axis of the prediction that classes lie on [default: the last]
+    #[arg(long, value_name = "N")]
+    class_axis: Option<usize>,
+    /// Positions with this label do not count
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    ignore_index: Option<i64>,
+    /// A weight for each class
+    #[arg(long, value_name = "W,..", value_delimiter = ',')]
+    class_weights: Vec<f64>,
+    /// The share of the target spread over all classes
+    #[arg(long, value_name = "X")]
+    label_smoothing: Option<f64>,
+    /// Where the Huber loss turns from a square to a line
+    #[arg(long, value_name = "X")]
+    huber_delta: Option<f64>,
     /// sgd, adam or adamw
     #[arg(long)]
     optimizer: Option<String>,
@@ -112,6 +133,16 @@ impl StepArgs {
         }
         if self.loss.is_some() {
             s.loss = self.loss.clone();
+        }
+        let o = &mut s.objective;
+        o.prediction = self.prediction.clone().or(o.prediction.take());
+        o.label = self.label.clone().or(o.label.take());
+        o.class_axis = self.class_axis.or(o.class_axis);
+        o.ignore_index = self.ignore_index.or(o.ignore_index);
+        o.label_smoothing = self.label_smoothing.unwrap_or(o.label_smoothing);
+        o.huber_delta = self.huber_delta.unwrap_or(o.huber_delta);
+        if !self.class_weights.is_empty() {
+            o.class_weights = self.class_weights.clone();
         }
         if let Some(name) = &self.optimizer {
             let lr = s.recipe.optimizer.lr();

@@ -10,12 +10,32 @@ use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
-/// Labels of a dataset.
+/// Labels of a dataset, row-major, the same number for every sample.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Labels {
     Classes(Vec<i64>),
-    /// Row-major targets, the same number for every sample.
     Targets(Vec<f32>),
+}
+
+impl Labels {
+    /// How many there are in all.
+    pub fn len(&self) -> usize {
+        match self {
+            Labels::Classes(c) => c.len(),
+            Labels::Targets(t) => t.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub fn at(&self, i: usize) -> f64 {
+        match self {
+            Labels::Classes(c) => c[i] as f64,
+            Labels::Targets(t) => f64::from(t[i]),
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -112,7 +132,7 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
             ));
         }
     }
-    let labels = if y.integers && y.dims.len() == 1 {
+    let labels = if y.integers {
         Labels::Classes(y.values.iter().map(|&v| v as i64).collect())
     } else {
         Labels::Targets(y.values.iter().map(|&v| v as f32).collect())
@@ -129,9 +149,15 @@ impl Dataset {
     }
 
     /// Refuses data that does not fit: `input` are the extents of one sample as the model reads it, `classes` how many
-    /// it tells apart.
-    /// `targets` is how many numbers a sample's label holds where it is no class; `batch` samples must be there.
-    pub fn check(&self, input: &[usize], classes: Option<usize>, targets: usize, batch: usize) -> Result<()> {
+    /// it tells apart, and the label that does not count; `targets` is how many numbers a sample's label holds; `batch`
+    /// samples must be there.
+    pub fn check(
+        &self,
+        input: &[usize],
+        classes: Option<(usize, Option<i64>)>,
+        targets: usize,
+        batch: usize,
+    ) -> Result<()> {
         if self.samples < batch {
             return Err(Error::data(
                 &self.path,
@@ -153,27 +179,25 @@ impl Dataset {
                 ),
             ));
         }
-        if let (Some(n), Labels::Classes(labels)) = (classes, &self.labels)
-            && let Some(i) = labels.iter().position(|&l| l < 0 || l >= n as i64)
+        let per_sample = self.labels.len() / self.samples;
+        if let (Some((n, ignored)), Labels::Classes(labels)) = (classes, &self.labels)
+            && let Some(i) = labels.iter().position(|&l| (l < 0 || l >= n as i64) && Some(l) != ignored)
         {
             return Err(Error::data(
                 &self.path,
                 format!(
-                    "the label of sample {i} is {}, but the model tells apart {n} classes (0 to {})",
+                    "the label of sample {} is {}, but the model tells apart {n} classes (0 to {})",
+                    i / per_sample,
                     labels[i],
                     n - 1
                 ),
             ));
         }
-        let per_sample = match &self.labels {
-            Labels::Targets(t) => t.len() / self.samples,
-            Labels::Classes(_) => 1,
-        };
-        if classes.is_none() && per_sample != targets {
+        if per_sample != targets {
             return Err(Error::data(
                 &self.path,
                 format!(
-                    "a sample has {per_sample} target{}, but the model's loss takes {targets}",
+                    "a sample has {per_sample} label{}, but the model's loss takes {targets}",
                     if per_sample == 1 { "" } else { "s" }
                 ),
             ));

@@ -268,11 +268,16 @@ impl Graph {
 
     /// The same graph with every operation replaced.
     pub fn map_ops(&self, f: impl Fn(&Op) -> Op) -> Result<Graph> {
+        self.map_ids(|_, op| f(op))
+    }
+
+    /// The same graph with every operation replaced, by its id.
+    pub fn map_ids(&self, f: impl Fn(NodeId, &Op) -> Op) -> Result<Graph> {
         let mut out = Graph::new(&self.name);
         for id in self.ids() {
             let node = self.node(id);
             (out.stage, out.origin) = (node.stage, node.origin.clone());
-            let copy = out.add_named(node.name.clone(), f(&node.op), &self.inputs(id))?;
+            let copy = out.add_named(node.name.clone(), f(id, &node.op), &self.inputs(id))?;
             out.dag[copy].grad_of = node.grad_of;
         }
         out.outputs = self.outputs.clone();

@@ -1,5 +1,6 @@
 //! From a model and settings to planned graphs ready for a device.
 
+use super::loss::Objective;
 use super::recipe::Recipe;
 use super::step::build_step;
 use super::task::Task;
@@ -24,6 +25,8 @@ pub struct Settings {
     /// Sizes for the model's named extents; `batch` among them.
     pub sizes: BTreeMap<String, usize>,
     pub loss: Option<String>,
+    #[serde(default)]
+    pub objective: Objective,
     pub recipe: Recipe,
     /// Steps of the whole run, for schedules without an end of their own.
     pub total_steps: u64,
@@ -37,6 +40,7 @@ impl Default for Settings {
             target: "sm_90".into(),
             sizes: BTreeMap::from([("batch".to_owned(), 32)]),
             loss: None,
+            objective: Objective::default(),
             recipe: Recipe::default(),
             total_steps: 0,
         }
@@ -81,9 +85,9 @@ impl Settings {
     }
 
     fn prepare(&self, model: &Model, rules: &RuleSet) -> Result<Prepared> {
-        let bound = model.bind(&self.sizes, Purpose::Training)?;
+        let mut bound = model.bind(&self.sizes, Purpose::Training)?;
         let (graph, recognition) = recognise(&bound.graph, rules)?;
-        let task = Task::new(graph, self.loss.as_deref())?;
+        let task = Task::new(graph, self.loss.as_deref(), &self.objective, &mut bound.weights)?;
         let step = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
         Ok(Prepared { task, step, weights: bound.weights, recognition })
     }

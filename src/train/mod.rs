@@ -1,6 +1,7 @@
 //! Training: from a model and a recipe to a step, and running it over data.
 
 mod compile;
+mod loss;
 mod recipe;
 mod runfile;
 mod session;
@@ -8,6 +9,7 @@ mod step;
 mod task;
 
 pub use compile::{Compiled, Settings};
+pub use loss::{Criterion, LossKind, Objective, Score};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
 pub use runfile::{DataSection, RunFile};
 pub use session::{EpochReport, EvalReport, Open, Session};

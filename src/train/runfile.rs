@@ -1,6 +1,7 @@
 //! `run.toml`: a training run as a file.
 
 use super::compile::Settings;
+use super::loss::Objective;
 use super::recipe::Recipe;
 use crate::data::Source;
 use crate::error::{Error, Result};
@@ -17,6 +18,8 @@ pub struct RunFile {
     pub model: PathBuf,
     #[serde(default)]
     pub loss: Option<String>,
+    #[serde(default)]
+    pub objective: Objective,
     pub data: DataSection,
     #[serde(default)]
     pub plan: PlanSection,
@@ -116,6 +119,7 @@ impl RunFile {
             target: self.plan.target.clone(),
             sizes,
             loss: self.loss.clone(),
+            objective: self.objective.clone(),
             recipe: Recipe { optimizer: r.optimizer, schedule: r.schedule, clip_norm: r.clip_norm, scaler: r.scaler },
             total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
         }

@@ -1,11 +1,12 @@
 //! Running a compiled step over data, epoch after epoch.
 
 use super::compile::Compiled;
+use super::loss::Score;
 use super::step::names;
-use super::task::Head;
 use crate::data::{Dataset, Labels};
 use crate::error::{Error, Result};
-use crate::ir::{Graph, Init, Loss, Op, Type, verify};
+use crate::format::Format;
+use crate::ir::{Graph, Init, Op, Type, verify};
 use crate::lower::{Program, lower};
 use crate::model::{Checkpoint, Saved};
 use crate::run::{Device, initialise};
@@ -128,7 +129,11 @@ impl Session {
             self.feeds.iter().find(|f| f.label == label).map_or(Vec::new(), |f| f.ty.dims()[1..].to_vec())
         };
         let batch = if training { self.compiled.settings.batch() } else { 1 };
-        data.check(&sample(false), self.compiled.classes(), sample(true).iter().product(), batch)
+        let classes = self.compiled.classes().map(|n| {
+            let head = self.compiled.task.head.as_ref();
+            (n, head.and_then(|h| h.criterion.options.ignore_index))
+        });
+        data.check(&sample(false), classes, sample(true).iter().product(), batch)
     }
 
     /// Overwrites an input or label, and the copies of it that are staged in other formats.
@@ -194,7 +199,7 @@ impl Session {
 
     /// Loss and accuracy over a dataset, with the parameters as they are.
     pub fn evaluate(&mut self, data: &Dataset) -> Result<Option<EvalReport>> {
-        let (Some(eval), Some(graph), Some(head)) = (&mut self.eval, &self.compiled.eval, self.compiled.task.head)
+        let (Some(eval), Some(graph), Some(head)) = (&mut self.eval, &self.compiled.eval, &self.compiled.task.head)
         else {
             return Ok(None);
         };
@@ -206,8 +211,10 @@ impl Session {
             }
         }
         let batch = self.compiled.settings.batch();
+        let per_sample = data.labels.len() / data.samples;
         let feeds = feeds(graph);
-        let (mut loss, mut right, mut seen) = (0.0, 0usize, 0);
+        let dims = self.compiled.task.graph.ty(head.prediction).dims();
+        let (mut total, mut seen) = (Score::default(), 0);
         while seen < data.samples {
             // The last batch is filled up with copies of its first sample, which are not counted.
             let count = batch.min(data.samples - seen);
@@ -217,14 +224,13 @@ impl Session {
             let out = eval.read("prediction")?;
             let width = out.len() / batch;
             for (i, row) in out.chunks(width.max(1)).take(count).enumerate() {
-                let (l, hit) = score(head, row, &data.labels, seen + i, width);
-                loss += l;
-                right += usize::from(hit);
+                let label = |p: usize| data.labels.at((seen + i) * per_sample + p);
+                total += head.criterion.score(row, dims.get(1..).unwrap_or(&[]), label);
             }
             seen += count;
         }
-        let accuracy = (head.kind != Loss::SquaredError).then(|| right as f64 / data.samples as f64);
-        Ok(Some(EvalReport { loss: loss / data.samples as f64, accuracy }))
+        let accuracy = (total.counted > 0).then(|| total.right as f64 / total.counted as f64);
+        Ok(Some(EvalReport { loss: total.loss / total.weight, accuracy }))
     }
 
     /// Everything needed to go on: parameters, optimizer and scaler state, and where the run stands.
@@ -290,8 +296,9 @@ impl Session {
 impl Compiled {
     /// How many classes the model tells apart, if its loss takes class indices.
     pub fn classes(&self) -> Option<usize> {
-        let head = self.task.head.filter(|h| h.kind == Loss::CrossEntropy)?;
-        self.task.graph.ty(head.prediction).dims().last().copied()
+        let head = self.task.head.as_ref().filter(|h| h.criterion.kind.takes_classes())?;
+        let dims = self.task.graph.ty(head.prediction).dims();
+        dims.get(head.criterion.class_axis(dims.len())).copied()
     }
 }
 
@@ -315,45 +322,21 @@ fn feed(device: &mut dyn Device, feeds: &[Feed], data: &Dataset, rows: &[usize])
         match (&data.labels, f.label) {
             (_, false) => device.write(&f.buffer, &gather(&data.features, data.width(), rows))?,
             (Labels::Targets(t), true) => device.write(&f.buffer, &gather(t, t.len() / data.samples, rows))?,
-            (Labels::Classes(c), true) if f.ty.format.is_float() => {
-                let values: Vec<f32> = rows.iter().map(|&r| c[r] as f32).collect();
-                device.write(&f.buffer, &values)?;
-            }
             (Labels::Classes(c), true) => {
-                let values: Vec<i64> = rows.iter().map(|&r| c[r]).collect();
-                device.write_bytes(&f.buffer, bytemuck::cast_slice(&values))?;
+                let classes = gather(c, c.len() / data.samples, rows);
+                if f.ty.format == Format::I64 {
+                    device.write_bytes(&f.buffer, bytemuck::cast_slice(&classes))?;
+                } else {
+                    device.write(&f.buffer, &classes.iter().map(|&c| c as f32).collect::<Vec<_>>())?;
+                }
             }
         }
     }
     Ok(())
 }
 
-fn gather(values: &[f32], width: usize, rows: &[usize]) -> Vec<f32> {
+fn gather<T: Copy>(values: &[T], width: usize, rows: &[usize]) -> Vec<T> {
     let mut out = Vec::with_capacity(rows.len() * width);
     rows.iter().for_each(|&r| out.extend_from_slice(&values[r * width..(r + 1) * width]));
     out
-}
-
-/// One sample's loss in f64, and whether its class was predicted.
-fn score(head: Head, row: &[f32], labels: &Labels, sample: usize, width: usize) -> (f64, bool) {
-    let target = |i: usize| match labels {
-        Labels::Targets(t) => f64::from(t[sample * width + i]),
-        Labels::Classes(c) => c[sample] as f64,
-    };
-    let x = |i: usize| f64::from(row[i]);
-    let mean = |f: &dyn Fn(usize) -> f64| (0..row.len()).map(f).sum::<f64>() / row.len().max(1) as f64;
-    match head.kind {
-        Loss::CrossEntropy => {
-            let label = target(0) as usize;
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|&v| f64::from(v - max).exp()).sum();
-            let best = (0..row.len()).reduce(|a, b| if row[b] > row[a] { b } else { a });
-            (sum.ln() + f64::from(max) - x(label), best == Some(label))
-        }
-        Loss::SquaredError => (mean(&|i| (x(i) - target(i)).powi(2)), false),
-        Loss::BceWithLogits => {
-            let loss = mean(&|i| x(i).max(0.0) + (-x(i).abs()).exp().ln_1p() - x(i) * target(i));
-            (loss, (0..row.len()).all(|i| (x(i) > 0.0) == (target(i) > 0.5)))
-        }
-    }
 }

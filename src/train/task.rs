@@ -1,7 +1,9 @@
 //! What a model is trained for: its inputs, its prediction and its loss.
 
+use super::loss::{Criterion, LossKind, Objective};
 use crate::error::{Error, Result};
-use crate::ir::{Graph, Loss, NodeId, Op, Output, ReduceKind, Role, Shape, Type};
+use crate::ir::{Graph, NodeId, Op, Output, Role};
+use crate::model::Weights;
 
 /// A bound model with a scalar loss.
 #[derive(Clone, Debug)]
@@ -12,40 +14,47 @@ pub struct Task {
     pub head: Option<Head>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Head {
     pub prediction: NodeId,
-    pub kind: Loss,
+    pub criterion: Criterion,
 }
 
 impl Task {
     /// The task of a model that computes its own loss (a scalar named `loss`, or the only scalar output), or to whose
-    /// output a loss is added by name: `cross_entropy`, `mse`, `bce`.
-    pub fn new(graph: Graph, loss: Option<&str>) -> Result<Task> {
+    /// prediction a loss is added by name. Values that the loss needs are added to `weights`.
+    pub fn new(graph: Graph, loss: Option<&str>, options: &Objective, weights: &mut Weights) -> Result<Task> {
         let mut graph = graph;
+        if let Some(kind) = loss.and_then(LossKind::named) {
+            let criterion = Criterion { kind, options: options.clone() };
+            let (loss, prediction) = add_loss(&mut graph, &criterion, weights)?;
+            return Ok(Task { graph, loss, head: Some(Head { prediction, criterion }) });
+        }
+        if let Some(label) = &options.label {
+            graph = with_label(&graph, label)?;
+        }
         let scalars: Vec<NodeId> =
             graph.outputs().iter().map(|o| o.node).filter(|&n| graph.shape(n).rank() == 0).collect();
         let own = graph.find("loss").filter(|&n| graph.shape(n).rank() == 0);
         let node = match loss {
             None => own.or(if scalars.len() == 1 { Some(scalars[0]) } else { None }),
             Some(name) => {
-                match Loss::ALL.into_iter().find(|l| l.name() == name || (name == "bce" && *l == Loss::BceWithLogits)) {
-                    Some(kind) => Some(add_loss(&mut graph, kind)?),
-                    None => Some(graph.find(name).ok_or_else(|| {
-                        Error::Request(format!(
-                            "`{name}` is neither a loss (cross_entropy, mse, bce) nor a value of the model"
-                        ))
-                    })?),
-                }
+                let node = graph.outputs().iter().find(|o| o.name == name).map(|o| o.node).or(graph.find(name));
+                Some(node.ok_or_else(|| {
+                    Error::Request(format!(
+                        "`{name}` is neither a loss ({}) nor a value of the model (its outputs: {})",
+                        LossKind::choices(name),
+                        outputs(&graph)
+                    ))
+                })?)
             }
         };
         let Some(loss) = node else {
-            let outputs: Vec<String> =
-                graph.outputs().iter().map(|o| format!("{}: {}", o.name, graph.ty(o.node))).collect();
             return Err(Error::Request(format!(
-                "model `{}` has no loss (its outputs: {}); add one with --loss cross_entropy|mse|bce, or name a scalar value",
+                "model `{}` has no loss (its outputs: {}); add one with --loss {}, or name a scalar value",
                 graph.name,
-                outputs.join(", ")
+                outputs(&graph),
+                LossKind::NAMES.map(|n| n.0).join("|")
             )));
         };
         if graph.shape(loss).rank() != 0 {
@@ -59,9 +68,18 @@ impl Task {
         Ok(Task { graph, loss, head })
     }
 
+    /// The task of a graph that [`Task::new`] made, by the names of its loss and prediction.
+    pub fn restore(graph: Graph, loss: &str, prediction: Option<(&str, Criterion)>) -> Option<Task> {
+        let head = match prediction {
+            Some((name, criterion)) => Some(Head { prediction: graph.find(name)?, criterion }),
+            None => None,
+        };
+        Some(Task { loss: graph.find(loss)?, head, graph })
+    }
+
     /// The forward graph that yields the prediction alone, for evaluation.
     pub fn prediction_graph(&self) -> Result<Option<Graph>> {
-        let Some(head) = self.head else { return Ok(None) };
+        let Some(head) = &self.head else { return Ok(None) };
         let output = Output { name: "prediction".into(), role: Role::Output, node: head.prediction };
         self.graph.prune(&[output]).map(Some)
     }
@@ -75,29 +93,68 @@ impl Task {
     }
 }
 
-/// Puts a loss on the model's only output; the label is a new input. What a batch norm updates is no output to train on.
-fn add_loss(graph: &mut Graph, kind: Loss) -> Result<NodeId> {
-    let outputs: Vec<Output> = graph.outputs().iter().filter(|o| o.role != Role::Update).cloned().collect();
-    let [output] = &outputs[..] else {
-        let names: Vec<&str> = outputs.iter().map(|o| o.name.as_str()).collect();
+fn outputs(graph: &Graph) -> String {
+    let outputs = graph.outputs().iter().filter(|o| o.role != Role::Update);
+    outputs.map(|o| format!("{}: {}", o.name, graph.ty(o.node))).collect::<Vec<_>>().join(", ")
+}
+
+/// The same graph with an input declared a label.
+fn with_label(graph: &Graph, name: &str) -> Result<Graph> {
+    let is_input = |id: &NodeId| matches!(graph.op(*id), Op::Input { .. });
+    let Some(id) = graph.find(name).filter(is_input) else {
+        let names: Vec<&str> = graph.sources().filter(is_input).map(|id| graph.name_of(id)).collect();
         return Err(Error::Request(format!(
-            "the model has {} outputs ({}); a loss can be added to a model with one",
-            outputs.len(),
+            "the model has no input `{name}` to be the label; its inputs are {}",
             names.join(", ")
         )));
     };
-    let x = output.node;
-    let ty = if kind.is_elementwise() {
-        graph.ty(x).clone()
-    } else {
-        let dims = &graph.shape(x).0;
-        Type::new(Shape(dims[..dims.len().saturating_sub(1)].to_vec()), crate::format::Format::I64)
+    graph.map_ids(|other, op| match op {
+        Op::Input { ty, copy_of, .. } if other == id => {
+            Op::Input { label: true, ty: ty.clone(), copy_of: copy_of.clone() }
+        }
+        op => op.clone(),
+    })
+}
+
+/// Puts a loss on the prediction, which is the only output where none is named. The label is a new input, or the one
+/// named. What a batch norm updates is no output to train on.
+fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> Result<(NodeId, NodeId)> {
+    let candidates: Vec<Output> = graph.outputs().iter().filter(|o| o.role != Role::Update).cloned().collect();
+    let chosen = match &criterion.options.prediction {
+        Some(name) => candidates.iter().find(|o| o.name == *name).map(|o| o.node).or(graph.find(name)),
+        None if candidates.len() == 1 => Some(candidates[0].node),
+        None => {
+            return Err(Error::Request(format!(
+                "the model has {} outputs ({}); say which one the loss compares with the label: --prediction NAME",
+                candidates.len(),
+                outputs(graph)
+            )));
+        }
     };
-    let label = graph.add_named("label", Op::Input { label: true, ty, copy_of: None }, &[])?;
-    let rows = graph.add(Op::Loss(kind), &[x, label])?;
-    let loss = graph.reduce_all(ReduceKind::Mean, rows)?;
+    let Some(x) = chosen else {
+        return Err(Error::Request(format!(
+            "the model has no output `{}`; its outputs are {}",
+            criterion.options.prediction.as_deref().unwrap_or(""),
+            outputs(graph)
+        )));
+    };
+    let ty = criterion.label_type(graph.ty(x))?;
+    let label = match &criterion.options.label {
+        Some(name) if graph.find(name).is_some() => {
+            *graph = with_label(graph, name)?;
+            graph.find(name).expect("it was there before")
+        }
+        name => {
+            let name = name.clone().unwrap_or_else(|| "label".into());
+            graph.add_named(name, Op::Input { label: true, ty, copy_of: None }, &[])?
+        }
+    };
+    let loss = criterion.build(graph, x, label, weights)?;
     graph.rename(loss, "loss");
-    Ok(loss)
+    // The head that evaluation scores: logits, where the model ends in their sigmoid.
+    let is_sigmoid = *graph.op(x) == Op::Unary(crate::ir::Unary::Sigmoid);
+    let scored = if criterion.kind == LossKind::Bce && is_sigmoid { graph.inputs(x)[0] } else { x };
+    Ok((loss, scored))
 }
 
 /// The named loss nearest above the scalar.
@@ -105,7 +162,8 @@ fn find_head(graph: &Graph, loss: NodeId) -> Option<Head> {
     let mut stack = vec![loss];
     while let Some(id) = stack.pop() {
         if let Op::Loss(kind) = *graph.op(id) {
-            return Some(Head { prediction: graph.inputs(id)[0], kind });
+            let criterion = Criterion::plain(kind.into());
+            return Some(Head { prediction: graph.inputs(id)[0], criterion });
         }
         stack.extend(graph.inputs(id));
     }

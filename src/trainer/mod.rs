@@ -15,7 +15,7 @@ use crate::lower::lower;
 use crate::model::{Checkpoint, Saved, Weight, Weights};
 use crate::plan::{Planned, Request};
 use crate::run::cuda;
-use crate::train::{Compiled, Settings, Task};
+use crate::train::{Compiled, Criterion, LossKind, Objective, Settings, Task};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -32,6 +32,10 @@ struct Header {
     settings: Settings,
     /// The bound model, the step before planning, the planned step and the planned forward graph.
     model: String,
+    /// Names of the loss, and of the prediction that evaluation scores.
+    loss: String,
+    prediction: Option<String>,
+    criterion: Option<(LossKind, Objective)>,
     step: String,
     planned: String,
     eval: Option<String>,
@@ -102,6 +106,9 @@ pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<V
     let header = Header {
         settings: compiled.settings.clone(),
         model: text::print(&compiled.task.graph),
+        loss: compiled.task.graph.name_of(compiled.task.loss).to_owned(),
+        criterion: compiled.task.head.as_ref().map(|h| (h.criterion.kind, h.criterion.options.clone())),
+        prediction: compiled.task.head.as_ref().map(|h| compiled.task.graph.name_of(h.prediction).to_owned()),
         step: text::print(&compiled.step),
         planned: text::print(&compiled.planned.graph),
         eval: compiled.eval.as_ref().map(text::print),
@@ -168,8 +175,13 @@ impl Payload {
         let target = Target::named(&h.settings.target)?;
         let request = Request { policy: h.settings.policy, low: h.settings.low, target };
         let planned = text::parse(&h.planned, "the trainer's plan")?;
+        let graph = text::parse(&h.model, "the trainer's model")?;
+        // A loss that the model computes itself has no options.
+        let criterion = h.criterion.map(|(kind, options)| Criterion { kind, options });
+        let head = h.prediction.as_deref().zip(criterion);
+        let lost = || Error::Request("the plan in this trainer is damaged; compile it again".into());
         Ok(Compiled {
-            task: Task::new(text::parse(&h.model, "the trainer's model")?, None)?,
+            task: Task::restore(graph, &h.loss, head).ok_or_else(lost)?,
             step: text::parse(&h.step, "the trainer's step")?,
             planned: Planned::from_graph(planned, &request)?,
             eval: h.eval.map(|e| text::parse(&e, "the trainer's forward graph")).transpose()?,
