@@ -99,6 +99,22 @@ template <int W, class T> __device__ __forceinline__ void store(T* to, const flo
 __device__ __forceinline__ float maximum(float a, float b) { return a != a || a > b ? a : b; }
 __device__ __forceinline__ float minimum(float a, float b) { return -maximum(-a, -b); }
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+// Philox4x32-10 (Salmon et al. 2011): position and step are the counter, seed and salt the key. The upper 24 bits of its
+// first word, in [0, 1).
+__device__ __forceinline__ float uniform(u64 position, u32 step, u32 seed, u32 salt) {
+    u32 c0 = u32(position), c1 = u32(position >> 32), c2 = step, c3 = 0;
+#pragma unroll
+    for (int round = 0; round < 10; ++round) {
+        const u64 p = u64(c0) * 0xD2511F53u, q = u64(c2) * 0xCD9E8D57u;
+        c0 = u32(q >> 32) ^ c1 ^ seed;
+        c1 = u32(q);
+        c2 = u32(p >> 32) ^ c3 ^ salt;
+        c3 = u32(p);
+        seed += 0x9E3779B9u;
+        salt += 0xBB67AE85u;
+    }
+    return float(c0 >> 8) * (1.0f / 16777216.0f);
+}
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 __device__ __forceinline__ float sign(float x) { return x == 0.0f || x != x ? x : copysignf(1.0f, x); }
 __device__ __forceinline__ float truth(bool c) { return c ? 1.0f : 0.0f; }

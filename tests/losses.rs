@@ -112,6 +112,8 @@ fn what_cannot_be_meant_is_refused_with_the_choices() {
     assert!(said.contains("no input `w`") && said.contains("x, t"), "{said}");
     let said = refused("l1", Objective { ignore_index: Some(3), ..one() });
     assert!(said.contains("`ignore_index`"), "{said}");
+    let said = refused("a", Objective { ignore_index: Some(3), ..none() });
+    assert!(said.contains("the model's own"), "{said}");
     let said = refused("cross_entropy", Objective { class_weights: vec![1.0], ..one() });
     assert!(said.contains("1 class_weights for 3 classes"), "{said}");
 }

@@ -28,6 +28,13 @@ pub enum Inst {
     Const(Num),
     /// The index along a domain axis.
     Position(usize),
+    /// A uniform number at the position that the view says: [`crate::ir::Op::Random`].
+    Random {
+        at: View,
+        seed: Reg,
+        step: Reg,
+        salt: u32,
+    },
     Unary(Unary, Reg),
     Binary(Binary, Reg, Reg),
     Select(Reg, Reg, Reg),
@@ -49,6 +56,7 @@ pub enum Inst {
 impl Inst {
     pub fn operands(&self) -> Vec<Reg> {
         match *self {
+            Inst::Random { seed, step, .. } => vec![seed, step],
             Inst::Load(_) | Inst::Const(_) | Inst::Position(_) | Inst::Accumulator => Vec::new(),
             Inst::Unary(_, a) | Inst::Reduce(_, a) | Inst::Round(_, a) => vec![a],
             Inst::Binary(_, a, b) => vec![a, b],
@@ -113,16 +121,16 @@ impl Loop {
         let o = self.outer.len();
         let mut out: Vec<Level> = Vec::with_capacity(self.tape.len());
         for inst in &self.tape {
-            let load_level = |l: &Load| {
-                let moves = l.view.strides[o..].iter().any(|&s| s != 0)
-                    || l.view.guards.iter().any(|g| g.terms.iter().any(|t| t.0 >= o));
+            let level = |v: &View| {
+                let moves = v.strides[o..].iter().any(|&s| s != 0) || (o..v.dims.len()).any(|a| v.guarded(a));
                 if moves { Level::Inner } else { Level::Outer }
             };
             out.push(match inst {
                 Inst::Reduce(..) | Inst::Const(_) => Level::Outer,
-                Inst::Load(i) => load_level(&self.loads[*i]),
+                Inst::Load(i) => level(&self.loads[*i].view),
+                Inst::Random { at, .. } => level(at),
                 Inst::Position(axis) if *axis >= o => Level::Inner,
-                Inst::Gather { load, index, .. } => load_level(&self.loads[*load]).max(out[*index]),
+                Inst::Gather { load, index, .. } => level(&self.loads[*load].view).max(out[*index]),
                 Inst::Accumulator => Level::Outer,
                 other => other.operands().iter().map(|&r| out[r]).max().unwrap_or(Level::Outer),
             });
@@ -381,6 +389,8 @@ impl Kernel {
         let levels = body.levels();
         let scalar = body.tape.iter().zip(&levels).map(|(inst, level)| match (inst, level) {
             (Inst::Load(_) | Inst::Const(_) | Inst::Position(_) | Inst::Accumulator, _) => 0.0,
+            // Ten rounds of two multiplications and two additions each.
+            (Inst::Random { .. }, level) => 40.0 * o * if *level == Level::Inner { i } else { 1.0 },
             (Inst::Reduce(..), _) | (_, Level::Inner) => o * i,
             (_, Level::Outer) => o,
         });

@@ -74,6 +74,9 @@ fn describe<'a>(inst: &Inst, body: &Loop, name: &impl Fn(usize) -> &'a str) -> S
         Inst::Load(i) => load(*i),
         Inst::Const(c) => c.to_string(),
         Inst::Position(a) => format!("position {a}"),
+        Inst::Random { at, seed, step, salt } => {
+            format!("random r{seed} r{step} salt {salt} strides {:?}", at.strides)
+        }
         Inst::Unary(u, a) => format!("{} r{a}", u.name()),
         Inst::Binary(b, x, y) => format!("{} r{x} r{y}", b.name()),
         Inst::Select(c, x, y) => format!("select r{c} r{x} r{y}"),

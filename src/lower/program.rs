@@ -359,6 +359,14 @@ impl Emit<'_> {
                 let axes = self.layout().axes[&Site::Value(id)][axis].clone();
                 self.position(&axes)
             }
+            Op::Random { salt, .. } => {
+                let (seed, step) = (self.operand(id, 0), self.operand(id, 1));
+                let own = View::contiguous(&self.graph.ty(id).dims());
+                let layout = self.layout();
+                let rank = layout.outer.len() + layout.inner.len();
+                let at = self.over_domain(&own, &layout.axes[&Site::Value(id)], rank, None);
+                self.push(Inst::Random { at, seed, step, salt })
+            }
             Op::Unary(u) => {
                 let a = self.operand(id, 0);
                 self.push(Inst::Unary(u, a))
@@ -486,11 +494,12 @@ pub(crate) fn collapse(mut k: Loop) -> Loop {
         let dim = |k: &Loop, i: usize| if i < o { k.outer[i] } else { k.inner[i - o] };
         let next = dim(&k, axis + 1);
         let runs = |v: &View| v.dims.len() <= axis + 1 || v.strides[axis] == v.strides[axis + 1] * next;
-        let guarded = |a: usize| k.loads.iter().any(|l| l.view.guards.iter().any(|g| g.terms.iter().any(|t| t.0 == a)));
-        let pinned = |a: usize| k.tape.contains(&Inst::Position(a)) || guarded(a);
+        let pinned = |a: usize| k.tape.contains(&Inst::Position(a)) || k.loads.iter().any(|l| l.view.guarded(a));
+        let draws = |i: &Inst| if let Inst::Random { at, .. } = i { runs(at) } else { true };
         let joined = axis + 1 != o
             && k.loads.iter().all(|l| runs(&l.view))
             && k.stores.iter().all(|s| runs(&s.view))
+            && k.tape.iter().all(draws)
             && !pinned(axis)
             && !pinned(axis + 1);
         if !joined {
@@ -511,10 +520,10 @@ pub(crate) fn collapse(mut k: Loop) -> Loop {
         k.loads.iter_mut().for_each(|l| join(&mut l.view));
         k.stores.iter_mut().for_each(|s| join(&mut s.view));
         for inst in &mut k.tape {
-            if let Inst::Position(a) = inst
-                && *a > axis
-            {
-                *a -= 1;
+            match inst {
+                Inst::Position(a) if *a > axis => *a -= 1,
+                Inst::Random { at, .. } => join(at),
+                _ => {}
             }
         }
         for term in k.loads.iter_mut().flat_map(|l| &mut l.view.guards).flat_map(|g| &mut g.terms) {

@@ -51,7 +51,8 @@ impl View {
         self.guards.iter().map(rename).collect()
     }
 
-    fn guarded(&self, axis: usize) -> bool {
+    /// Does a guard stand on this axis?
+    pub(super) fn guarded(&self, axis: usize) -> bool {
         self.guards.iter().any(|g| g.terms.iter().any(|t| t.0 == axis))
     }
 

@@ -96,6 +96,11 @@ impl Model {
         }
     }
 
+    /// Do the graphs for training and for inference differ?
+    pub fn has_modes(&self) -> bool {
+        matches!(self.source, Source::Onnx(_))
+    }
+
     /// Names of the inputs, in order.
     pub fn input_names(&self) -> Vec<String> {
         match &self.source {

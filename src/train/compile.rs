@@ -92,9 +92,36 @@ impl Settings {
         Ok(Prepared { task, step, weights: bound.weights, recognition })
     }
 
+    /// The forward graph that yields the prediction alone, as the model acts in inference: without dropout, with running
+    /// statistics. Constants that it alone has are added to `weights`.
+    fn evaluation(&self, model: &Model, rules: &RuleSet, task: &Task, weights: &mut Weights) -> Result<Option<Graph>> {
+        if !model.has_modes() || task.head.is_none() {
+            return task.prediction_graph();
+        }
+        let mut bound = model.bind(&self.sizes, Purpose::Inference)?;
+        let (mut graph, _) = recognise(&bound.graph, rules)?;
+        for id in graph.sources().collect::<Vec<_>>() {
+            let (name, constant) = (graph.name_of(id).to_owned(), matches!(graph.op(id), Op::State { .. }));
+            let Some(w) = bound.weights.remove(&name) else { continue };
+            match weights.get(&name) {
+                // The same name for another constant.
+                Some(known) if constant && (known.dims != w.dims || known.bytes() != w.bytes()) => {
+                    let own = format!("{name}.inference");
+                    graph.rename(id, &own);
+                    weights.insert(own, w);
+                }
+                Some(_) => {}
+                None => {
+                    weights.insert(name, w);
+                }
+            }
+        }
+        Task::new(graph, self.loss.as_deref(), &self.objective, weights)?.prediction_graph()
+    }
+
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
-        let Prepared { task, step, weights, recognition } = self.prepare(model, rules)?;
+        let Prepared { task, step, mut weights, recognition } = self.prepare(model, rules)?;
         // A model exported with a fixed batch size has it, whatever was asked for.
         let mut settings = self.clone();
         if let Some(batch) = task.inputs(false).first().and_then(|&id| task.graph.ty(id).dims().first().copied()) {
@@ -106,7 +133,7 @@ impl Settings {
             Some((file, path)) => Planned::from_graph(file.graph_for(&step, path)?, &request)?,
         };
         planned.phases.splice(0..0, recognition);
-        let eval = match task.prediction_graph()? {
+        let eval = match self.evaluation(model, rules, &task, &mut weights)? {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,
         };

@@ -6,6 +6,7 @@ use super::step::names;
 use crate::data::{Dataset, Labels};
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::ir::ops::random;
 use crate::ir::{Graph, Init, Op, Type, verify};
 use crate::lower::{Program, lower};
 use crate::model::{Checkpoint, Saved};
@@ -87,6 +88,8 @@ impl Session {
             let (Op::Param { init, ty } | Op::State { init, ty }) = g.op(id) else { continue };
             let name = g.name_of(id);
             let values = match init {
+                // Whole numbers that f32 holds.
+                _ if name == random::SEED => vec![(self.seed % (1 << 24)) as f32],
                 Init::Copy(_) => continue,
                 Init::Data => {
                     let weight = self.compiled.weights.get(name).ok_or_else(|| {
@@ -206,8 +209,11 @@ impl Session {
         for id in graph.sources() {
             if matches!(graph.op(id), Op::Param { .. } | Op::State { .. }) {
                 let name = graph.name_of(id);
-                let values = self.step.read(name)?;
-                eval.write(name, &values)?;
+                match self.compiled.weights.get(name) {
+                    // Constants that training has no use for.
+                    Some(w) if self.step.program().find(name).is_none() => eval.write(name, &w.values::<f32>())?,
+                    _ => eval.write(name, &self.step.read(name)?)?,
+                }
             }
         }
         let batch = self.compiled.settings.batch();

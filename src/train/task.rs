@@ -30,6 +30,12 @@ impl Task {
             let (loss, prediction) = add_loss(&mut graph, &criterion, weights)?;
             return Ok(Task { graph, loss, head: Some(Head { prediction, criterion }) });
         }
+        if *options != (Objective { label: options.label.clone(), ..Objective::default() }) {
+            return Err(Error::Request(format!(
+                "the loss is the model's own, so options of a loss do not apply; choose one with --loss {}",
+                LossKind::NAMES.map(|n| n.0).join("|")
+            )));
+        }
         if let Some(label) = &options.label {
             graph = with_label(&graph, label)?;
         }

@@ -11,7 +11,7 @@ use mantissa::train::{Compiled, Settings};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 14] = [
+pub const MODELS: [(&str, &str); 15] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -63,6 +63,10 @@ pub const MODELS: [(&str, &str); 14] = [
     (
         "convnet",
         "model convnet { input x: f32[batch, 2, 7, 6] label y: i64[batch] param w: f32[4, 2, 3, 3] = normal(0.3) param b: f32[4, 1, 1] = zeros param g: f32[4, 1, 1] = ones param v: f32[4, 2, 2, 2] = normal(0.3) param f: f32[48, 5] = kaiming_uniform c = conv(x, w, strides=[1, 1], lo=[1, 1], hi=[1, 1]) n = standardise(c, axes=[0, 2, 3], eps=1e-5) * g + b h = relu(n) p = reduce_max(window(window(h, axis=2, size=3, stride=2, lo=1, hi=1, fill=-inf), axis=4, size=3, stride=2, lo=1, hi=1, fill=-inf), axes=[3, 5]) q = conv_input(p, v, strides=[2, 2], groups=2, lo=[1, 0], hi=[1, 0], extents=[6, 6]) m = mean(window(window(q, axis=2, size=2, stride=2), axis=4, size=2, stride=2), axes=[3, 5]) k = concat(m, slice(m, axis=1, start=0, stop=0), axis=1) logits = reshape(concat(k, tanh(slice(k, axis=2, start=0, stop=1)), axis=2), dims=[batch, 48]) @ f loss = cross_entropy(logits, y) }",
+    ),
+    (
+        "dropout",
+        "model dropout { input x: f32[batch, 3, 4] label y: f32[batch, 12] param w: f32[12, 12] = xavier_uniform state s: f32[] = constant(7) state t: f32[] = constant(2) h = reshape(x, dims=[batch, 12]) @ w k = ge(random(s, t, dims=[batch, 12], salt=3), 0.3) r = reshape(random(s, t, dims=[batch, 3, 4], salt=5), dims=[batch, 12]) p = select(k, h / 0.7, 0) + mean(r * h, axes=[1], keep=true) loss = mse(p, y) }",
     ),
     (
         "rms_scatter",

@@ -8,6 +8,7 @@ mod index;
 mod matmul;
 mod memory;
 mod nn;
+pub mod random;
 mod reduce;
 mod shape;
 mod source;
@@ -55,6 +56,11 @@ pub enum Op {
     Iota {
         dims: Shape,
         axis: usize,
+    },
+    /// `random(seed, step)`: uniform in [0, 1), by position; operations of another `salt` draw other numbers.
+    Random {
+        dims: Shape,
+        salt: u32,
     },
     Unary(Unary),
     Binary(Binary),
@@ -190,6 +196,7 @@ impl Op {
             Op::State { .. } => "state",
             Op::Const(_) => "const",
             Op::Iota { .. } => "iota",
+            Op::Random { .. } => "random",
             Op::Unary(u) => u.name(),
             Op::Binary(b) => b.name(),
             Op::Select => "select",
@@ -231,8 +238,16 @@ impl Op {
 
     /// One result element from one element of each operand, after broadcasting.
     pub fn is_elementwise(&self) -> bool {
-        matches!(self, Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Const(_) | Op::Iota { .. } | Op::Convert(_))
-            || matches!(self, Op::Loss(l) if l.is_elementwise())
+        matches!(
+            self,
+            Op::Unary(_)
+                | Op::Binary(_)
+                | Op::Select
+                | Op::Const(_)
+                | Op::Iota { .. }
+                | Op::Random { .. }
+                | Op::Convert(_)
+        ) || matches!(self, Op::Loss(l) if l.is_elementwise())
     }
 
     /// Moves elements without computing.
@@ -273,6 +288,7 @@ impl Op {
             Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => Ok(ty.clone()),
             Op::Const(_) => Ok(Type::new(Shape::scalar(), Format::F32)),
             Op::Iota { dims, axis } => source::infer_iota(dims, *axis),
+            Op::Random { dims, .. } => random::infer(dims, x),
             Op::Unary(u) => u.infer(x[0]),
             Op::Binary(b) => b.infer(x[0], x[1]),
             Op::Select => elementwise::infer_select(x),
@@ -306,6 +322,7 @@ impl Op {
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Some(0),
             Op::Select | Op::LayerNorm { .. } | Op::Scatter { .. } => Some(3),
             Op::Binary(_)
+            | Op::Random { .. }
             | Op::Gather { .. }
             | Op::ScatterAdd { .. }
             | Op::MatMul { .. }
@@ -322,6 +339,7 @@ impl Op {
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } => panic!("sources are given, not evaluated"),
             Op::Const(c) => Tensor::scalar(c.get()),
             Op::Iota { axis, .. } => Tensor::from_fn(&ty.dims(), |i| i[*axis] as f64),
+            Op::Random { salt, .. } => random::eval(&ty.dims(), *salt, x),
             Op::Unary(u) => x[0].map(|v| u.eval(v)),
             Op::Binary(b) => Tensor::from_fn(&ty.dims(), |i| b.eval(x[0].at_broadcast(i), x[1].at_broadcast(i))),
             Op::Select => {
@@ -355,6 +373,7 @@ impl Op {
     pub(crate) fn vjp(&self, c: Context) -> Gradients {
         match self {
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Ok(Vec::new()),
+            Op::Random { .. } => Ok(vec![None, None]),
             Op::Unary(u) => u.vjp(c),
             Op::Binary(b) => b.vjp(c),
             Op::Select => elementwise::vjp_select(c),
@@ -393,6 +412,9 @@ impl Op {
         match self {
             Op::Const(c) => vec![("value", Attr::Float(*c))],
             Op::Iota { dims, axis } => vec![("dims", Attr::Dims(dims.clone())), ("axis", n(axis))],
+            Op::Random { dims, salt } => {
+                vec![("dims", Attr::Dims(dims.clone())), ("salt", Attr::Int(i64::from(*salt)))]
+            }
             Op::Reduce { axes, keep, .. } => vec![("axes", ints(axes)), ("keep", Attr::Bool(*keep))],
             Op::Broadcast { dims } | Op::Reshape { dims } | Op::Alias { dims } => {
                 vec![("dims", Attr::Dims(dims.clone()))]
@@ -469,6 +491,11 @@ impl Op {
         }
         Ok(match name {
             "const" => Op::Const(a.float("value")?),
+            "random" => {
+                let salt = a.int_or("salt", 0)?;
+                let salt = u32::try_from(salt).map_err(|_| format!("salt={salt} is above {}", u32::MAX))?;
+                Op::Random { dims: a.dims("dims")?, salt }
+            }
             "iota" => Op::Iota { dims: a.dims("dims")?, axis: a.int("axis")? },
             "select" => Op::Select,
             "broadcast" => Op::Broadcast { dims: a.dims("dims")? },
@@ -554,9 +581,11 @@ impl Op {
         let mut op = self.clone();
         match &mut op {
             Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => ty.shape = ty.shape.bind(sizes),
-            Op::Iota { dims, .. } | Op::Broadcast { dims } | Op::Reshape { dims } | Op::Alias { dims } => {
-                *dims = dims.bind(sizes)
-            }
+            Op::Iota { dims, .. }
+            | Op::Random { dims, .. }
+            | Op::Broadcast { dims }
+            | Op::Reshape { dims }
+            | Op::Alias { dims } => *dims = dims.bind(sizes),
             Op::ScatterAdd { size, .. } => {
                 if let Some(bound) = Shape(vec![size.clone()]).bind(sizes).0.pop() {
                     *size = bound;

@@ -372,6 +372,10 @@ impl<'a> Functor<'a> {
                 let lane = if self.lane_axes().last() == Some(*a) { " + w" } else { "" };
                 format!("{}(a{a}{lane})", self.real())
             }
+            Inst::Random { at, seed, step, salt } => {
+                let (at, lane) = self.address(at);
+                format!("uniform(u64({at} + w * {lane}), u32(r{step}), u32(r{seed}), {salt}u)")
+            }
             Inst::Unary(u, a) => self.in_double(unary(*u, &format!("r{a}"))),
             Inst::Binary(b, x, y) => self.in_double(binary(*b, &format!("r{x}"), &format!("r{y}"))),
             Inst::Select(c, x, y) => format!("r{c} != 0.0f ? r{x} : r{y}"),

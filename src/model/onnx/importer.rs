@@ -353,6 +353,12 @@ impl<'a> Importer<'a> {
     }
 
     /// The elements of a name, if they are known.
+    /// The values of an initialiser that no operation computes with: what an option of a node is given as.
+    pub fn stored(&self, name: &str) -> Option<Rc<Known>> {
+        let Value::Weight(w) = self.values.get(name)? else { return None };
+        Some(Rc::new(Known { tensor: Tensor::new(&w.dims, w.values::<f64>()), format: w.format }))
+    }
+
     pub fn known(&self, name: &str) -> Option<Rc<Known>> {
         match self.values.get(name)? {
             Value::Known(k) => Some(k.clone()),

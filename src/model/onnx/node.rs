@@ -101,6 +101,7 @@ impl<'a, 'b> Node<'a, 'b> {
         let name = self.name(i);
         self.im
             .known(name)
+            .or_else(|| self.im.stored(name))
             .ok_or_else(|| format!("input {i} (`{name}`) must be a constant; export the model with fixed shapes"))
     }
 
@@ -156,6 +157,11 @@ impl<'a, 'b> Node<'a, 'b> {
 
     pub fn add(&mut self, op: Op, x: &[NodeId]) -> Import<NodeId> {
         self.im.graph.add(op, x).map_err(plain)
+    }
+
+    /// A source under a name of its own.
+    pub fn named(&mut self, name: &str, op: Op) -> Import<NodeId> {
+        self.im.graph.add_named(name, op, &[]).map_err(plain)
     }
 
     pub fn one(&mut self, op: Op, x: &[NodeId]) -> Import<Vec<NodeId>> {

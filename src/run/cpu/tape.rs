@@ -8,6 +8,7 @@ use super::lanes::{Block, Run, load, store};
 use super::real::Real;
 use crate::format::Format;
 use crate::ir::ReduceKind;
+use crate::ir::ops::random::{philox, uniform};
 use crate::lower::{BufferId, Guard, Inst, Level, Load, Loop, Pass, View};
 use crate::run::Bytes;
 use rayon::prelude::*;
@@ -268,6 +269,15 @@ impl<T: Real> Machine<'_, T> {
                 for (i, v) in out.iter_mut().enumerate() {
                     *v = T::of(if moving { (start + i) / below % extent } else { fixed } as f64);
                 }
+            }
+            Inst::Random { ref at, seed, step, salt } => {
+                let (seed, step) = (lane(seed)[0].get() as u32, lane(step)[0].get() as u32);
+                block.runs(at, |run: Run| {
+                    for j in 0..run.len {
+                        let word = philox((run.at + j * run.stride) as u64, step, seed, salt);
+                        out[run.lane + j] = T::of(f64::from(uniform(word)));
+                    }
+                });
             }
             Inst::Unary(u, a) => T::unary(u, lane(a), out),
             Inst::Binary(b, x, y) => T::binary(b, lane(x), lane(y), out),
