@@ -1,7 +1,7 @@
 //! `mantissa compile`.
 
-use super::{StepArgs, read_model};
-use crate::error::{Error, Result};
+use super::{StepArgs, new_file, read_model};
+use crate::error::Result;
 use crate::run::cuda;
 use crate::train::Settings;
 use crate::trainer;
@@ -28,12 +28,7 @@ pub struct CompileArgs {
 pub fn run(args: &CompileArgs) -> Result<()> {
     let mut settings = Settings::default();
     args.step.apply(&mut settings)?;
-    if args.output.exists() && !args.force {
-        return Err(Error::Request(format!(
-            "{} exists; give another name, or --force to overwrite it",
-            args.output.display()
-        )));
-    }
+    new_file(&args.output, args.force)?;
     let model = read_model(&args.model)?;
     let compiled = settings.compile(&model, &args.step.rule_set()?, None)?;
     let archs: Vec<String> = args.archs.iter().filter(|a| *a != "none").cloned().collect();

@@ -4,6 +4,7 @@
 
 mod compile;
 mod doctor;
+mod export;
 mod plan;
 mod rules;
 mod show;
@@ -17,6 +18,7 @@ use crate::rewrite::RuleSet;
 use crate::train::{Optimizer, Settings};
 use crate::trainer;
 use clap::{Args, Parser, Subcommand};
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +42,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Write a trainer: one executable that needs no compiler
     Compile(compile::CompileArgs),
+    /// Write a trained model as ONNX, in f32
+    Export(export::ExportArgs),
     /// List the rewrite rules, or test them numerically
     Rules {
         #[command(subcommand)]
@@ -156,12 +160,31 @@ impl StepArgs {
         Ok(())
     }
 
+    /// The sizes that were given, and no others.
+    fn sizes(&self, s: &Settings) -> BTreeMap<String, usize> {
+        let given = |name: &str| {
+            (name == "batch" && self.batch.is_some()) || self.dims.iter().any(|d| d.split('=').next() == Some(name))
+        };
+        s.sizes.iter().filter(|(name, _)| given(name)).map(|(name, n)| (name.clone(), *n)).collect()
+    }
+
     fn rule_set(&self) -> Result<RuleSet> {
         match &self.rules {
             Some(dir) => RuleSet::from_dir(dir),
             None => RuleSet::builtin(),
         }
     }
+}
+
+/// Refuses to overwrite a file unless that was asked for.
+fn new_file(path: &std::path::Path, force: bool) -> Result<()> {
+    if path.exists() && !force {
+        return Err(Error::Request(format!(
+            "{} exists; give another name, or --force to overwrite it",
+            path.display()
+        )));
+    }
+    Ok(())
 }
 
 /// Reads a model, or says what is wrong with the path.
@@ -180,6 +203,7 @@ pub fn main() -> ExitCode {
             Command::Train(args) => train::run(&args),
             Command::Plan(args) => plan::run(&args),
             Command::Compile(args) => compile::run(&args),
+            Command::Export(args) => export::run(&args),
             Command::Rules { action } => rules::run(&action),
             Command::Doctor => doctor::run(),
         },

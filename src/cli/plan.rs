@@ -1,6 +1,6 @@
 //! `mantissa plan`.
 
-use super::{StepArgs, out, read_model};
+use super::{StepArgs, new_file, out, read_model};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::ir::verify;
@@ -48,11 +48,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
         return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
     }
-    if let Some(path) = args.output.as_ref().filter(|p| p.exists() && !args.force) {
-        return Err(Error::Request(format!(
-            "{} exists; give another name, or --force to overwrite it",
-            path.display()
-        )));
+    if let Some(path) = &args.output {
+        new_file(path, args.force)?;
     }
     let model = read_model(&model_path)?;
     let request = settings.request()?;

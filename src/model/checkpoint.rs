@@ -58,6 +58,16 @@ impl Checkpoint {
         safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).expect("tensors fill their shapes")
     }
 
+    /// Refuses a checkpoint of another model than the one of this fingerprint.
+    pub fn require_model(&self, fingerprint: &str, name: &str, path: &Path) -> Result<()> {
+        let meta = |key: &str| self.metadata.get(key).map_or("", String::as_str);
+        if meta("model") == fingerprint {
+            return Ok(());
+        }
+        let other = meta("model_name");
+        Err(Error::model(path, format!("this checkpoint belongs to another model (`{other}`), not to `{name}`")))
+    }
+
     /// Reads a checkpoint; a truncated or foreign file is an error that says so.
     pub fn read(path: &Path) -> Result<Checkpoint> {
         Checkpoint::from_bytes(&std::fs::read(path).map_err(Error::io("read", path))?, path)

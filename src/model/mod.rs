@@ -5,11 +5,11 @@ mod onnx;
 mod weight;
 
 pub use checkpoint::{Checkpoint, Saved, write_atomically};
-pub use onnx::read_tensor;
+pub use onnx::{Written, read_tensor};
 pub use weight::{Weight, Weights};
 
 use crate::error::{Error, Result};
-use crate::ir::{Graph, text};
+use crate::ir::{Graph, Output, Role, text};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -94,6 +94,42 @@ impl Model {
                 file.import(given, purpose)
             }
         }
+    }
+
+    /// The model as an ONNX file with these values for its parameters and states, as it acts in inference: of an ONNX
+    /// model its own file; of another, the outputs that no label is needed for. `data_name` is what a file of values will
+    /// be called, where they are too many for one.
+    pub fn to_onnx(
+        &self,
+        values: &Weights,
+        sizes: &BTreeMap<String, usize>,
+        prediction: Option<&str>,
+        data_name: &str,
+    ) -> Result<onnx::Written> {
+        let graph = match &self.source {
+            Source::Onnx(file) => return file.with_values(values, data_name),
+            Source::Graph(g) => g.map_ops(|op| op.bind(sizes))?,
+        };
+        let mut needs_label = vec![false; graph.len()];
+        for id in graph.ids() {
+            let label = matches!(graph.op(id), crate::ir::Op::Input { label: true, .. });
+            needs_label[id.index()] = label || graph.inputs(id).iter().any(|i| needs_label[i.index()]);
+        }
+        let mut outputs: Vec<Output> = graph
+            .outputs()
+            .iter()
+            .filter(|o| o.role == Role::Output && !needs_label[o.node.index()])
+            .cloned()
+            .collect();
+        if let Some(node) =
+            prediction.and_then(|name| graph.find(name)).filter(|n| outputs.iter().all(|o| o.node != *n))
+        {
+            outputs.insert(0, Output { name: graph.name_of(node).to_owned(), role: Role::Output, node });
+        }
+        if outputs.is_empty() {
+            return Err(Error::Request("every output of the model needs its label, and it has no prediction".into()));
+        }
+        Ok(onnx::Written { model: onnx::to_onnx(&graph.prune(&outputs)?, values)?, data: None })
     }
 
     /// Do the graphs for training and for inference differ?

@@ -23,7 +23,7 @@ const WHOLE: usize = 60_000;
 const FEWEST: usize = 6;
 const SWEEPS: usize = 4;
 /// Steps of up to so many values are also searched flip by flip.
-const SMALL: usize = 500;
+const SMALL: usize = 250;
 /// Classes in a window besides those that must be in it.
 const WINDOW: usize = 100;
 /// A flip that reaches more kernels than this many classes is not tried.

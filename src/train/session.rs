@@ -263,16 +263,7 @@ impl Session {
     /// Takes up a run where a checkpoint left it.
     pub fn restore(&mut self, checkpoint: &Checkpoint, path: &std::path::Path) -> Result<()> {
         let meta = |key: &str| checkpoint.metadata.get(key).map_or("", String::as_str);
-        if meta("model") != self.compiled.model_fingerprint {
-            return Err(Error::model(
-                path,
-                format!(
-                    "this checkpoint belongs to another model (`{}`), not to `{}`",
-                    meta("model_name"),
-                    self.compiled.planned.graph.name
-                ),
-            ));
-        }
+        checkpoint.require_model(&self.compiled.model_fingerprint, &self.compiled.planned.graph.name, path)?;
         let g = self.compiled.planned.graph.clone();
         for id in saved_sources(&g) {
             let (name, ty) = (g.name_of(id), g.ty(id));

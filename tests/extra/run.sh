@@ -19,8 +19,9 @@ pip install onnxscript==0.7.2 onnx-ir==1.1.0 filelock==4.2.11 fsspec==2026.9.0 j
     sympy==1.14.0 typing_extensions==4.16.0 setuptools==80.9.0
 pip install --no-deps torch==2.15.0 nvidia-cuda-runtime==13.2.75
 
-cargo build --release --quiet --target-dir target --example extra_checks
+cargo build --release --quiet --target-dir target --example extra_checks --example model_checks --bin mantissa
 helper=$PWD/target/release/examples/extra_checks
+models=$PWD/target/release/examples/model_checks
 python=$venv/bin/python
 $python tests/extra/torch_stubs.py $stubs
 lib13=$(echo "$PWD"/$venv/lib/python3*/site-packages/nvidia/cu13/lib)
@@ -39,6 +40,8 @@ check() {
 check $python tests/extra/formats.py "$helper"
 check $python tests/extra/onnx_casts.py "$helper"
 check $python tests/extra/onnx_forward.py "$helper"
+check $python tests/extra/onnx_cnns.py "$models"
+check $python tests/extra/onnx_export.py "$models"
 check env MANTISSA_ONNX_TESTS="$(echo "$PWD"/$venv/lib/python3*/site-packages/onnx/backend/test/data)" bash -c '
     cargo test --release --quiet --target-dir target --test onnx_nodes -- --nocapture && echo "ok onnx node tests"'
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_gradients.py "$helper"

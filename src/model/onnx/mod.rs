@@ -7,12 +7,16 @@ mod importer;
 mod node;
 mod ops;
 mod order;
+mod patch;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod proto;
 mod tensor;
 mod trained;
+mod write;
 
+pub use patch::Written;
 pub use tensor::read_tensor;
+pub use write::to_onnx;
 
 use super::{Bound, Purpose, Weight};
 use crate::error::{Error, Result};

@@ -48,6 +48,28 @@ pub fn format_of(data_type: i32) -> Result<Format, String> {
     })
 }
 
+/// The element type of a format: the inverse of [`format_of`].
+pub fn code_of(format: Format) -> i32 {
+    let ty = match format {
+        Format::F64 => DataType::Double,
+        Format::F32 | Format::Tf32 => DataType::Float,
+        Format::F16 => DataType::Float16,
+        Format::Bf16 => DataType::Bfloat16,
+        Format::I64 => DataType::Int64,
+        Format::I32 => DataType::Int32,
+        Format::I16 => DataType::Int16,
+        Format::I8 => DataType::Int8,
+        Format::U64 => DataType::Uint64,
+        Format::U32 => DataType::Uint32,
+        Format::U16 => DataType::Uint16,
+        Format::U8 => DataType::Uint8,
+        Format::F8E4M3 => DataType::Float8e4m3fn,
+        Format::F8E5M2 => DataType::Float8e5m2,
+        Format::Bool => DataType::Bool,
+    };
+    ty as i32
+}
+
 impl Files {
     pub fn beside(model: &Path) -> Files {
         Files { dir: model.parent().unwrap_or(Path::new(".")).to_owned(), maps: HashMap::new() }

@@ -40,7 +40,7 @@ fn scale_shift(n: &mut Node, x: NodeId, scale: NodeId, shift: NodeId, rank: usiz
 fn batch(n: &mut Node) -> Import<Vec<NodeId>> {
     let (x, scale, shift) = (n.x(0)?, n.x(1)?, n.x(2)?);
     let (rank, eps, momentum) = (n.rank(x), n.float("epsilon", 1e-5), n.float("momentum", 0.9));
-    let training = n.flag("training_mode", false) && (n.im.purpose == Purpose::Training || !n.wants_statistics());
+    let training = n.flag("training_mode", false) && n.im.purpose == Purpose::Training;
     let (mean, var) = (n.x(3)?, n.x(4)?);
     if !training {
         let (m, v) = (per_channel(n, mean, rank)?, per_channel(n, var, rank)?);
@@ -66,20 +66,12 @@ fn batch(n: &mut Node) -> Import<Vec<NodeId>> {
         let next = n.bin(Binary::Add, kept, new)?;
         if let Some(name) = n.im.statistic(n.name(i))
             && matches!(n.im.graph.op(running), Op::State { .. })
-            && n.im.purpose == Purpose::Training
         {
             n.im.graph.add_output(name, Role::Update, next);
         }
         out.push(next);
     }
     Ok(out)
-}
-
-impl Node<'_, '_> {
-    /// Does somebody want a batch norm's statistics as outputs of the model?
-    fn wants_statistics(&self) -> bool {
-        !(self.wants(1) || self.wants(2))
-    }
 }
 
 fn instance(n: &mut Node) -> Import<Vec<NodeId>> {

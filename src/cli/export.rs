@@ -1,0 +1,65 @@
+//! `mantissa export`.
+
+use super::{StepArgs, new_file, read_model};
+use crate::error::Result;
+use crate::format::Format;
+use crate::model::{Checkpoint, Purpose, Weight, write_atomically};
+use crate::train::{Settings, Task};
+use clap::Args;
+use std::path::PathBuf;
+
+#[derive(Args)]
+pub struct ExportArgs {
+    /// The model that was trained: .mir or .onnx
+    model: PathBuf,
+    /// Its checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// The ONNX file to write
+    #[arg(short, long, value_name = "FILE.onnx")]
+    output: PathBuf,
+    /// Overwrite the output file
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    step: StepArgs,
+}
+
+pub fn run(args: &ExportArgs) -> Result<()> {
+    let mut settings = Settings::default();
+    args.step.apply(&mut settings)?;
+    new_file(&args.output, args.force)?;
+    let data_path = PathBuf::from(format!("{}.data", args.output.display()));
+    let model = read_model(&args.model)?;
+    let checkpoint = Checkpoint::read(&args.checkpoint)?;
+    let name = args.model.display().to_string();
+    checkpoint.require_model(&model.fingerprint(), &name, &args.checkpoint)?;
+    let values = checkpoint.tensors.iter().map(|(name, t)| {
+        let w = Weight::from_bytes(t.format, &t.dims, &t.bytes);
+        // What was trained in a narrow format is written as f32.
+        let wide = if t.format.is_low() { Weight::from_values(Format::F32, &w.dims, &w.values::<f32>()) } else { w };
+        (name.clone(), wide)
+    });
+    let values = values.collect();
+    // What a model of our own text yields besides its loss is what the loss is taken of.
+    let prediction = if model.has_modes() {
+        None
+    } else {
+        let mut bound = model.bind(&settings.sizes, Purpose::Inference)?;
+        let task = Task::new(bound.graph, settings.loss.as_deref(), &settings.objective, &mut bound.weights)?;
+        task.head.map(|h| task.graph.name_of(h.prediction).to_owned())
+    };
+    let sizes = args.step.sizes(&settings);
+    let data_name = data_path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let written = model.to_onnx(&values, &sizes, prediction.as_deref(), &data_name)?;
+    if let Some(data) = &written.data {
+        new_file(&data_path, args.force)?;
+        write_atomically(&data_path, data)?;
+    }
+    write_atomically(&args.output, &written.model)?;
+    if args.output.extension().is_none_or(|e| e != "onnx") {
+        eprintln!("note: ONNX files are called .onnx by most tools");
+    }
+    eprintln!("written to {}", args.output.display());
+    Ok(())
+}
