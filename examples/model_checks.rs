@@ -124,6 +124,7 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
             .collect();
         session.feed(graph.name_of(id), &values)?;
     }
+    let mut seconds = Vec::new();
     for step in 0..steps {
         let start = Instant::now();
         let loss = session.step()?;
@@ -131,6 +132,9 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
         if step == 0 {
             eprintln!("first step: {:.2} s", start.elapsed().as_secs_f64());
         }
+        seconds.push(start.elapsed().as_secs_f64());
     }
+    seconds.sort_by(f64::total_cmp);
+    eprintln!("median step: {:.3} ms", 1e3 * seconds.get(steps / 2).copied().unwrap_or(0.0));
     Ok(())
 }

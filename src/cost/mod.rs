@@ -33,6 +33,9 @@ const FILES: [&str; 4] = [
     include_str!("targets/sm_90.toml"),
 ];
 
+/// Seconds of a kernel that is not generated for the target: reductions in 64 bits on a GPU.
+const REFUSED: f64 = 1e3;
+
 /// Share of the time to move the bytes that is added to break ties.
 const TIE: f64 = 0.02;
 
@@ -82,6 +85,10 @@ impl Target {
     /// Predicted time of one kernel, without its launch.
     pub fn estimate(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> Estimate {
         let bytes = kernel.bytes(format_of);
+        let body = kernel.body();
+        if self.library_products && body.wide && body.has_reduction() {
+            return Estimate { seconds: REFUSED, bytes };
+        }
         let (scalar, matrix) = kernel.operations();
         let product_rate = match kernel {
             Kernel::Product(p) => match p.contraction.format() {

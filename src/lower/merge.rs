@@ -171,10 +171,15 @@ impl<'a> Merger<'a> {
         }
         let mut both = [&a.roots[..], &b.roots].concat();
         both.sort_unstable();
+        let already_wide = wide_reduction(a) || wide_reduction(b);
         if self.reaches(j, i, Some(j)) || self.reaches(i, j, Some(i)) {
             return false;
         }
         let Ok(merged) = analyse(self.graph, &both, self.updates) else { return false };
+        // Wide registers are for what needs them; a reduction that does not is not made to wait for them.
+        if wide_reduction(&merged) && !already_wide {
+            return false;
+        }
         let old = [self.regions[j].take(), self.regions[i].take()];
         for (at, r) in [j, i].into_iter().zip(old.iter().flatten()) {
             for b in &r.reads {
@@ -232,6 +237,10 @@ impl<'a> Merger<'a> {
 
 fn is_scalar(r: &Region) -> bool {
     r.layout.outer.is_empty() && r.layout.inner.is_empty()
+}
+
+fn wide_reduction(r: &Region) -> bool {
+    r.wide && !r.layout.inner.is_empty()
 }
 
 /// Elements of a region's domain.

@@ -76,6 +76,9 @@ pub(super) fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result
     let (da, db) = (fixed(a)?, fixed(b)?);
     let (batch, outputs) = (a.shape.0[0].clone(), b.shape.0[0].clone());
     let n = s.stride.len();
+    if n == 0 {
+        return Err("takes at least one spatial axis".into());
+    }
     if da.len() != n + 2 || db.len() != n + 2 {
         return Err(format!("strides of {n} axes, but operands {} and {}", a.shape, b.shape));
     }

@@ -43,6 +43,12 @@ pub enum Launch {
         kernel: usize,
         to: Destination,
     },
+    /// A convolution, by a library if it takes it, else by this kernel of ours.
+    Convolution {
+        kernel: usize,
+        to: Destination,
+        own: Box<Launch>,
+    },
 }
 
 /// Source text and launches of a program.
@@ -145,7 +151,11 @@ impl Generator<'_> {
                     ConvKind::Weight(_) => (outputs, channels * area(&c.w)),
                 };
                 let blocks = s.groups * rows.div_ceil(CONV_TILE) * columns.div_ceil(CONV_TILE);
+                let before = self.out.launches.len();
                 self.template(&ty, "conv", blocks, words)?;
+                let own = self.out.launches.drain(before..).map(Box::new);
+                let launches: Vec<Launch> = own.map(|own| Launch::Convolution { kernel, to, own }).collect();
+                self.out.launches.extend(launches);
             }
             Contraction::Scatter(s) => {
                 let base = s.base.map_or("float", memory);

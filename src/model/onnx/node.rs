@@ -53,6 +53,12 @@ impl<'a, 'b> Node<'a, 'b> {
         self.attr(name).map(|a| a.ints.clone())
     }
 
+    /// A list of `k` sizes, or `default` for each.
+    pub fn sizes_of(&self, name: &str, k: usize, default: usize) -> Import<Vec<usize>> {
+        let list = self.sizes(name)?.unwrap_or_else(|| vec![default; k]);
+        if list.len() == k { Ok(list) } else { Err(format!("{name} {list:?} should have {k} entries")) }
+    }
+
     /// A list of sizes, which cannot be negative.
     pub fn sizes(&self, name: &str) -> Import<Option<Vec<usize>>> {
         let size = |&v: &i64| usize::try_from(v).map_err(|_| format!("{name} has the negative entry {v}"));
@@ -153,6 +159,15 @@ impl<'a, 'b> Node<'a, 'b> {
         Ok(out)
     }
 
+    /// Refuses tensors of another rank.
+    pub fn demand_rank(&self, x: NodeId, rank: usize, what: &str) -> Import<()> {
+        if self.rank(x) == rank {
+            Ok(())
+        } else {
+            Err(format!("{what} has the shape {:?}, not {rank} axes", self.dims(x)))
+        }
+    }
+
     // Building.
 
     pub fn add(&mut self, op: Op, x: &[NodeId]) -> Import<NodeId> {
@@ -232,7 +247,7 @@ impl<'a, 'b> Node<'a, 'b> {
     }
 
     pub fn slice(&mut self, x: NodeId, axis: usize, start: usize, stop: usize) -> Import<NodeId> {
-        if start == 0 && stop == self.dims(x)[axis] {
+        if start == 0 && self.dims(x).get(axis) == Some(&stop) {
             return Ok(x);
         }
         self.add(Op::Slice { axis, start, stop, step: 1 }, &[x])

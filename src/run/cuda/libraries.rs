@@ -1,6 +1,6 @@
 //! Finding NVIDIA's libraries at run time, and saying where they were looked for.
 
-use cudarc::{cublaslt, driver, nvrtc};
+use cudarc::{cublaslt, cudnn, driver, nvrtc};
 use libloading::Library;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -39,7 +39,7 @@ fn preload() -> &'static [Library] {
     LOADED.get_or_init(|| {
         let mut out = Vec::new();
         // NVRTC looks for its builtins by name, so they come first.
-        for prefix in ["libnvrtc-builtins.so.", "libnvrtc.so.", "libcublasLt.so."] {
+        for prefix in ["libnvrtc-builtins.so.", "libnvrtc.so.", "libcublasLt.so.", "libcudnn.so."] {
             let mut files: Vec<PathBuf> = directories()
                 .iter()
                 .filter_map(|d| std::fs::read_dir(d).ok())
@@ -75,6 +75,12 @@ pub fn blas_present() -> bool {
     unsafe { cublaslt::sys::is_culib_present() }
 }
 
+pub fn dnn_present() -> bool {
+    preload();
+    // SAFETY: as above.
+    unsafe { cudnn::sys::is_culib_present() }
+}
+
 /// What `mantissa doctor` shows.
 pub fn survey() -> Vec<Finding> {
     let dirs: Vec<String> = directories().iter().map(|d| d.display().to_string()).collect();
@@ -97,6 +103,12 @@ pub fn survey() -> Vec<Finding> {
             purpose: "matrix products",
             found: blas_present(),
             looked: searched("libcublasLt.so.13 or .12"),
+        },
+        Finding {
+            library: "libcudnn",
+            purpose: "convolutions (without it, a kernel of ours)",
+            found: dnn_present(),
+            looked: searched("libcudnn.so.9"),
         },
     ]
 }

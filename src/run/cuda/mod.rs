@@ -4,6 +4,7 @@
 //! folder: calls into the driver, NVRTC and cuBLASLt, whose arguments this module owns.
 
 mod blas;
+mod dnn;
 mod libraries;
 mod nvrtc;
 
@@ -12,12 +13,13 @@ pub use nvrtc::{compile, compile_cached, key};
 
 use super::device::Device;
 use crate::error::{Error, Result};
-use crate::format::{narrow, widen};
+use crate::format::{Format, narrow, widen};
 use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
 use crate::lower::{Arena, BufferId, Contraction, Kernel, Program};
 use crate::run::Bytes;
 use blas::{Blas, Product};
 use cudarc::driver::{CudaContext, result, sys};
+use dnn::{Convolution, Dnn};
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::Arc;
@@ -36,7 +38,16 @@ pub struct CudaRunner {
     base: sys::CUdeviceptr,
     name: String,
     // Algorithms and descriptors live as long as the graph that was captured from them.
-    _blas: Option<Blas>,
+    _libraries: Libraries,
+}
+
+/// Handles of the libraries that a step needs.
+#[derive(Default)]
+struct Libraries {
+    blas: Option<Blas>,
+    dnn: Option<Dnn>,
+    /// Descriptors of captured convolutions.
+    convolutions: Vec<Convolution>,
 }
 
 /// A driver error as ours.
@@ -85,7 +96,8 @@ impl CudaRunner {
         let partials = (scratch + generated.scratch_bytes).next_multiple_of(256);
         let workspace = (partials + generated.partials_bytes).next_multiple_of(256);
         let needs_blas = generated.launches.iter().any(|l| matches!(l, Launch::Product { .. }));
-        let total = workspace + if needs_blas { WORKSPACE } else { 256 };
+        let needs_dnn = generated.launches.iter().any(|l| matches!(l, Launch::Convolution { .. }));
+        let total = workspace + if needs_blas || needs_dnn { WORKSPACE } else { 256 };
         let name = driver("reading the GPU's name", context.name())?;
         // SAFETY: a new stream and a new allocation, owned by this runner and released in `drop`; the context is current.
         let (stream, base) = unsafe {
@@ -104,7 +116,12 @@ impl CudaRunner {
         };
         // SAFETY: `cubin` is a whole CUBIN, from NVRTC or checked by its key; the driver copies it.
         let module = unsafe { driver("loading kernels", result::module::load_data(cubin.as_ptr().cast()))? };
-        let blas = if needs_blas { Some(Blas::new(base + workspace as u64, WORKSPACE)?) } else { None };
+        let at = base + workspace as u64;
+        let mut libraries = Libraries {
+            blas: if needs_blas { Some(Blas::new(at, WORKSPACE)?) } else { None },
+            dnn: if needs_dnn { Dnn::new(at, WORKSPACE, stream)? } else { None },
+            convolutions: Vec::new(),
+        };
         let mut runner = CudaRunner {
             program,
             arena,
@@ -114,11 +131,11 @@ impl CudaRunner {
             graph: std::ptr::null_mut(),
             base,
             name,
-            _blas: None,
+            _libraries: Libraries::default(),
         };
         let areas = Areas { scratch: base + scratch as u64, partials: base + partials as u64 };
-        runner.capture(&generated, areas, blas.as_ref())?;
-        runner._blas = blas;
+        runner.capture(&generated, areas, &mut libraries)?;
+        runner._libraries = libraries;
         Ok(runner)
     }
 
@@ -127,10 +144,17 @@ impl CudaRunner {
     }
 
     /// Records every launch into one graph.
-    fn capture(&mut self, generated: &CudaProgram, areas: Areas, blas: Option<&Blas>) -> Result<()> {
+    fn capture(&mut self, generated: &CudaProgram, areas: Areas, libraries: &mut Libraries) -> Result<()> {
         let mut ready = Vec::new();
         for launch in &generated.launches {
-            ready.push(self.prepare(launch, areas, blas)?);
+            ready.push(self.prepare(launch, areas, libraries)?);
+        }
+        // Libraries load their kernels when they are first used, which a capture does not allow.
+        for r in &ready {
+            if let (Ready::Convolution(c), Some(dnn)) = (r, &libraries.dnn) {
+                // SAFETY: everything the convolution touches is this runner's; what it writes is not in use yet.
+                unsafe { dnn.run(c)? };
+            }
         }
         self.synchronize()?;
         // SAFETY: everything recorded (functions, descriptors, addresses) is owned by this runner and outlives the graph.
@@ -138,7 +162,7 @@ impl CudaRunner {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             driver("starting capture", result::stream::begin_capture(self.stream, mode))?;
             for r in &mut ready {
-                r.record(self.stream, blas)?;
+                r.record(self.stream, libraries)?;
             }
             let graph = driver("ending capture", result::stream::end_capture(self.stream))?;
             self.graph = driver(
@@ -147,10 +171,12 @@ impl CudaRunner {
             )?;
             driver("releasing the captured graph", result::graph::destroy(graph))?;
         }
+        libraries.convolutions =
+            ready.into_iter().filter_map(|r| if let Ready::Convolution(c) = r { Some(c) } else { None }).collect();
         Ok(())
     }
 
-    fn prepare(&self, launch: &Launch, areas: Areas, blas: Option<&Blas>) -> Result<Ready> {
+    fn prepare(&self, launch: &Launch, areas: Areas, libraries: &Libraries) -> Result<Ready> {
         match launch {
             Launch::Kernel { name, blocks, threads, words } => {
                 let c_name = CString::new(name.as_str()).expect("generated names have no NUL");
@@ -167,13 +193,30 @@ impl CudaRunner {
             Launch::Product { kernel, to } => {
                 let Kernel::Product(p) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
                 let Contraction::Gemm(g) = &p.contraction else { unreachable!("cuBLASLt multiplies matrices") };
-                let (d, format) = match *to {
-                    Destination::Buffer(b, f) => (self.address(b), f),
-                    Destination::Scratch(f) => (areas.scratch, f),
-                };
-                let blas = blas.expect("opened for products");
+                let (d, format) = self.destination(*to, areas);
+                let blas = libraries.blas.as_ref().expect("opened for products");
                 Ok(Ready::Product(blas.prepare(g, self.address(g.a), self.address(g.b), d, format)?))
             }
+            Launch::Convolution { kernel, to, own } => {
+                let Kernel::Product(p) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
+                let Contraction::Conv(c) = &p.contraction else { unreachable!("cuDNN convolves") };
+                let (d, format) = self.destination(*to, areas);
+                let found = match &libraries.dnn {
+                    Some(dnn) => dnn.prepare(c, self.address(c.a), self.address(c.b), d, format)?,
+                    None => None,
+                };
+                match found {
+                    Some(c) => Ok(Ready::Convolution(c)),
+                    None => self.prepare(own, areas, libraries),
+                }
+            }
+        }
+    }
+
+    fn destination(&self, to: Destination, areas: Areas) -> (u64, Format) {
+        match to {
+            Destination::Buffer(b, f) => (self.address(b), f),
+            Destination::Scratch(f) => (areas.scratch, f),
         }
     }
 
@@ -226,6 +269,7 @@ struct Areas {
 enum Ready {
     Kernel { function: sys::CUfunction, blocks: u32, threads: u32, words: Vec<u64> },
     Product(Product),
+    Convolution(Convolution),
 }
 
 impl Ready {
@@ -233,7 +277,7 @@ impl Ready {
     ///
     /// # Safety
     /// The stream and every address must be live.
-    unsafe fn record(&mut self, stream: sys::CUstream, blas: Option<&Blas>) -> Result<()> {
+    unsafe fn record(&mut self, stream: sys::CUstream, libraries: &Libraries) -> Result<()> {
         match self {
             Ready::Kernel { function, blocks, threads, words } => {
                 let mut params = [words.as_mut_ptr().cast()];
@@ -247,7 +291,9 @@ impl Ready {
                 }
             }
             // SAFETY: promised by the caller.
-            Ready::Product(p) => unsafe { blas.expect("opened for products").run(p, stream) },
+            Ready::Product(p) => unsafe { libraries.blas.as_ref().expect("opened for products").run(p, stream) },
+            // SAFETY: promised by the caller; the handle was made for this stream.
+            Ready::Convolution(c) => unsafe { libraries.dnn.as_ref().expect("opened for convolutions").run(c) },
         }
     }
 }

@@ -15,7 +15,10 @@ fn heads(n: &mut Node, x: NodeId, heads: usize) -> Import<NodeId> {
         return Ok(x);
     }
     let [b, s, width] = dims[..] else { return Err(format!("takes tensors of rank 3 or 4, not {dims:?}")) };
-    let y = n.reshape(x, &[b, s, heads, width / heads.max(1)])?;
+    if heads == 0 || !width.is_multiple_of(heads) {
+        return Err(format!("{width} features do not divide into {heads} heads"));
+    }
+    let y = n.reshape(x, &[b, s, heads, width / heads])?;
     n.transpose(y, &[0, 2, 1, 3])
 }
 
@@ -30,6 +33,7 @@ fn attention(n: &mut Node) -> Import<Vec<NodeId>> {
     let (q, mut k, mut v) = (heads(n, q, qh)?, heads(n, k, kh)?, heads(n, v, kh)?);
     let mut past = 0;
     if let (Some(pk), Some(pv)) = (n.maybe(4)?, n.maybe(5)?) {
+        n.demand_rank(pk, 4, "past_key")?;
         past = n.dims(pk)[2];
         k = n.concat(&[pk, k], 2)?;
         v = n.concat(&[pv, v], 2)?;
@@ -37,6 +41,9 @@ fn attention(n: &mut Node) -> Import<Vec<NodeId>> {
     let (present_k, present_v) = (k, v);
     let (dq, dk) = (n.dims(q), n.dims(k));
     let (b, sq, sk, depth) = (dq[0], dq[2], dk[2], dq[3]);
+    if kh == 0 || !qh.is_multiple_of(kh) {
+        return Err(format!("{qh} query heads do not share {kh} key and value heads"));
+    }
     if qh != kh {
         // Each group of query heads reads the same keys.
         for x in [&mut k, &mut v] {
@@ -106,8 +113,14 @@ fn rotary(n: &mut Node) -> Import<Vec<NodeId>> {
     let (x, mut cos, mut sin) = (n.x(0)?, n.x(1)?, n.x(2)?);
     let dims = n.dims(x);
     let flat = dims.len() == 3;
+    if !flat {
+        n.demand_rank(x, 4, "the input")?;
+    }
     let x4 = if flat {
         let h = n.int("num_heads", 1).max(1) as usize;
+        if !dims[2].is_multiple_of(h) {
+            return Err(format!("{} features do not divide into {h} heads", dims[2]));
+        }
         n.reshape(x, &[dims[0], dims[1], h, dims[2] / h])?
     } else {
         n.transpose(x, &[0, 2, 1, 3])?
@@ -123,9 +136,13 @@ fn rotary(n: &mut Node) -> Import<Vec<NodeId>> {
         0 => d[3],
         r => r,
     };
+    if turned > d[3] || !turned.is_multiple_of(2) {
+        return Err(format!("{turned} of {} features cannot be turned in pairs", d[3]));
+    }
     let half = turned / 2;
     let (mut c4, mut s4) = (cos, sin);
     for c in [&mut c4, &mut s4] {
+        n.demand_rank(*c, 3, "a cache of angles")?;
         let own = n.dims(*c);
         *c = n.reshape(*c, &[own[0], own[1], 1, own[own.len() - 1]])?;
         *c = n.slice(*c, 3, 0, half)?;

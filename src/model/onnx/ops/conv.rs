@@ -24,11 +24,10 @@ impl Windows {
             Some(s) if s.len() == k => s,
             _ => return Err(format!("lacks a kernel_shape of {k} axes")),
         };
-        let stride = n.sizes("strides")?.unwrap_or_else(|| vec![1; k]);
-        let dilation = n.sizes("dilations")?.unwrap_or_else(|| vec![1; k]);
-        let pads = n.sizes("pads")?.unwrap_or_else(|| vec![0; 2 * k]);
-        if stride.len() != k || dilation.len() != k || pads.len() != 2 * k || stride.contains(&0) {
-            return Err(format!("strides {stride:?}, dilations {dilation:?} and pads {pads:?} do not fit {k} axes"));
+        let (stride, dilation) = (n.sizes_of("strides", k, 1)?, n.sizes_of("dilations", k, 1)?);
+        let pads = n.sizes_of("pads", 2 * k, 0)?;
+        if stride.contains(&0) || kernel.contains(&0) {
+            return Err(format!("strides {stride:?} and kernel_shape {kernel:?} must be at least 1"));
         }
         let (mut lo, mut hi) = (pads[..k].to_vec(), pads[k..].to_vec());
         let auto = n.word("auto_pad", "NOTSET");
@@ -107,10 +106,13 @@ fn conv_transpose(n: &mut Node) -> Import<Vec<NodeId>> {
     }
     let k = dx.len() - 2;
     let kernel = &dw[2..];
-    let list = |name: &str, default: usize| Ok::<_, String>(n.sizes(name)?.unwrap_or_else(|| vec![default; k]));
-    let (stride, dilation, extra) = (list("strides", 1)?, list("dilations", 1)?, list("output_padding", 0)?);
-    let pads = n.sizes("pads")?.unwrap_or_else(|| vec![0; 2 * k]);
+    let (stride, dilation) = (n.sizes_of("strides", k, 1)?, n.sizes_of("dilations", k, 1)?);
+    let extra = n.sizes_of("output_padding", k, 0)?;
+    let pads = n.sizes_of("pads", 2 * k, 0)?;
     let wanted = n.sizes("output_shape")?;
+    if stride.contains(&0) || kernel.contains(&0) || wanted.as_ref().is_some_and(|s| s.len() < k) {
+        return Err(format!("strides {stride:?}, kernel {kernel:?} or output_shape {wanted:?} do not fit {k} axes"));
+    }
     let auto = n.word("auto_pad", "NOTSET");
     let (mut lo, mut hi) = (pads[..k].to_vec(), pads[k..].to_vec());
     let mut extents = Vec::new();

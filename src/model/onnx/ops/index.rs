@@ -52,6 +52,7 @@ fn gather(n: &mut Node) -> Import<Vec<NodeId>> {
 
 /// The flat position of element `index` along `axis`, all other axes standing where they are.
 fn flat_positions(n: &mut Node, index: NodeId, axis: usize, of: &[usize]) -> Import<NodeId> {
+    n.demand_rank(index, of.len(), "the index")?;
     let dims = n.dims(index);
     let strides = strides(of);
     let along = from_start(n, index, of[axis])?;
@@ -104,6 +105,9 @@ fn gather_nd(n: &mut Node) -> Import<Vec<NodeId>> {
     let b = n.int("batch_dims", 0).max(0) as usize;
     let (dims, at) = (n.dims(x), n.dims(index));
     let k = *at.last().ok_or("takes positions of rank 1 or more")?;
+    if b + k > dims.len() || b >= at.len() {
+        return Err(format!("positions {at:?} with {b} batch axes do not index {dims:?}"));
+    }
     let batch: usize = dims[..b].iter().product();
     let (indexed, tail) = (&dims[b..b + k], &dims[b + k..]);
     let rows: usize = indexed.iter().product();
@@ -147,6 +151,9 @@ fn scatter_nd(n: &mut Node) -> Import<Vec<NodeId>> {
     let (x, index, updates) = (n.x(0)?, n.x(1)?, n.x(2)?);
     let (dims, at, kind) = (n.dims(x), n.dims(index), kind(n)?);
     let k = *at.last().ok_or("takes positions of rank 1 or more")?;
+    if k > dims.len() {
+        return Err(format!("positions {at:?} do not index {dims:?}"));
+    }
     let (indexed, tail) = (&dims[..k], &dims[k..]);
     let flat = tuple_positions(n, index, indexed)?;
     let count: usize = at[..at.len() - 1].iter().product();
@@ -277,6 +284,9 @@ pub(super) fn reversed(
     batch: usize,
     dims: &[usize],
 ) -> Import<NodeId> {
+    if time.max(batch) >= dims.len() || time == batch {
+        return Err(format!("takes a time and a batch axis, not {dims:?}"));
+    }
     let mut column = vec![1; dims.len()];
     column[batch] = dims[batch];
     let lengths = n.convert(lengths, Format::I64)?;

@@ -23,6 +23,10 @@ pub const OPS: &[(&str, Handler)] = &[
 fn likelihood(n: &mut Node, logp: NodeId) -> Import<NodeId> {
     let (label, weight) = (n.x(1)?, n.maybe(2)?);
     let (dims, rank) = (n.dims(logp), n.rank(logp));
+    if rank < 2 {
+        return Err(format!("takes classes on axis 1, not {dims:?}"));
+    }
+    n.demand_rank(label, rank - 1, "the label")?;
     let label = n.convert(label, Format::I64)?;
     let mut column = n.dims(label);
     column.insert(1, 1);

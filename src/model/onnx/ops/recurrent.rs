@@ -54,12 +54,20 @@ struct Direction {
 
 fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
     let mut x = n.x(0)?;
+    n.demand_rank(x, 3, "the input")?;
     let batch_first = n.int("layout", 0) == 1;
     if batch_first {
         x = n.transpose(x, &[1, 0, 2])?;
     }
     let (w, r) = (n.x(1)?, n.x(2)?);
+    for (i, what) in [(1, "W"), (2, "R")] {
+        let weights = n.x(i)?;
+        n.demand_rank(weights, 3, what)?;
+    }
     let bias = n.maybe(3)?;
+    if let Some(b) = bias {
+        n.demand_rank(b, 2, "B")?;
+    }
     let lengths = n.maybe(4)?;
     let [steps, batch, _] = n.dims(x)[..] else { return Err("takes an input of rank 3".into()) };
     let directions = n.dims(w)[0];

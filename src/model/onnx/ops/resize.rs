@@ -34,6 +34,10 @@ fn resize(n: &mut Node) -> Import<Vec<NodeId>> {
     };
     let sizes = if scales_at == 2 { given(n, 3)? } else { None };
     let roi = if scales_at == 2 { given(n, 1)? } else { None };
+    let short = |list: &Option<Vec<f64>>, each: usize| list.as_ref().is_some_and(|l| l.len() < each * axes.len());
+    if short(&scales, 1) || short(&sizes, 1) || short(&roi, 2) {
+        return Err(format!("its scales, sizes or roi are too few for {} axes", axes.len()));
+    }
     let policy = n.word("keep_aspect_ratio_policy", "stretch");
     let dims = n.dims(x);
     let mut plan = Vec::new();

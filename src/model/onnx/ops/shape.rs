@@ -365,16 +365,23 @@ fn col2im(n: &mut Node) -> Import<Vec<NodeId>> {
     let size = |l: Vec<i64>| l.into_iter().map(|v| v.max(0) as usize).collect::<Vec<usize>>();
     let (image, block) = (size(n.ints(1)?), size(n.ints(2)?));
     let k = image.len();
-    let dilations = n.sizes("dilations")?.unwrap_or_else(|| vec![1; k]);
-    let strides = n.sizes("strides")?.unwrap_or_else(|| vec![1; k]);
-    let pads = n.sizes("pads")?.unwrap_or_else(|| vec![0; 2 * k]);
+    let (dilations, strides) = (n.sizes_of("dilations", k, 1)?, n.sizes_of("strides", k, 1)?);
+    let pads = n.sizes_of("pads", 2 * k, 0)?;
+    if block.len() != k || block.contains(&0) || strides.contains(&0) {
+        return Err(format!("blocks {block:?} at strides {strides:?} do not fit {k} axes"));
+    }
     let dims = n.dims(x);
     let elements: usize = block.iter().product();
     let [samples, rows, _] = dims[..] else { return Err("takes a tensor of rank 3".into()) };
     let channels = rows / elements.max(1);
     let places: Vec<usize> = (0..k)
-        .map(|i| (image[i] + pads[i] + pads[k + i] - dilations[i] * (block[i] - 1) - 1) / strides[i] + 1)
-        .collect();
+        .map(|i| {
+            let reach = dilations[i] * (block[i] - 1) + 1;
+            let room =
+                (image[i] + pads[i] + pads[k + i]).checked_sub(reach).ok_or("a block is larger than the image")?;
+            Ok(room / strides[i] + 1)
+        })
+        .collect::<Import<_>>()?;
     // [N, C, k…, o…] to [N, C, o₀, k₀, o₁, k₁, …], each pair back to its axis.
     let split: Vec<usize> = [&[samples, channels], &block[..], &places].concat();
     let mut y = n.reshape(x, &split)?;

@@ -1,0 +1,296 @@
+//! Convolutions through cuDNN: descriptors and a deterministic algorithm, chosen once.
+//!
+//! What cuDNN does not take (padding that differs on both sides, results in another format than the operands) is left to
+//! our own kernel.
+
+use super::libraries;
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::ir::ConvKind;
+use crate::lower::Conv;
+use cudarc::cudnn::result::{self, CudnnError};
+use cudarc::cudnn::sys;
+use cudarc::driver::sys as driver;
+use std::ffi::{c_int, c_void};
+
+/// A cuDNN handle and its workspace.
+pub struct Dnn {
+    handle: sys::cudnnHandle_t,
+    workspace: u64,
+    workspace_bytes: usize,
+}
+
+/// A convolution ready to be enqueued.
+pub struct Convolution {
+    x: sys::cudnnTensorDescriptor_t,
+    w: sys::cudnnFilterDescriptor_t,
+    y: sys::cudnnTensorDescriptor_t,
+    how: sys::cudnnConvolutionDescriptor_t,
+    algorithm: Option<Algorithm>,
+    /// Device addresses of the operands and the result.
+    at: [u64; 3],
+}
+
+#[derive(Clone, Copy)]
+enum Algorithm {
+    Forward(sys::cudnnConvolutionFwdAlgo_t),
+    Input(sys::cudnnConvolutionBwdDataAlgo_t),
+    Weight(sys::cudnnConvolutionBwdFilterAlgo_t),
+}
+
+fn check<T>(what: &str, r: std::result::Result<T, CudnnError>) -> Result<T> {
+    r.map_err(|e| Error::Device(format!("cuDNN: {what}: {e:?}")))
+}
+
+/// Algorithms that sum the products themselves. Winograd's and Fourier's overflow f16 and round elsewhere than the CPU.
+const PLAIN_FORWARD: [sys::cudnnConvolutionFwdAlgo_t; 4] = [
+    sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM,
+    sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_PRECOMP_GEMM,
+    sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_GEMM,
+    sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_DIRECT,
+];
+
+fn data_type(f: Format) -> Option<sys::cudnnDataType_t> {
+    match f {
+        Format::F32 => Some(sys::cudnnDataType_t::CUDNN_DATA_FLOAT),
+        Format::F16 => Some(sys::cudnnDataType_t::CUDNN_DATA_HALF),
+        Format::Bf16 => Some(sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16),
+        _ => None,
+    }
+}
+
+/// Padding that is the same on both sides and yields the extents of `y`.
+fn padding(c: &Conv) -> Option<Vec<usize>> {
+    let s = &c.spec;
+    let fits = |i: usize| {
+        let reach = s.dilation[i] * (c.w[2 + i] - 1) + 1;
+        let span = (c.x[2 + i] + 2 * s.lo[i]).checked_sub(reach)?;
+        (span / s.stride[i] + 1 == c.y[2 + i]).then_some(s.lo[i])
+    };
+    (0..s.stride.len()).map(fits).collect()
+}
+
+/// Extents as cuDNN wants them: at least two spatial ones.
+fn extents(dims: &[usize]) -> Vec<c_int> {
+    let mut out: Vec<c_int> = dims.iter().map(|&d| d as c_int).collect();
+    if out.len() == 3 {
+        out.push(1);
+    }
+    out
+}
+
+fn spatial(list: &[usize], rest: usize) -> Vec<c_int> {
+    let mut out: Vec<c_int> = list.iter().map(|&d| d as c_int).collect();
+    if out.len() == 1 {
+        out.push(rest as c_int);
+    }
+    out
+}
+
+impl Dnn {
+    /// None where cuDNN is absent, or turned off by `MANTISSA_CUDNN=off`. `workspace` is device memory that convolutions
+    /// may use, one at a time.
+    pub fn new(workspace: u64, workspace_bytes: usize, stream: driver::CUstream) -> Result<Option<Dnn>> {
+        if !libraries::dnn_present() || std::env::var("MANTISSA_CUDNN").is_ok_and(|v| v == "off") {
+            return Ok(None);
+        }
+        let handle = check("creating a handle", result::create_handle())?;
+        let dnn = Dnn { handle, workspace, workspace_bytes };
+        // SAFETY: the handle is live, and the stream is the runner's, which outlives this.
+        unsafe { check("setting the stream", result::set_stream(handle, stream.cast()))? };
+        Ok(Some(dnn))
+    }
+
+    /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`; none if cuDNN does
+    /// not take it.
+    pub fn prepare(&self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
+        let (Some(pads), Some(ty)) = (padding(c), data_type(c.format)) else { return Ok(None) };
+        if to != c.format || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
+            return Ok(None);
+        }
+        let mut conv = Convolution {
+            x: check("describing a tensor", result::create_tensor_descriptor())?,
+            w: check("describing a filter", result::create_filter_descriptor())?,
+            y: check("describing a tensor", result::create_tensor_descriptor())?,
+            how: check("describing a convolution", result::create_convolution_descriptor())?,
+            algorithm: None,
+            at: [a, b, d],
+        };
+        let (x, w, y) = (extents(&c.x), extents(&c.w), extents(&c.y));
+        let strides =
+            |dims: &[c_int]| -> Vec<c_int> { (0..dims.len()).map(|i| dims[i + 1..].iter().product()).collect() };
+        let (pads, stride, dilation) = (spatial(&pads, 0), spatial(&c.spec.stride, 1), spatial(&c.spec.dilation, 1));
+        // Tensor cores for narrow operands; f32 stays f32, without rounding to tf32.
+        let math = match c.format {
+            Format::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        };
+        // SAFETY: descriptors are live; every list has as many entries as its count says.
+        unsafe {
+            for (desc, dims) in [(conv.x, &x), (conv.y, &y)] {
+                let strides = strides(dims);
+                let set =
+                    result::set_tensornd_descriptor(desc, ty, dims.len() as c_int, dims.as_ptr(), strides.as_ptr());
+                check("describing a tensor", set)?;
+            }
+            let layout = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+            check(
+                "describing a filter",
+                result::set_filternd_descriptor(conv.w, ty, layout, w.len() as c_int, w.as_ptr()),
+            )?;
+            check(
+                "describing a convolution",
+                result::set_convolutionnd_descriptor(
+                    conv.how,
+                    pads.len() as c_int,
+                    pads.as_ptr(),
+                    stride.as_ptr(),
+                    dilation.as_ptr(),
+                    sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
+                    sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+                ),
+            )?;
+            check("grouping", result::set_convolution_group_count(conv.how, c.spec.groups as i32))?;
+            check("choosing arithmetic", result::set_convolution_math_type(conv.how, math))?;
+        }
+        conv.algorithm = self.choose(&c.kind, &conv)?;
+        Ok(conv.algorithm.is_some().then_some(conv))
+    }
+
+    /// The first choice of cuDNN's heuristic that is plain, deterministic and fits the workspace.
+    fn choose(&self, kind: &ConvKind, c: &Convolution) -> Result<Option<Algorithm>> {
+        const MOST: usize = 16;
+        macro_rules! pick {
+            ($get:path, $ty:ty, $plain:expr, $first:expr, $second:expr, $third:expr, $wrap:expr) => {{
+                // SAFETY: plain numbers, for which zeros are a value; cuDNN fills `count` of them.
+                let mut found: [$ty; MOST] = unsafe { std::mem::zeroed() };
+                let mut count: c_int = 0;
+                // SAFETY: descriptors and handle are live, and `found` has room for as many results as are asked for.
+                let got = unsafe {
+                    $get(self.handle, $first, $second, c.how, $third, MOST as c_int, &raw mut count, found.as_mut_ptr())
+                };
+                check("choosing an algorithm", got)?;
+                let good = |f: &&$ty| {
+                    f.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                        && f.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
+                        && f.memory <= self.workspace_bytes
+                };
+                let plain = |f: &&$ty| $plain.contains(&f.algo);
+                found[..count as usize].iter().find(|f| good(f) && plain(f)).map(|f| $wrap(f.algo))
+            }};
+        }
+        Ok(match kind {
+            ConvKind::Forward => pick!(
+                result::get_convolution_forward_algorithm,
+                sys::cudnnConvolutionFwdAlgoPerf_t,
+                PLAIN_FORWARD,
+                c.x,
+                c.w,
+                c.y,
+                Algorithm::Forward
+            ),
+            ConvKind::Input(_) => pick!(
+                result::get_convolution_backward_data_algorithm,
+                sys::cudnnConvolutionBwdDataAlgoPerf_t,
+                [sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1],
+                c.w,
+                c.y,
+                c.x,
+                Algorithm::Input
+            ),
+            ConvKind::Weight(_) => pick!(
+                result::get_convolution_backward_filter_algorithm,
+                sys::cudnnConvolutionBwdFilterAlgoPerf_t,
+                [sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1],
+                c.x,
+                c.y,
+                c.w,
+                Algorithm::Weight
+            ),
+        })
+    }
+
+    /// Enqueues a convolution on the stream that the handle was made for.
+    ///
+    /// # Safety
+    /// The addresses the convolution was prepared with and the stream must be live.
+    pub unsafe fn run(&self, c: &Convolution) -> Result<()> {
+        let (one, zero) = (1.0f32, 0.0f32);
+        let (one, zero): (*const c_void, *const c_void) = ((&raw const one).cast(), (&raw const zero).cast());
+        let [a, b, d] = c.at.map(|p| p as *mut c_void);
+        let (workspace, bytes) = (self.workspace as *mut c_void, self.workspace_bytes);
+        // SAFETY: promised by the caller; scalars are read before the call returns.
+        let done = unsafe {
+            match c.algorithm.expect("only convolutions with an algorithm are handed out") {
+                Algorithm::Forward(algorithm) => result::convolution_forward(
+                    self.handle,
+                    one,
+                    c.x,
+                    a,
+                    c.w,
+                    b,
+                    c.how,
+                    algorithm,
+                    workspace,
+                    bytes,
+                    zero,
+                    c.y,
+                    d,
+                ),
+                Algorithm::Input(algorithm) => result::convolution_backward_data(
+                    self.handle,
+                    one,
+                    c.w,
+                    b,
+                    c.y,
+                    a,
+                    c.how,
+                    algorithm,
+                    workspace,
+                    bytes,
+                    zero,
+                    c.x,
+                    d,
+                ),
+                // The gradient of the result stands on the left.
+                Algorithm::Weight(algorithm) => result::convolution_backward_filter(
+                    self.handle,
+                    one,
+                    c.x,
+                    a,
+                    c.y,
+                    b,
+                    c.how,
+                    algorithm,
+                    workspace,
+                    bytes,
+                    zero,
+                    c.w,
+                    d,
+                ),
+            }
+        };
+        check("convolving", done)
+    }
+}
+
+impl Drop for Convolution {
+    fn drop(&mut self) {
+        // SAFETY: made in `prepare`, released once.
+        unsafe {
+            let _ = result::destroy_tensor_descriptor(self.x);
+            let _ = result::destroy_filter_descriptor(self.w);
+            let _ = result::destroy_tensor_descriptor(self.y);
+            let _ = result::destroy_convolution_descriptor(self.how);
+        }
+    }
+}
+
+impl Drop for Dnn {
+    fn drop(&mut self) {
+        // SAFETY: made in `new`, released once.
+        unsafe {
+            let _ = result::destroy_handle(self.handle);
+        }
+    }
+}
