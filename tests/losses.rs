@@ -105,6 +105,9 @@ fn what_cannot_be_meant_is_refused_with_the_choices() {
     assert!(said.contains("a: f32[3], b: f32[3]") && said.contains("--prediction"), "{said}");
     let said = refused("mse", Objective { prediction: Some("c".into()), ..none() });
     assert!(said.contains("no output `c`") && said.contains("b: f32[3]"), "{said}");
+    let whole = text::parse("model m { input x: i64[3] y = x + x output y }", "losses").unwrap();
+    let said = Task::new(whole, Some("mse"), &none(), &mut Weights::new()).unwrap_err().to_string();
+    assert!(said.contains("`y` is i64[3]"), "{said}");
     let said = refused("huberr", none());
     assert!(said.contains("is `huber` meant?"), "{said}");
     let one = || Objective { prediction: Some("a".into()), ..none() };

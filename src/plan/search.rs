@@ -27,7 +27,7 @@ const SMALL: usize = 250;
 /// Classes in a window besides those that must be in it.
 const WINDOW: usize = 100;
 /// A flip that reaches more kernels than this many classes is not tried.
-const CORE: usize = 1500;
+const CORE: usize = 600;
 /// Readers beyond which a window does not follow a buffer.
 const READERS: usize = 5;
 

@@ -144,6 +144,13 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
             outputs(graph)
         )));
     };
+    if !graph.ty(x).format.is_float() {
+        return Err(Error::Request(format!(
+            "`{}` is {}: whole numbers have no gradient, so no loss can train it; its model would have to yield scores",
+            graph.name_of(x),
+            graph.ty(x)
+        )));
+    }
     let ty = criterion.label_type(graph.ty(x))?;
     let label = match &criterion.options.label {
         Some(name) if graph.find(name).is_some() => {
