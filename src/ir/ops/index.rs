@@ -100,8 +100,8 @@ pub(super) fn infer_scatter(axis: usize, size: &Dim, dy: &Type, index: &Type) ->
     Ok(Type::new(Shape(dims), if dy.format.is_low() { Format::F32 } else { dy.format }))
 }
 
-/// The position a gather reads: negative indices count from the end (ONNX Gather-13).
-fn resolve(i: f64, extent: usize) -> usize {
+/// The row that a position names: negative indices count from the end (ONNX Gather-13).
+pub(crate) fn resolve(i: f64, extent: usize) -> usize {
     let i = if i < 0.0 { i + extent as f64 } else { i };
     (i.max(0.0) as usize).min(extent.saturating_sub(1))
 }

@@ -18,6 +18,7 @@ pub use conv::{ConvKind, ConvSpec};
 pub use elementwise::{Binary, Unary};
 pub(crate) use elementwise::{GELU_CUBIC, GELU_SCALE};
 pub use index::ScatterKind;
+pub(crate) use index::resolve;
 pub use nn::Loss;
 pub(crate) use nn::standardise;
 pub use reduce::ReduceKind;

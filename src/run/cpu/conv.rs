@@ -2,6 +2,7 @@
 //! `[channels · kernel, places]` hold what every position of the kernel sees.
 
 use super::gemm::{SPLIT, matrix, multiply, operand};
+use super::lanes::unflatten;
 use super::real::Real;
 use crate::ir::ConvKind;
 use crate::lower::{Conv, Program};
@@ -117,13 +118,6 @@ impl Geometry<'_> {
 
     fn threads(&self) -> bool {
         self.samples * self.groups * self.outputs * self.rows() * self.places >= SPLIT
-    }
-}
-
-fn unflatten(mut flat: usize, dims: &[usize], index: &mut [usize]) {
-    for (i, &d) in index.iter_mut().zip(dims).rev() {
-        *i = flat % d;
-        flat /= d;
     }
 }
 

@@ -88,3 +88,11 @@ pub fn store<T: Real>(format: Format, bytes: &mut [u8], at: usize, stride: usize
         T::narrow(format, std::slice::from_ref(v), &mut bytes[p..p + size]);
     }
 }
+
+/// A row-major index as one index an axis.
+pub(super) fn unflatten(mut flat: usize, dims: &[usize], index: &mut [usize]) {
+    for (i, &d) in index.iter_mut().zip(dims).rev() {
+        *i = flat % d;
+        flat /= d;
+    }
+}

@@ -24,6 +24,12 @@ fn zip<T: Copy>(x: &[T], y: &[T], out: &mut [T], f: impl Fn(T, T) -> T) {
     out.iter_mut().zip(x.iter().zip(y)).for_each(|(o, (&p, &q))| *o = f(p, q));
 }
 
+/// Propagates NaN, as PyTorch's and ONNX's maximum do.
+#[expect(clippy::eq_op, reason = "NaN alone differs from itself")]
+fn maximum<T: PartialOrd + Copy>(a: T, b: T) -> T {
+    if a != a || a > b { a } else { b }
+}
+
 macro_rules! real {
     ($t:ident, $erf:path) => {
         impl Real for $t {
@@ -40,9 +46,7 @@ macro_rules! real {
             }
 
             fn unary(u: Unary, x: &[$t], out: &mut [$t]) {
-                // Propagates NaN, as PyTorch's and ONNX's maximum do.
-                let maximum = |a: $t, b: $t| if a.is_nan() || a > b { a } else { b };
-                let truth = |c: bool| <$t>::from(c as u8);
+                let truth = |c: bool| <$t>::from(u8::from(c));
                 match u {
                     Unary::Neg => map(x, out, |v| -v),
                     Unary::Abs => map(x, out, $t::abs),
@@ -89,8 +93,7 @@ macro_rules! real {
             }
 
             fn binary(b: Binary, x: &[$t], y: &[$t], out: &mut [$t]) {
-                let maximum = |a: $t, b: $t| if a.is_nan() || a > b { a } else { b };
-                let truth = |c: bool| <$t>::from(c as u8);
+                let truth = |c: bool| <$t>::from(u8::from(c));
                 match b {
                     Binary::Add => zip(x, y, out, |p, q| p + q),
                     Binary::Sub => zip(x, y, out, |p, q| p - q),
@@ -116,7 +119,6 @@ macro_rules! real {
             }
 
             fn combine(kind: ReduceKind, a: $t, v: $t) -> $t {
-                let maximum = |a: $t, b: $t| if a.is_nan() || a > b { a } else { b };
                 match kind {
                     ReduceKind::Sum | ReduceKind::Mean => a + v,
                     ReduceKind::Max => maximum(a, v),

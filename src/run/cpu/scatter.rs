@@ -2,6 +2,7 @@
 
 use super::gemm::elements;
 use super::real::Real;
+use crate::ir::ops::resolve;
 use crate::ir::{Binary, ScatterKind};
 use crate::lower::{Program, Scatter};
 use crate::run::Bytes;
@@ -16,8 +17,7 @@ pub fn product<T: Real>(s: &Scatter, program: &Program, memory: &[Bytes]) -> Vec
     let mut old = vec![T::default(); s.tail];
     for lead in 0..s.lead {
         for (i, &row) in index.iter().enumerate() {
-            let row = if row < 0.0 { row + s.rows as f64 } else { row };
-            let row = (row.max(0.0) as usize).min(s.rows.saturating_sub(1));
+            let row = resolve(row, s.rows);
             let new = &updates[(lead * s.positions + i) * s.tail..][..s.tail];
             let place = &mut out[(lead * s.rows + row) * s.tail..][..s.tail];
             old.copy_from_slice(place);

@@ -4,11 +4,12 @@
 //! reduces rows. The work is split over threads by outer index, in blocks of fixed size, so that results do not depend
 //! on how many threads there are.
 
-use super::lanes::{Block, Run, load, store};
+use super::lanes::{Block, Run, load, store, unflatten};
 use super::real::Real;
 use crate::format::Format;
 use crate::ir::ReduceKind;
 use crate::ir::ops::random::{philox, uniform};
+use crate::ir::ops::resolve;
 use crate::lower::{BufferId, Guard, Inst, Level, Load, Loop, Pass, View};
 use crate::run::Bytes;
 use rayon::prelude::*;
@@ -293,9 +294,7 @@ impl<T: Real> Machine<'_, T> {
                 let (bytes, index) = (self.inputs.memory[spec.buffer].as_ref(), lane(index));
                 block.runs(&spec.view, |run: Run| {
                     for j in 0..run.len {
-                        let row = index[run.lane + j].get();
-                        let row = if row < 0.0 { row + extent as f64 } else { row };
-                        let row = (row.max(0.0) as usize).min(extent.saturating_sub(1));
+                        let row = resolve(index[run.lane + j].get(), extent);
                         load(
                             spec.format,
                             bytes,
@@ -307,13 +306,6 @@ impl<T: Real> Machine<'_, T> {
                 });
             }
         }
-    }
-}
-
-fn unflatten(mut flat: usize, dims: &[usize], index: &mut [usize]) {
-    for (i, &d) in index.iter_mut().zip(dims).rev() {
-        *i = flat % d;
-        flat /= d;
     }
 }
 
