@@ -85,7 +85,7 @@ fn forward(path: &Path) -> Result<()> {
             Op::Input { .. } => cpu.write(name, &values)?,
             _ => {
                 let w = bound.weights.get(name).ok_or_else(|| Error::Request(format!("`{name}` has no data")))?;
-                cpu.write(name, &w.values::<f32>())?
+                cpu.write_as(name, w.format, w.bytes())?
             }
         }
     }

@@ -11,7 +11,7 @@ use mantissa::error::{Error, Result};
 use mantissa::format::Format;
 use mantissa::ir::{Op, Role, verify};
 use mantissa::lower::lower;
-use mantissa::model::{Checkpoint, Model, Purpose, Saved, Weight};
+use mantissa::model::{Checkpoint, Model, Purpose, Saved};
 use mantissa::plan::{Policy, Request, plan};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::cpu::CpuRunner;
@@ -65,7 +65,10 @@ fn forward(path: &Path, dir: &Path) -> Result<()> {
         let name = planned.name_of(id);
         match planned.op(id) {
             Op::Input { .. } => cpu.write_bytes(name, &given.tensors[name].bytes)?,
-            _ => write_weight(&mut cpu, name, &bound.weights[name], planned.ty(id).format)?,
+            _ => {
+                let w = &bound.weights[name];
+                cpu.write_as(name, w.format, w.bytes())?;
+            }
         }
     }
     timed("run", || cpu.run())?;
@@ -73,18 +76,14 @@ fn forward(path: &Path, dir: &Path) -> Result<()> {
     for o in &outputs {
         let values = cpu.read(&o.name)?;
         let dims = bound.graph.output(&o.name, Role::Output).map_or(Vec::new(), |n| bound.graph.ty(n).dims());
-        let bytes = bytemuck_bytes(&values);
+        let bytes = little_endian(&values);
         out.tensors.insert(o.name.clone(), Saved { format: Format::F32, dims, bytes });
     }
     out.write(&dir.join("outputs.safetensors"))
 }
 
-fn bytemuck_bytes(values: &[f32]) -> Vec<u8> {
+fn little_endian(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn write_weight(device: &mut dyn Device, name: &str, w: &Weight, format: Format) -> Result<()> {
-    if w.format == format { device.write_bytes(name, w.bytes()) } else { device.write(name, &w.values::<f32>()) }
 }
 
 /// Trains on one random batch. Labels are drawn from all classes, other inputs uniformly.

@@ -156,12 +156,7 @@ fn run_set(model: &Model, dir: &Path, rules: &RuleSet) -> Outcome {
             Op::Input { .. } => &values[name],
             _ => &bound.weights[name],
         };
-        let done = if w.format == planned.ty(id).format {
-            cpu.write_bytes(name, w.bytes())
-        } else {
-            cpu.write(name, &w.values::<f32>())
-        };
-        if let Err(e) = done {
+        if let Err(e) = cpu.write_as(name, w.format, w.bytes()) {
             return Outcome::Failed(e.to_string());
         }
     }

@@ -64,8 +64,7 @@ fn fill(cpu: &mut CpuRunner, graph: &Graph, given: &BTreeMap<String, Saved>, wei
         let (name, ty) = (graph.name_of(id), graph.ty(id));
         match (given.get(name), weights.get(name)) {
             (Some(saved), _) => cpu.write_bytes(name, bytes_as(saved, ty, name)?)?,
-            (None, Some(w)) if w.format == ty.format => cpu.write_bytes(name, w.bytes())?,
-            (None, Some(w)) => cpu.write(name, &w.values::<f32>())?,
+            (None, Some(w)) => cpu.write_as(name, w.format, w.bytes())?,
             (None, None) => return Err(Error::Request(format!("`{name}` ({ty}) has no data"))),
         }
     }

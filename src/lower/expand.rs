@@ -1,8 +1,8 @@
 //! Named operations spelled out as the primitives their kernels run: all in f32 registers, stable forms.
 
 use crate::error::Result;
-use crate::ir::ops::Loss;
-use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Shape, Unary, standardise};
+use crate::ir::ops::{Loss, at_label};
+use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Unary, standardise};
 
 /// The same graph without softmax, layer norm and losses. Names and outputs are kept.
 pub fn expand(graph: &Graph) -> Result<Graph> {
@@ -78,17 +78,12 @@ fn expand_loss(g: &mut Graph, loss: Loss, x: NodeId, y: NodeId) -> Result<NodeId
             let axis = g.shape(x).rank() - 1;
             let (z, _, sum) = shifted(g, x, axis)?;
             let rows = g.shape(y).clone();
-            let mut column = rows.clone();
-            column.0.push(1.into());
-            let dims: Shape = g.shape(x).clone();
-            let position = g.add(Op::Iota { dims, axis }, &[])?;
-            let label = g.reshape(y, &column)?;
-            let hit = g.binary(Binary::Eq, position, label)?;
+            let hit = at_label(g, x, y)?;
             let zero = g.constant(0.0)?;
             let picked = g.add(Op::Select, &[hit, z, zero])?;
-            let at_label = g.reduce(ReduceKind::Sum, picked, &[axis], true)?;
+            let chosen = g.reduce(ReduceKind::Sum, picked, &[axis], true)?;
             let log = g.unary(Unary::Log, sum)?;
-            let nll = g.binary(Binary::Sub, log, at_label)?;
+            let nll = g.binary(Binary::Sub, log, chosen)?;
             g.reshape(nll, &rows)
         }
     }

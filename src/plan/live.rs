@@ -1,7 +1,6 @@
 //! What a choice reaches, and who reads it, kept up to date as the choice changes.
 
 use super::members::{Choice, Members};
-use crate::rewrite::Sort;
 use egg::Id;
 
 pub(super) struct Live<'a> {
@@ -44,9 +43,9 @@ impl<'a> Live<'a> {
         let m = self.members;
         let term = m.chosen(&self.choice, class);
         if term.name() == "carried" {
-            return vec![m.update_of(m.word(term.children[1]))];
+            return m.copy_of(term).map(|(name, _)| m.update_of(name)).into_iter().collect();
         }
-        term.children.iter().copied().filter(|&c| m.sort(c) != Sort::Word).collect()
+        m.operands(&self.choice, class).collect()
     }
 
     fn read(&mut self, class: Id) {

@@ -167,6 +167,24 @@ impl<'a> Members<'a> {
         &self.egraph.analysis.sources[name]
     }
 
+    /// Is the chosen term a parameter, state or input, or a copy of one?
+    pub fn is_source(&self, choice: &Choice, class: Id) -> bool {
+        let term = self.chosen(choice, class);
+        matches!(term.name(), "param" | "state" | "input") || self.copy_of(term).is_some()
+    }
+
+    /// The source and the format of a carried or staged copy.
+    pub fn copy_of(&self, term: &Term) -> Option<(&'static str, Format)> {
+        let is_copy = matches!(term.name(), "carried" | "staged");
+        is_copy.then(|| (self.word(term.children[1]), self.format_of(term.children[0]).expect("a format leads")))
+    }
+
+    /// The tensors that a class's chosen term reads.
+    pub fn operands(&self, choice: &Choice, class: Id) -> impl DoubleEndedIterator<Item = Id> {
+        let children = self.chosen(choice, class).children.iter().copied();
+        children.filter(|&c| self.sort(c) != Sort::Word)
+    }
+
     /// The class of the value that replaces a parameter.
     pub fn update_of(&self, name: &str) -> Id {
         self.find(self.encoded.updates[name])

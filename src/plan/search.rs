@@ -64,10 +64,15 @@ impl<'a> Search<'a> {
 
     /// Costs a choice by lowering the whole step.
     pub fn whole(&mut self, choice: Choice) -> Result<Costed> {
-        self.evaluations += 1;
-        let graph = Sketch::whole(self.members, &choice)?.graph()?;
-        let estimate = self.target.estimate_program(&lower(verify(&graph)?)?);
+        let (graph, estimate) = self.lowered(&Sketch::whole(self.members, &choice)?)?;
         Ok(Costed { choice, graph, estimate })
+    }
+
+    fn lowered(&mut self, sketch: &Sketch) -> Result<(Graph, Estimate)> {
+        self.evaluations += 1;
+        let graph = sketch.graph()?;
+        let estimate = self.target.estimate_program(&lower(verify(&graph)?)?);
+        Ok((graph, estimate))
     }
 
     /// The best choice found from `best` on.
@@ -85,8 +90,8 @@ impl<'a> Search<'a> {
         }
         let mut open: Vec<Id> = m.open().collect();
         open.sort_by_key(|&c| m.rank_of(c) != Some(0));
+        let mut live = Live::new(m, best.choice.clone());
         for class in open {
-            let live = Live::new(m, best.choice.clone());
             if !live.is_live(class) {
                 continue;
             }
@@ -97,6 +102,7 @@ impl<'a> Search<'a> {
                 left -= 1;
                 if let Some(better) = self.better(&best, flip.iter()) {
                     best = better;
+                    flip.iter().for_each(|&(c, member)| live.set(c, member));
                     break;
                 }
             }
@@ -163,7 +169,7 @@ impl<'a> Search<'a> {
             }
             let mut best: Option<Move> = None;
             for flip in flips(self.members, &live, class) {
-                if let Some(saved) = self.saved(&mut live, &flip)
+                if let Some(saved) = self.saved(&live, &flip)
                     && best.as_ref().is_none_or(|b| saved > b.saved)
                 {
                     best = Some(Move { flip, saved });
@@ -178,7 +184,7 @@ impl<'a> Search<'a> {
     }
 
     /// Seconds that a flip saves; none if it saves nothing.
-    fn saved(&mut self, live: &mut Live, flip: &Flip) -> Option<f64> {
+    fn saved(&mut self, live: &Live, flip: &Flip) -> Option<f64> {
         let m = self.members;
         let window = window(m, live, flip)?;
         let inside: HashSet<Id> = window.iter().copied().collect();
@@ -189,7 +195,7 @@ impl<'a> Search<'a> {
             let users = live.users(class);
             if users.contains(&m.root) {
                 outputs.extend((0..roots.len()).filter(|&i| roots[i] == class));
-            } else if users.iter().any(|u| !inside.contains(u)) && !is_source(m, &live.choice, class) {
+            } else if users.iter().any(|u| !inside.contains(u)) && !m.is_source(&live.choice, class) {
                 kept.push(class);
             }
         }
@@ -212,28 +218,19 @@ impl<'a> Search<'a> {
         if let Some(&known) = self.known.get(sketch.key()) {
             return known;
         }
-        self.evaluations += 1;
-        let lowered = || -> Result<f64> {
-            let graph = sketch.graph()?;
-            Ok(self.target.estimate_program(&lower(verify(&graph)?)?).seconds)
-        };
-        let cost = lowered().ok();
+        let cost = self.lowered(sketch).ok().map(|(_, estimate)| estimate.seconds);
         self.known.insert(sketch.key().clone(), cost);
         cost
     }
 }
 
-fn is_source(m: &Members, choice: &Choice, class: Id) -> bool {
-    matches!(m.chosen(choice, class).name(), "param" | "state" | "input" | "carried" | "staged")
-}
-
 /// Alternatives at one class: each other member, alone and with the opposite choice at one operand's edge.
 fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
-    let current = live.choice.of(class);
-    let others = (0..m.of(class).len()).filter(|&i| i != current);
     if m.sort(class) != Sort::Edge {
         return Vec::new();
     }
+    let current = live.choice.of(class);
+    let others = (0..m.of(class).len()).filter(|&i| i != current);
     let Some(value) = m.passed(class) else { return others.map(|i| vec![(class, i)]).collect() };
     // The optimizer's arithmetic has one shape; what it stores is what the step keeps. Where it begins is open.
     let own = |c: Id| m.passed(c).is_none_or(|v| m.is_update(v) || m.is_constant(v));
@@ -270,7 +267,7 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
 /// A walk from the flipped classes. Up, towards what is stored, it stays in the kernels the flip changes; down, it adds
 /// what those compute. Leaving a kernel, through memory or to another user of what it computes, is done once.
 fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
-    // Steps left to go, twice the distance, plus one on the way down.
+    // Twice the kernels left behind, plus one on the way down.
     let mut rank: HashMap<Id, usize> = HashMap::new();
     let mut queue: VecDeque<(Id, usize)> = VecDeque::new();
     let mut out = Vec::new();
@@ -310,8 +307,6 @@ fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
         if term.name() != "carried" {
             let down = if reads(class) { r / 2 * 2 + 3 } else { r | 1 };
             term.children.iter().for_each(|&c| visit(c, down));
-        } else if flipped(class) {
-            visit(m.update_of(m.word(term.children[1])), 0);
         }
         let users = if m.is_constant(class) { &[] } else { live.users(class) };
         if users.len() <= READERS || flipped(class) {

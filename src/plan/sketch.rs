@@ -64,7 +64,6 @@ impl<'a> Sketch<'a> {
         let mut s = Sketch::empty(members, choice);
         let all = 0..members.step.outputs().len();
         s.outputs_of_step(all, &|_| false)?;
-        // What is updated exists, even if only copies of it are read.
         s.carry(&|_| true, &|_| false)?;
         Ok(s)
     }
@@ -106,6 +105,7 @@ impl<'a> Sketch<'a> {
             let o = &self.members.step.outputs()[i];
             let node = self.class(roots[i], outside)?;
             let used = match o.role {
+                // What is updated exists, even if only copies of it are read.
                 Role::Update => Use::Updates(self.source(&o.name)),
                 Role::Output | Role::Metric => Use::Kept,
             };
@@ -153,23 +153,17 @@ impl<'a> Sketch<'a> {
 
     fn source_name(&self, class: Id) -> String {
         let term = self.members.chosen(self.choice, class);
-        match term.name() {
-            "carried" | "staged" => {
-                let format = self.members.word(term.children[0]).parse().expect("a format leads");
-                copy_name(self.members.word(term.children[1]), format)
-            }
-            _ => self.members.word(term.children[0]).to_owned(),
+        match self.members.copy_of(term) {
+            Some((name, format)) => copy_name(name, format),
+            None => self.members.word(term.children[0]).to_owned(),
         }
     }
 
     fn source_node(&self, term: &Term) -> Node {
         let m = self.members;
-        let ty = match term.name() {
-            "carried" | "staged" => {
-                let format = m.word(term.children[0]).parse().expect("a format leads");
-                Type { format, ..m.source_type(m.word(term.children[1])).clone() }
-            }
-            _ => m.source_type(m.word(term.children[0])).clone(),
+        let ty = match m.copy_of(term) {
+            Some((name, format)) => Type { format, ..m.source_type(name).clone() },
+            None => m.source_type(m.word(term.children[0])).clone(),
         };
         Node::Source { head: term.name(), ty }
     }
@@ -191,8 +185,7 @@ impl<'a> Sketch<'a> {
                         return Err(Error::Graph("a cyclic choice".into()));
                     }
                     stack.push(Visit::Leave(class));
-                    let operands = self.operands(class);
-                    stack.extend(operands.into_iter().rev().map(Visit::Enter));
+                    stack.extend(self.members.operands(self.choice, class).rev().map(Visit::Enter));
                 }
                 Visit::Leave(class) => {
                     open.remove(&class);
@@ -204,28 +197,21 @@ impl<'a> Sketch<'a> {
         Ok(self.at[&root])
     }
 
-    /// The tensor operands of a class's chosen term.
-    fn operands(&self, class: Id) -> Vec<Id> {
-        let term = self.members.chosen(self.choice, class);
-        term.children.iter().copied().filter(|&c| self.members.sort(c) != Sort::Word).collect()
-    }
-
     fn leave(&mut self, class: Id) -> u32 {
         let members = self.members;
         let term = members.chosen(self.choice, class);
         match term.name() {
             "pass" | "get" => self.at[&term.children[0]],
-            "param" | "state" | "input" | "carried" | "staged" => {
+            _ if members.is_source(self.choice, class) => {
                 let node = self.source_node(term);
                 let at = self.push(node, class);
-                if term.name() == "carried" {
-                    let format = members.word(term.children[0]).parse().expect("a format leads");
-                    self.carried.insert((members.word(term.children[1]).to_owned(), format), at);
+                if let Some((name, format)) = members.copy_of(term).filter(|_| term.name() == "carried") {
+                    self.carried.insert((name.to_owned(), format), at);
                 }
                 at
             }
             _ => {
-                let operands = self.operands(class).iter().map(|o| self.at[o]).collect();
+                let operands = members.operands(self.choice, class).map(|o| self.at[&o]).collect();
                 let words = term.children.iter().copied().filter(|&c| members.sort(c) == Sort::Word).collect();
                 self.push(Node::Term(Term { head: term.head, children: words }, operands), class)
             }
@@ -244,16 +230,11 @@ impl<'a> Sketch<'a> {
                     graph.add_named(format!("boundary.{i}"), op, &[])?
                 }
                 Node::Source { head, ty } => {
-                    let term = m.chosen(self.choice, class);
                     let name = self.source_name(class);
-                    let op = match *head {
-                        "staged" => {
-                            let copy_of = Some(m.word(term.children[1]).to_owned());
-                            Op::Input { label: false, ty: ty.clone(), copy_of }
-                        }
-                        "carried" => {
-                            Op::State { init: Init::Copy(m.word(term.children[1]).to_owned()), ty: ty.clone() }
-                        }
+                    let copied = m.copy_of(m.chosen(self.choice, class)).map(|(name, _)| name.to_owned());
+                    let op = match (*head, copied) {
+                        ("staged", copy_of) => Op::Input { label: false, ty: ty.clone(), copy_of },
+                        ("carried", Some(name)) => Op::State { init: Init::Copy(name), ty: ty.clone() },
                         _ => {
                             let id = m.step.find(&name).ok_or_else(|| Error::Graph(format!("no source `{name}`")))?;
                             m.step.op(id).clone()

@@ -1,7 +1,9 @@
 //! What training needs of a device.
 
 use crate::error::Result;
+use crate::format::{Format, widen};
 use crate::lower::Program;
+use crate::memory::Bytes;
 
 /// A program with its memory on some device.
 pub trait Device {
@@ -12,6 +14,18 @@ pub trait Device {
 
     /// Overwrites a source with raw elements of its format.
     fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()>;
+
+    /// Overwrites a source with raw elements of some format, converted to its own where that is another.
+    fn write_as(&mut self, name: &str, format: Format, bytes: &[u8]) -> Result<()> {
+        let program = self.program();
+        if program.find(name).is_some_and(|b| program.buffers[b].ty.format == format) {
+            return self.write_bytes(name, bytes);
+        }
+        let mut values = vec![0.0; bytes.len() / format.bytes()];
+        // A file's bytes may lie at any address, so they are copied to aligned memory.
+        widen(format, Bytes::from_slice(bytes).as_ref(), &mut values);
+        self.write(name, &values)
+    }
 
     /// A source's or result's values, widened to f32. Waits for the device.
     fn read(&mut self, name: &str) -> Result<Vec<f32>>;

@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::nearest;
+use crate::ir::ops::at_label;
 use crate::ir::{Binary, Dim, Graph, Init, Loss, NodeId, Op, ReduceKind, Shape, Type, Unary};
 use crate::model::{Weight, Weights};
 use serde::{Deserialize, Serialize};
@@ -61,7 +62,7 @@ impl Default for Objective {
 
 impl Objective {
     /// Options that only losses over classes have, where one is set.
-    fn of_classes(&self) -> Option<&'static str> {
+    fn class_option(&self) -> Option<&'static str> {
         match self {
             o if o.class_axis.is_some() => Some("class_axis"),
             o if o.ignore_index.is_some() => Some("ignore_index"),
@@ -73,7 +74,7 @@ impl Objective {
 }
 
 /// A loss with its options.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Criterion {
     pub kind: LossKind,
     pub options: Objective,
@@ -125,6 +126,12 @@ impl Criterion {
         Criterion { kind, options: Objective::default() }
     }
 
+    /// What the loss is taken of: of a sigmoid, its logits, without the logarithm of a rounded 0.
+    pub fn compared(&self, g: &Graph, prediction: NodeId) -> NodeId {
+        let sigmoid = *g.op(prediction) == Op::Unary(Unary::Sigmoid);
+        if self.kind == LossKind::Bce && sigmoid { g.inputs(prediction)[0] } else { prediction }
+    }
+
     /// The axis that classes lie on, of a prediction of this rank.
     pub fn class_axis(&self, rank: usize) -> usize {
         self.options.class_axis.unwrap_or(rank.saturating_sub(1))
@@ -144,9 +151,9 @@ impl Criterion {
         Ok(prediction.clone())
     }
 
-    /// Adds the mean loss of a prediction to a graph. Weights of classes become state with values in `weights`.
+    /// Adds the mean loss of what [`Criterion::compared`] says to a graph. Weights of classes become state with values in `weights`.
     pub fn build(&self, g: &mut Graph, x: NodeId, label: NodeId, weights: &mut Weights) -> Result<NodeId> {
-        if let Some(option) = self.options.of_classes().filter(|_| !self.kind.takes_classes()) {
+        if let Some(option) = self.options.class_option().filter(|_| !self.kind.takes_classes()) {
             return Err(Error::Request(format!("`{option}` is for losses over classes: cross_entropy and nll")));
         }
         if self.kind.takes_classes() {
@@ -154,11 +161,7 @@ impl Criterion {
         }
         let rows = match self.kind {
             LossKind::Mse => g.add(Op::Loss(Loss::SquaredError), &[x, label])?,
-            LossKind::Bce => {
-                // The loss of a sigmoid is taken of its logits: no logarithm of a rounded 0.
-                let logits = if *g.op(x) == Op::Unary(Unary::Sigmoid) { g.inputs(x)[0] } else { x };
-                g.add(Op::Loss(Loss::BceWithLogits), &[logits, label])?
-            }
+            LossKind::Bce => g.add(Op::Loss(Loss::BceWithLogits), &[x, label])?,
             LossKind::L1 => {
                 let d = g.binary(Binary::Sub, x, label)?;
                 g.unary(Unary::Abs, d)?
@@ -304,12 +307,7 @@ impl Criterion {
 /// −x[label] for every row of the last axis.
 fn likelihood(g: &mut Graph, x: NodeId, label: NodeId) -> Result<NodeId> {
     let axis = g.shape(x).rank() - 1;
-    let (rows, dims) = (g.shape(label).clone(), g.shape(x).clone());
-    let mut column = rows;
-    column.0.push(Dim::Fixed(1));
-    let position = g.add(Op::Iota { dims, axis }, &[])?;
-    let label = g.reshape(label, &column)?;
-    let hit = g.binary(Binary::Eq, position, label)?;
+    let hit = at_label(g, x, label)?;
     let zero = g.constant(0.0)?;
     let picked = g.add(Op::Select, &[hit, x, zero])?;
     let sum = g.reduce(ReduceKind::Sum, picked, &[axis], false)?;

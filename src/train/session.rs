@@ -97,11 +97,8 @@ impl Session {
                             "parameter `{name}` takes its values from the model file, which has none for it"
                         ))
                     })?;
-                    if weight.format == ty.format {
-                        self.step.write_bytes(name, weight.bytes())?;
-                        continue;
-                    }
-                    weight.values::<f32>()
+                    self.step.write_as(name, weight.format, weight.bytes())?;
+                    continue;
                 }
                 _ => initialise(name, init, ty, self.seed).expect("only data and copies have no values of their own"),
             };
@@ -211,7 +208,7 @@ impl Session {
                 let name = graph.name_of(id);
                 match self.compiled.weights.get(name) {
                     // Constants that training has no use for.
-                    Some(w) if self.step.program().find(name).is_none() => eval.write(name, &w.values::<f32>())?,
+                    Some(w) if self.step.program().find(name).is_none() => eval.write_as(name, w.format, w.bytes())?,
                     _ => eval.write(name, &self.step.read(name)?)?,
                 }
             }

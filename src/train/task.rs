@@ -75,9 +75,9 @@ impl Task {
     }
 
     /// The task of a graph that [`Task::new`] made, by the names of its loss and prediction.
-    pub fn restore(graph: Graph, loss: &str, prediction: Option<(&str, Criterion)>) -> Option<Task> {
+    pub fn restore(graph: Graph, loss: &str, prediction: Option<(String, Criterion)>) -> Option<Task> {
         let head = match prediction {
-            Some((name, criterion)) => Some(Head { prediction: graph.find(name)?, criterion }),
+            Some((name, criterion)) => Some(Head { prediction: graph.find(&name)?, criterion }),
             None => None,
         };
         Some(Task { loss: graph.find(loss)?, head, graph })
@@ -162,12 +162,10 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
             graph.add_named(name, Op::Input { label: true, ty, copy_of: None }, &[])?
         }
     };
+    let x = criterion.compared(graph, x);
     let loss = criterion.build(graph, x, label, weights)?;
     graph.rename(loss, "loss");
-    // The head that evaluation scores: logits, where the model ends in their sigmoid.
-    let is_sigmoid = *graph.op(x) == Op::Unary(crate::ir::Unary::Sigmoid);
-    let scored = if criterion.kind == LossKind::Bce && is_sigmoid { graph.inputs(x)[0] } else { x };
-    Ok((loss, scored))
+    Ok((loss, x))
 }
 
 /// The named loss nearest above the scalar.

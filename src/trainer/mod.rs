@@ -15,7 +15,7 @@ use crate::lower::lower;
 use crate::model::{Checkpoint, Saved, Weight, Weights};
 use crate::plan::{Planned, Request};
 use crate::run::cuda;
-use crate::train::{Compiled, Criterion, LossKind, Objective, Settings, Task};
+use crate::train::{Compiled, Criterion, Settings, Task};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -32,10 +32,9 @@ struct Header {
     settings: Settings,
     /// The bound model, the step before planning, the planned step and the planned forward graph.
     model: String,
-    /// Names of the loss, and of the prediction that evaluation scores.
+    /// The name of the loss, and of the prediction that evaluation scores, and how.
     loss: String,
-    prediction: Option<String>,
-    criterion: Option<(LossKind, Objective)>,
+    head: Option<(String, Criterion)>,
     step: String,
     planned: String,
     eval: Option<String>,
@@ -107,8 +106,11 @@ pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<V
         settings: compiled.settings.clone(),
         model: text::print(&compiled.task.graph),
         loss: compiled.task.graph.name_of(compiled.task.loss).to_owned(),
-        criterion: compiled.task.head.as_ref().map(|h| (h.criterion.kind, h.criterion.options.clone())),
-        prediction: compiled.task.head.as_ref().map(|h| compiled.task.graph.name_of(h.prediction).to_owned()),
+        head: compiled
+            .task
+            .head
+            .as_ref()
+            .map(|h| (compiled.task.graph.name_of(h.prediction).to_owned(), h.criterion.clone())),
         step: text::print(&compiled.step),
         planned: text::print(&compiled.planned.graph),
         eval: compiled.eval.as_ref().map(text::print),
@@ -176,12 +178,9 @@ impl Payload {
         let request = Request { policy: h.settings.policy, low: h.settings.low, target };
         let planned = text::parse(&h.planned, "the trainer's plan")?;
         let graph = text::parse(&h.model, "the trainer's model")?;
-        // A loss that the model computes itself has no options.
-        let criterion = h.criterion.map(|(kind, options)| Criterion { kind, options });
-        let head = h.prediction.as_deref().zip(criterion);
         let lost = || Error::Request("the plan in this trainer is damaged; compile it again".into());
         Ok(Compiled {
-            task: Task::restore(graph, &h.loss, head).ok_or_else(lost)?,
+            task: Task::restore(graph, &h.loss, h.head).ok_or_else(lost)?,
             step: text::parse(&h.step, "the trainer's step")?,
             planned: Planned::from_graph(planned, &request)?,
             eval: h.eval.map(|e| text::parse(&e, "the trainer's forward graph")).transpose()?,

@@ -20,7 +20,7 @@ pub(crate) use elementwise::{GELU_CUBIC, GELU_SCALE};
 pub use index::ScatterKind;
 pub(crate) use index::resolve;
 pub use nn::Loss;
-pub(crate) use nn::standardise;
+pub(crate) use nn::{at_label, standardise};
 pub use reduce::ReduceKind;
 pub use source::Init;
 

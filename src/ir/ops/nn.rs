@@ -52,6 +52,16 @@ pub(super) fn eval_softmax(axis: usize, x: &Tensor, log: bool) -> Tensor {
     })
 }
 
+/// Where the last axis of x stands at its row's label.
+pub(crate) fn at_label(g: &mut Graph, x: NodeId, label: NodeId) -> Result<NodeId> {
+    let (dims, mut column) = (g.shape(x).clone(), g.shape(label).clone());
+    let axis = dims.rank() - 1;
+    column.0.push(Dim::Fixed(1));
+    let position = g.add(Op::Iota { dims, axis }, &[])?;
+    let label = g.reshape(label, &column)?;
+    g.binary(Binary::Eq, position, label)
+}
+
 /// dx = y (dy − Σ y dy)
 pub(super) fn vjp_softmax(axis: usize, c: Context) -> Gradients {
     let (g, y, dy) = (c.graph, c.node, c.dy);
@@ -232,10 +242,7 @@ impl Loss {
                 let mut column = g.shape(y).clone();
                 column.0.push(Dim::Fixed(1));
                 let p = g.add(Op::Softmax { axis }, &[x])?;
-                let dims = g.shape(x).clone();
-                let position = g.add(Op::Iota { dims, axis }, &[])?;
-                let label = g.reshape(y, &column)?;
-                let hit = g.binary(Binary::Eq, position, label)?;
+                let hit = at_label(g, x, y)?;
                 let p1 = g.shift(p, -1.0)?;
                 let d = g.add(Op::Select, &[hit, p1, p])?;
                 let dy = g.reshape(dy, &column)?;

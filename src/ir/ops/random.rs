@@ -2,12 +2,11 @@
 //! order they are drawn in, and drawn again for free where a gradient needs them.
 
 use super::{Shape, Tensor, Type};
+use crate::format::Format;
 
 /// State that random operations read: the seed of the run, and how many steps were taken.
 pub const SEED: &str = "random.seed";
 pub const STEP: &str = "random.step";
-
-use crate::format::Format;
 
 /// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the first of its four words.
 /// Counter: the position, the step, 0. Key: the seed and the operation's salt.

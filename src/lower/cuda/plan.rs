@@ -151,11 +151,8 @@ impl Generator<'_> {
                     ConvKind::Weight(_) => (outputs, channels * area(&c.w)),
                 };
                 let blocks = s.groups * rows.div_ceil(CONV_TILE) * columns.div_ceil(CONV_TILE);
-                let before = self.out.launches.len();
-                self.template(&ty, "conv", blocks, words)?;
-                let own = self.out.launches.drain(before..).map(Box::new);
-                let launches: Vec<Launch> = own.map(|own| Launch::Convolution { kernel, to, own }).collect();
-                self.out.launches.extend(launches);
+                let own = self.template(&ty, "conv", blocks, words)?.map(Box::new);
+                self.out.launches.extend(own.map(|own| Launch::Convolution { kernel, to, own }));
             }
             Contraction::Scatter(s) => {
                 let base = s.base.map_or("float", memory);
@@ -165,9 +162,11 @@ impl Generator<'_> {
                 let mut words = vec![base, Word::Buffer(s.index), Word::Buffer(s.updates), out];
                 words.extend([s.lead, s.rows, s.positions, s.tail].map(|n| Word::Number(n as u64)));
                 let elements = p.contraction.elements();
-                self.template(&ty, "scatter_base", elements.div_ceil(THREADS as usize), words.clone())?;
+                let base = self.template(&ty, "scatter_base", elements.div_ceil(THREADS as usize), words.clone())?;
+                self.out.launches.extend(base);
                 if s.lead * s.positions * s.tail > 0 {
-                    self.template(&ty, "scatter_rows", s.lead * s.positions, words)?;
+                    let rows = self.template(&ty, "scatter_rows", s.lead * s.positions, words)?;
+                    self.out.launches.extend(rows);
                 }
             }
         }
@@ -187,8 +186,8 @@ impl Generator<'_> {
         self.known.entry(format!("{kind} {text}")).or_insert_with(make).clone()
     }
 
-    /// A kernel that is a template's instance for a struct of arguments.
-    fn template(&mut self, ty: &str, call: &str, blocks: usize, words: Vec<Word>) -> Result<()> {
+    /// The launch of a kernel that is a template's instance for a struct of arguments; none where there is nothing to do.
+    fn template(&mut self, ty: &str, call: &str, blocks: usize, words: Vec<Word>) -> Result<Option<Launch>> {
         let name = self.name(call, ty.to_owned(), |source, name, _| {
             let _ = writeln!(
                 source,
@@ -196,10 +195,7 @@ impl Generator<'_> {
             );
         });
         let blocks = u32::try_from(blocks).map_err(|_| Error::Device("a kernel needs more than 2^32 blocks".into()))?;
-        if blocks > 0 {
-            self.out.launches.push(Launch::Kernel { name, blocks, threads: THREADS, words });
-        }
-        Ok(())
+        Ok((blocks > 0).then_some(Launch::Kernel { name, blocks, threads: THREADS, words }))
     }
 
     /// Kernels of the same code, in one launch.

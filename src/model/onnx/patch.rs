@@ -62,7 +62,6 @@ impl File {
 
 /// Batch norms and dropout as they act in inference.
 fn infer(graph: &mut GraphProto) {
-    let outputs: Vec<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
     let mut unread: HashSet<String> = HashSet::new();
     for node in &mut graph.node {
         match node.op_type() {
@@ -83,9 +82,7 @@ fn infer(graph: &mut GraphProto) {
     let made: Vec<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
     let given =
         |name: &str| graph.input.iter().any(|i| i.name() == name) || graph.initializer.iter().any(|t| t.name() == name);
-    let kept: Vec<bool> = outputs.iter().map(|o| made.contains(&o.as_str()) || given(o)).collect();
-    let mut kept = kept.into_iter();
-    graph.output.retain(|_| kept.next() == Some(true));
+    graph.output.retain(|o| made.contains(&o.name()) || given(o.name()));
 }
 
 fn move_out(graph: &mut GraphProto, name: &str) -> Vec<u8> {

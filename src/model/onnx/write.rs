@@ -171,7 +171,6 @@ impl Writer<'_> {
         let inputs = g.inputs(id);
         let x: Vec<String> = inputs.iter().map(|i| self.names[i.index()].clone()).collect();
         let format = |i: usize| g.ty(inputs[i]).format;
-        let names = |v: &[String]| -> Vec<String> { v.to_vec() };
         let one = |w: &mut Self, name: &str, x: &[String], a: Vec<AttributeProto>| -> Written {
             let x: Vec<&str> = x.iter().map(String::as_str).collect();
             w.push(name, &x, &own, a);
@@ -195,8 +194,8 @@ impl Writer<'_> {
                 Ok(self.constant(Format::I64, &dims, &values))
             }
             Op::Unary(u) => {
-                let y = self.unary(u, &x[0], format(0))?;
-                one(self, "Identity", &[y], vec![])
+                self.unary(u, &x[0], &own, format(0))?;
+                Ok(own)
             }
             Op::Binary(b) => {
                 let (p, q) = (format(0), format(1));
@@ -251,8 +250,8 @@ impl Writer<'_> {
                 let pads = self.whole(&pads);
                 one(self, "Pad", &[x[0].clone(), pads], vec![])
             }
-            Op::Concat { axis } => one(self, "Concat", &names(&x), vec![int("axis", axis as i64)]),
-            Op::Gather { axis } => one(self, "Gather", &names(&x), vec![int("axis", axis as i64)]),
+            Op::Concat { axis } => one(self, "Concat", &x, vec![int("axis", axis as i64)]),
+            Op::Gather { axis } => one(self, "Gather", &x, vec![int("axis", axis as i64)]),
             Op::MatMul { ta, tb, .. } => {
                 let side = |w: &mut Self, i: usize, turned: bool| {
                     let rank = g.shape(inputs[i]).rank();
@@ -288,11 +287,11 @@ impl Writer<'_> {
             Op::Softmax { axis } => one(self, "Softmax", &x, vec![int("axis", axis as i64)]),
             Op::LogSoftmax { axis } => one(self, "LogSoftmax", &x, vec![int("axis", axis as i64)]),
             Op::LayerNorm { eps } => {
-                one(self, "LayerNormalization", &names(&x), vec![int("axis", -1), float("epsilon", eps.get())])
+                one(self, "LayerNormalization", &x, vec![int("axis", -1), float("epsilon", eps.get())])
             }
             Op::Normalise { axes, eps, centred } => {
-                let y = self.normalise(&x[0], &axes, eps.get(), centred, ty.format);
-                one(self, "Identity", &[y], vec![])
+                self.normalise(&x[0], &axes, eps.get(), centred, (&own, ty.format));
+                Ok(own)
             }
             Op::Convert(f) | Op::Put(f) | Op::Cast(f) => {
                 // A narrow value is f32 once it is read.
@@ -308,7 +307,7 @@ impl Writer<'_> {
     }
 
     /// (x − mean) / √(mean (x − mean)² + eps), or without the mean.
-    fn normalise(&mut self, x: &str, axes: &[usize], eps: f64, centred: bool, format: Format) -> String {
+    fn normalise(&mut self, x: &str, axes: &[usize], eps: f64, centred: bool, (own, format): (&str, Format)) {
         let axes: Vec<i64> = axes.iter().map(|&a| a as i64).collect();
         let axes = self.whole(&axes);
         let mean = |w: &mut Self, x: &str| w.step("ReduceMean", &[x, &axes], vec![int("keepdims", 1)]);
@@ -322,10 +321,10 @@ impl Writer<'_> {
         let eps = self.number(format, eps);
         let shifted = self.step("Add", &[&var, &eps], vec![]);
         let root = self.step("Sqrt", &[&shifted], vec![]);
-        self.step("Div", &[&from, &root], vec![])
+        self.push("Div", &[&from, &root], own, vec![]);
     }
 
-    fn unary(&mut self, u: Unary, x: &str, format: Format) -> Written {
+    fn unary(&mut self, u: Unary, x: &str, own: &str, format: Format) -> Result<(), String> {
         let named = match u {
             Unary::Neg => "Neg",
             Unary::Abs => "Abs",
@@ -356,44 +355,48 @@ impl Writer<'_> {
             Unary::IsNan => "IsNaN",
             Unary::IsInf => "IsInf",
             Unary::BitNot => "BitwiseNot",
-            _ => "",
+            Unary::Gelu => "Gelu",
+            other => return self.spelled(other, x, own, format),
         };
-        if !named.is_empty() {
-            return Ok(self.step(named, &[x], vec![]));
-        }
-        Ok(match u {
-            Unary::Square => self.step("Mul", &[x, x], vec![]),
+        self.push(named, &[x], own, vec![]);
+        Ok(())
+    }
+
+    /// What ONNX has no name for, in its own operations.
+    fn spelled(&mut self, u: Unary, x: &str, own: &str, format: Format) -> Result<(), String> {
+        match u {
+            Unary::Square => self.push("Mul", &[x, x], own, vec![]),
             Unary::Rsqrt => {
                 let root = self.step("Sqrt", &[x], vec![]);
-                self.step("Reciprocal", &[&root], vec![])
+                self.push("Reciprocal", &[&root], own, vec![]);
             }
             Unary::Expm1 => {
                 let (e, one) = (self.step("Exp", &[x], vec![]), self.number(format, 1.0));
-                self.step("Sub", &[&e, &one], vec![])
+                self.push("Sub", &[&e, &one], own, vec![]);
             }
             Unary::Log1p => {
                 let one = self.number(format, 1.0);
                 let shifted = self.step("Add", &[x, &one], vec![]);
-                self.step("Log", &[&shifted], vec![])
+                self.push("Log", &[&shifted], own, vec![]);
             }
             Unary::Trunc => {
                 let (sign, size) = (self.step("Sign", &[x], vec![]), self.step("Abs", &[x], vec![]));
                 let whole = self.step("Floor", &[&size], vec![]);
-                self.step("Mul", &[&sign, &whole], vec![])
+                self.push("Mul", &[&sign, &whole], own, vec![]);
             }
-            Unary::Gelu => self.step("Gelu", &[x], vec![]),
-            Unary::GeluTanh => self.step("Gelu", &[x], vec![text("approximate", "tanh")]),
+            Unary::GeluTanh => self.push("Gelu", &[x], own, vec![text("approximate", "tanh")]),
             Unary::Not => {
                 let truth = self.cast(x, format, Format::Bool);
-                self.step("Not", &[&truth], vec![])
+                self.push("Not", &[&truth], own, vec![]);
             }
             Unary::IsFinite => {
                 let (inf, nan) = (self.step("IsInf", &[x], vec![]), self.step("IsNaN", &[x], vec![]));
                 let either = self.step("Or", &[&inf, &nan], vec![]);
-                self.step("Not", &[&either], vec![])
+                self.push("Not", &[&either], own, vec![]);
             }
             other => return Err(format!("ONNX has no `{}`", other.name())),
-        })
+        }
+        Ok(())
     }
 
     fn binary(&mut self, b: Binary, x: &str, y: &str, own: &str, format: Format) -> Result<(), String> {

@@ -6,7 +6,7 @@
 use super::libraries;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::ConvKind;
+use crate::ir::{ConvKind, ConvSpec};
 use crate::lower::Conv;
 use cudarc::cudnn::result::{self, CudnnError};
 use cudarc::cudnn::sys;
@@ -59,31 +59,16 @@ fn data_type(f: Format) -> Option<sys::cudnnDataType_t> {
     }
 }
 
-/// Padding that is the same on both sides and yields the extents of `y`.
-fn padding(c: &Conv) -> Option<Vec<usize>> {
-    let s = &c.spec;
-    let fits = |i: usize| {
-        let reach = s.dilation[i] * (c.w[2 + i] - 1) + 1;
-        let span = (c.x[2 + i] + 2 * s.lo[i]).checked_sub(reach)?;
-        (span / s.stride[i] + 1 == c.y[2 + i]).then_some(s.lo[i])
-    };
-    (0..s.stride.len()).map(fits).collect()
+/// Does the padding before the elements, on both sides, yield the extents of `y`?
+fn is_symmetric(c: &Conv) -> bool {
+    let s = ConvSpec { hi: c.spec.lo.clone(), ..c.spec.clone() };
+    (0..s.stride.len()).all(|i| s.places(i, c.x[2 + i], c.w[2 + i]) == c.y[2 + i])
 }
 
-/// Extents as cuDNN wants them: at least two spatial ones.
-fn extents(dims: &[usize]) -> Vec<c_int> {
-    let mut out: Vec<c_int> = dims.iter().map(|&d| d as c_int).collect();
-    if out.len() == 3 {
-        out.push(1);
-    }
-    out
-}
-
-fn spatial(list: &[usize], rest: usize) -> Vec<c_int> {
+/// A list as cuDNN wants it: with entries for at least two spatial axes, the missing one `rest`.
+fn at_least(entries: usize, list: &[usize], rest: c_int) -> Vec<c_int> {
     let mut out: Vec<c_int> = list.iter().map(|&d| d as c_int).collect();
-    if out.len() == 1 {
-        out.push(rest as c_int);
-    }
+    out.resize(out.len().max(entries), rest);
     out
 }
 
@@ -104,7 +89,7 @@ impl Dnn {
     /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`; none if cuDNN does
     /// not take it.
     pub fn prepare(&self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
-        let (Some(pads), Some(ty)) = (padding(c), data_type(c.format)) else { return Ok(None) };
+        let Some(ty) = data_type(c.format).filter(|_| is_symmetric(c)) else { return Ok(None) };
         if to != c.format || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
             return Ok(None);
         }
@@ -116,10 +101,11 @@ impl Dnn {
             algorithm: None,
             at: [a, b, d],
         };
-        let (x, w, y) = (extents(&c.x), extents(&c.w), extents(&c.y));
+        let [x, w, y] = [&c.x, &c.w, &c.y].map(|dims| at_least(4, dims, 1));
         let strides =
             |dims: &[c_int]| -> Vec<c_int> { (0..dims.len()).map(|i| dims[i + 1..].iter().product()).collect() };
-        let (pads, stride, dilation) = (spatial(&pads, 0), spatial(&c.spec.stride, 1), spatial(&c.spec.dilation, 1));
+        let (pads, stride) = (at_least(2, &c.spec.lo, 0), at_least(2, &c.spec.stride, 1));
+        let dilation = at_least(2, &c.spec.dilation, 1);
         // Tensor cores for narrow operands; f32 stays f32, without rounding to tf32.
         let math = match c.format {
             Format::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,

@@ -11,24 +11,10 @@ use crate::model::onnx::tensor::format_of;
 pub const OPS: &[(&str, Handler)] = &[
     ("Bernoulli", bernoulli),
     ("Dropout", dropout),
-    ("RandomNormal", |n| {
-        let dims = n.sizes("shape")?.unwrap_or_default();
-        normal(n, &dims, Format::F32)
-    }),
-    ("RandomNormalLike", |n| {
-        let x = n.x(0)?;
-        let (dims, format) = (n.dims(x), n.format(x));
-        normal(n, &dims, format)
-    }),
-    ("RandomUniform", |n| {
-        let dims = n.sizes("shape")?.unwrap_or_default();
-        between(n, &dims, Format::F32)
-    }),
-    ("RandomUniformLike", |n| {
-        let x = n.x(0)?;
-        let (dims, format) = (n.dims(x), n.format(x));
-        between(n, &dims, format)
-    }),
+    ("RandomNormal", normal),
+    ("RandomNormalLike", normal),
+    ("RandomUniform", between),
+    ("RandomUniformLike", between),
 ];
 
 /// Uniform numbers that no other call of this graph draws. The seed and the step are state, which the step counts.
@@ -60,18 +46,28 @@ fn in_format(n: &mut Node, x: NodeId, default: Format) -> Import<NodeId> {
     n.convert(x, format)
 }
 
-fn between(n: &mut Node, dims: &[usize], format: Format) -> Import<Vec<NodeId>> {
+/// The shape and the format of the result: those of an input, where there is one.
+fn result(n: &mut Node) -> Import<(Vec<usize>, Format)> {
+    Ok(match n.maybe(0)? {
+        Some(like) => (n.dims(like), n.format(like)),
+        None => (n.sizes("shape")?.unwrap_or_default(), Format::F32),
+    })
+}
+
+fn between(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (dims, format) = result(n)?;
     let (low, high) = (n.float("low", 0.0), n.float("high", 1.0));
-    let u = uniform(n, dims)?;
+    let u = uniform(n, &dims)?;
     let wide = n.with(Binary::Mul, u, high - low)?;
     let y = n.with(Binary::Add, wide, low)?;
     Ok(vec![in_format(n, y, format)?])
 }
 
 /// √(−2 ln(1 − u)) cos 2πv (Box and Muller 1958); 1 − u is above 0.
-fn normal(n: &mut Node, dims: &[usize], format: Format) -> Import<Vec<NodeId>> {
+fn normal(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (dims, format) = result(n)?;
     let (mean, scale) = (n.float("mean", 0.0), n.float("scale", 1.0));
-    let (u, v) = (uniform(n, dims)?, uniform(n, dims)?);
+    let (u, v) = (uniform(n, &dims)?, uniform(n, &dims)?);
     let negative = n.with(Binary::Mul, u, -1.0)?;
     let log = n.un(Unary::Log1p, negative)?;
     let square = n.with(Binary::Mul, log, -2.0)?;
