@@ -1,8 +1,10 @@
 //! Reverse-mode differentiation: appends the gradient computation to the graph it differentiates.
 
+mod scan;
+
 use crate::error::{Error, Result};
 use crate::ir::ops::Context;
-use crate::ir::{Binary, Graph, NodeId, Stage};
+use crate::ir::{Binary, Graph, NodeId, Op, Stage, Take};
 use std::collections::BTreeMap;
 
 /// Appends the gradients of the scalar `of`, times `seed`, with respect to each of `wrt`.
@@ -14,37 +16,69 @@ pub fn gradients(graph: &mut Graph, of: NodeId, seed: NodeId, wrt: &[NodeId]) ->
         let (name, ty) = (graph.name_of(of), graph.ty(of));
         return Err(Error::Graph(format!("`{name}` is {ty}; only a scalar can be differentiated")));
     }
-    let needed = reaches(graph, wrt);
     let outer = std::mem::replace(&mut graph.stage, Stage::Backward);
-    let mut pending: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::from([(of, vec![seed])]);
+    let found = pull(graph, &[(of, seed)], wrt)?;
+    graph.stage = outer;
+    Ok(found)
+}
+
+/// Appends the gradients with respect to each of `wrt` of some values whose own gradients are given.
+fn pull(graph: &mut Graph, given: &[(NodeId, NodeId)], wrt: &[NodeId]) -> Result<BTreeMap<NodeId, NodeId>> {
+    let needed = reaches(graph, wrt);
+    let mut pending: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+    given.iter().for_each(|&(of, dy)| pending.entry(of).or_default().push(dy));
     let mut whole: BTreeMap<NodeId, NodeId> = BTreeMap::new();
+    // Gradients of what is taken out of a loop, by the loop's first node: they go back through it together.
+    let mut loops: BTreeMap<NodeId, BTreeMap<Take, NodeId>> = BTreeMap::new();
     while let Some((id, parts)) = pending.pop_last() {
-        let mut dy = parts[0];
-        for &part in &parts[1..] {
-            dy = graph.binary(Binary::Add, dy, part)?;
+        let dy = sum(graph, &parts)?;
+        if let Some(dy) = dy {
+            graph.set_grad_of(dy, id);
+            if graph.is_auto_named(dy) {
+                let name = format!("d.{}", graph.name_of(id));
+                graph.rename(dy, &name);
+            }
+            whole.insert(id, dy);
         }
-        graph.set_grad_of(dy, id);
-        if graph.is_auto_named(dy) {
-            let name = format!("d.{}", graph.name_of(id));
-            graph.rename(dy, &name);
-        }
-        whole.insert(id, dy);
         let inputs = graph.inputs(id);
         if !inputs.iter().any(|i| needed[i.index()]) {
             continue;
         }
         let op = graph.op(id).clone();
         graph.origin = graph.node(id).origin.clone();
-        let parts = op.vjp(Context { graph, node: id, x: &inputs, dy })?;
+        let parts = if let Op::Scan(s) = &op {
+            let first = graph.same_loop(id)[0];
+            let taken = loops.entry(first).or_default();
+            if let Some(dy) = dy {
+                taken.insert(s.take.clone(), dy);
+            }
+            if id != first {
+                pending.entry(first).or_default();
+                continue;
+            }
+            scan::vjp(graph, id, s, taken, &inputs.iter().map(|i| needed[i.index()]).collect::<Vec<_>>())?
+        } else if let Some(dy) = dy {
+            op.vjp(Context { graph, node: id, x: &inputs, dy })?
+        } else {
+            continue;
+        };
         for (input, part) in inputs.into_iter().zip(parts) {
             if let Some(part) = part.filter(|_| needed[input.index()]) {
                 pending.entry(input).or_default().push(part);
             }
         }
     }
-    graph.stage = outer;
     graph.origin = None;
     Ok(wrt.iter().filter_map(|w| whole.get(w).map(|&g| (*w, g))).collect())
+}
+
+fn sum(graph: &mut Graph, parts: &[NodeId]) -> Result<Option<NodeId>> {
+    let Some((&first, rest)) = parts.split_first() else { return Ok(None) };
+    let mut total = first;
+    for &part in rest {
+        total = graph.binary(Binary::Add, total, part)?;
+    }
+    Ok(Some(total))
 }
 
 /// For every node: does it depend on one of `wrt`?

@@ -73,11 +73,15 @@ impl Target {
         Err(Error::Request(format!("{} ({}) does not multiply {format}; {who}", self.name, self.device)))
     }
 
-    /// Predicted time of a program: its kernels, and a launch for each group.
+    /// Predicted time of a program: its kernels, and a launch for each group, as often as they run.
     pub fn estimate_program(&self, program: &Program) -> Estimate {
-        let mut total = Estimate { seconds: program.launches.len() as f64 * self.launch_us * 1e-6, bytes: 0 };
-        for kernel in &program.kernels {
-            total += self.estimate(kernel, |b| program.buffers[b].ty.format);
+        let mut total = Estimate::default();
+        for launch in &program.launches {
+            total.seconds += (program.times(launch.start) as f64) * self.launch_us * 1e-6;
+            for i in launch.clone() {
+                let once = self.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
+                total += once.times(program.times(i));
+            }
         }
         total
     }
@@ -124,6 +128,13 @@ impl Target {
 pub struct Estimate {
     pub seconds: f64,
     pub bytes: usize,
+}
+
+impl Estimate {
+    /// So much for every run.
+    pub fn times(self, runs: usize) -> Estimate {
+        Estimate { seconds: self.seconds * runs as f64, bytes: self.bytes * runs }
+    }
 }
 
 impl std::ops::AddAssign for Estimate {

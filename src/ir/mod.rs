@@ -16,7 +16,9 @@ mod verify;
 pub use eval::{evaluate, evaluate_node};
 pub use graph::{Graph, Node, NodeId, Output, Role, Stage};
 pub(crate) use ops::standardise;
-pub use ops::{Attr, Attrs, Binary, ConvKind, ConvSpec, Init, Loss, Num, Op, ReduceKind, ScatterKind, Unary};
+pub use ops::{
+    Attr, Attrs, Binary, Body, ConvKind, ConvSpec, Init, Loss, Num, Op, ReduceKind, Scan, ScatterKind, Take, Unary,
+};
 pub use tensor::Tensor;
 pub use types::{Dim, Shape, Type};
 pub use verify::{Verified, verify};

@@ -66,6 +66,20 @@ impl Inst {
     }
 }
 
+/// Where an operand or a result starts: an element of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Address {
+    pub buffer: BufferId,
+    pub offset: usize,
+}
+
+impl Address {
+    /// The start of a buffer.
+    pub fn of(buffer: BufferId) -> Address {
+        Address { buffer, offset: 0 }
+    }
+}
+
 /// A buffer read through a view over the whole domain (outer axes, then inner axes).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Load {
@@ -146,8 +160,8 @@ impl Loop {
 /// `batch` products of `m × k` by `k × n`. The result is `[batch, m, n]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Gemm {
-    pub a: BufferId,
-    pub b: BufferId,
+    pub a: Address,
+    pub b: Address,
     pub ta: bool,
     pub tb: bool,
     pub batch: usize,
@@ -166,8 +180,8 @@ pub struct Gemm {
 pub struct Conv {
     pub kind: ConvKind,
     pub spec: ConvSpec,
-    pub a: BufferId,
-    pub b: BufferId,
+    pub a: Address,
+    pub b: Address,
     pub x: Vec<usize>,
     pub w: Vec<usize>,
     pub y: Vec<usize>,
@@ -178,13 +192,33 @@ pub struct Conv {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scatter {
     pub kind: ScatterKind,
-    pub base: Option<BufferId>,
-    pub index: BufferId,
-    pub updates: BufferId,
+    pub base: Option<Address>,
+    pub index: Address,
+    pub updates: Address,
     pub lead: usize,
     pub rows: usize,
     pub positions: usize,
     pub tail: usize,
+}
+
+impl Gemm {
+    /// Elements of `a` and of `b`.
+    pub fn operand_elements(&self) -> [usize; 2] {
+        let matrices = |stride: usize| if stride == 0 { 1 } else { self.batch };
+        [matrices(self.stride_a) * self.m * self.k, matrices(self.stride_b) * self.k * self.n]
+    }
+}
+
+impl Conv {
+    /// Elements of `a` and of `b`.
+    pub fn operand_elements(&self) -> [usize; 2] {
+        let n = |d: &[usize]| d.iter().product();
+        match self.kind {
+            ConvKind::Forward => [n(&self.x), n(&self.w)],
+            ConvKind::Input(_) => [n(&self.y), n(&self.w)],
+            ConvKind::Weight(_) => [n(&self.x), n(&self.y)],
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -203,11 +237,20 @@ pub struct Product {
 }
 
 impl Contraction {
-    pub fn operands(&self) -> Vec<BufferId> {
+    pub fn operands(&self) -> Vec<Address> {
         match self {
             Contraction::Gemm(g) => vec![g.a, g.b],
             Contraction::Conv(c) => vec![c.a, c.b],
             Contraction::Scatter(s) => s.base.into_iter().chain([s.index, s.updates]).collect(),
+        }
+    }
+
+    /// The same addresses, to be changed.
+    pub fn operands_mut(&mut self) -> Vec<&mut Address> {
+        match self {
+            Contraction::Gemm(g) => vec![&mut g.a, &mut g.b],
+            Contraction::Conv(c) => vec![&mut c.a, &mut c.b],
+            Contraction::Scatter(s) => s.base.iter_mut().chain([&mut s.index, &mut s.updates]).collect(),
         }
     }
 
@@ -235,18 +278,8 @@ impl Contraction {
     /// Elements of each operand, in the order of [`Contraction::operands`].
     pub fn operand_elements(&self) -> Vec<usize> {
         match self {
-            Contraction::Gemm(g) => {
-                let count = |stride: usize| if stride == 0 { 1 } else { g.batch };
-                vec![count(g.stride_a) * g.m * g.k, count(g.stride_b) * g.k * g.n]
-            }
-            Contraction::Conv(c) => {
-                let n = |d: &[usize]| d.iter().product();
-                match c.kind {
-                    ConvKind::Forward => vec![n(&c.x), n(&c.w)],
-                    ConvKind::Input(_) => vec![n(&c.y), n(&c.w)],
-                    ConvKind::Weight(_) => vec![n(&c.x), n(&c.y)],
-                }
-            }
+            Contraction::Gemm(g) => g.operand_elements().to_vec(),
+            Contraction::Conv(c) => c.operand_elements().to_vec(),
             Contraction::Scatter(s) => {
                 let base = s.base.map(|_| self.elements());
                 base.into_iter().chain([s.positions, s.lead * s.positions * s.tail]).collect()
@@ -271,7 +304,7 @@ impl Contraction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// Straight to a buffer of this format: the epilogue only rounds.
-    Direct(BufferId, Format),
+    Direct(Address, Format),
     /// To scratch in this format, for another kernel to go on from.
     Scratch(Format),
 }
@@ -298,9 +331,9 @@ impl Product {
             [s] if s.format == format
                 && e.loads.is_empty()
                 && e.tape.len() == steps
-                && s.view == View::contiguous(&s.view.dims) =>
+                && s.view == (View { offset: s.view.offset, ..View::contiguous(&s.view.dims) }) =>
             {
-                Exit::Direct(s.buffer, format)
+                Exit::Direct(Address { buffer: s.buffer, offset: s.view.offset }, format)
             }
             _ => Exit::Scratch(format),
         }
@@ -322,10 +355,17 @@ impl Kernel {
         }
     }
 
+    pub fn body_mut(&mut self) -> &mut Loop {
+        match self {
+            Kernel::Loop(l) => l,
+            Kernel::Product(p) => &mut p.epilogue,
+        }
+    }
+
     pub fn reads(&self) -> Vec<BufferId> {
         let mut out: Vec<BufferId> = self.body().loads.iter().map(|l| l.buffer).collect();
         if let Kernel::Product(p) = self {
-            out.extend(p.contraction.operands());
+            out.extend(p.contraction.operands().iter().map(|a| a.buffer));
         }
         out
     }
@@ -346,8 +386,10 @@ impl Kernel {
     pub fn same_code(&self, other: &Kernel) -> bool {
         let (Kernel::Loop(a), Kernel::Loop(b)) = (self, other) else { return false };
         let flat = |k: &Loop| k.outer.len() + k.inner.len() <= 1;
-        let load = |l: &Load| (l.format, l.view.strides.clone(), l.view.guards.clone());
-        let store = |s: &Store| (s.reg, s.format);
+        // Code reaches a view's first element through a pointer, and is made for the pointer's alignment.
+        let alignment = |v: &View| v.offset.trailing_zeros().min(3);
+        let load = |l: &Load| (l.format, alignment(&l.view), l.view.strides.clone(), l.view.guards.clone());
+        let store = |s: &Store| (s.reg, s.format, alignment(&s.view));
         flat(a)
             && flat(b)
             && self.kind() == other.kind()
@@ -377,7 +419,7 @@ impl Kernel {
         let mut total = self.body().bytes();
         if let Kernel::Product(p) = self {
             let operands = p.contraction.operands().into_iter().zip(p.contraction.operand_elements());
-            total += operands.map(|(b, n)| n * format_of(b).bytes()).sum::<usize>();
+            total += operands.map(|(a, n)| n * format_of(a.buffer).bytes()).sum::<usize>();
         }
         total
     }

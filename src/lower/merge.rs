@@ -1,6 +1,6 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
-use super::region::{Region, analyse};
+use super::region::{Region, analyse, loop_region};
 use crate::ir::{Graph, NodeId, Op, Role};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -18,10 +18,10 @@ pub fn regions(graph: &Graph) -> Result<Regions, String> {
     let mut merger = Merger::new(graph, &updates, first_regions(graph, &updates)?);
     let shadowed = merger.order_updates();
     for i in 0..merger.regions.len() {
-        for j in merger.partners(i) {
-            if merger.merge(j, i) {
-                break;
-            }
+        // What a merged region reads may come from another partner still.
+        let mut at = i;
+        while let Some(j) = merger.partners(at).into_iter().find(|&j| merger.merge(j, at)) {
+            at = j;
         }
     }
     let order = merger.order().ok_or("a kernel would need its own result")?;
@@ -46,6 +46,12 @@ fn first_regions(graph: &Graph, updates: &BTreeMap<NodeId, NodeId>) -> Result<Ve
                 }
                 regions.push(region);
             }
+        }
+    }
+    for id in graph.ids().filter(|&id| matches!(graph.op(id), Op::Scan(_))) {
+        let roots = graph.same_loop(id);
+        if roots.first() == Some(&id) {
+            regions.push(loop_region(graph, roots)?);
         }
     }
     Ok(regions)
@@ -236,7 +242,7 @@ impl<'a> Merger<'a> {
 }
 
 fn is_scalar(r: &Region) -> bool {
-    r.layout.outer.is_empty() && r.layout.inner.is_empty()
+    !r.is_loop && r.layout.outer.is_empty() && r.layout.inner.is_empty()
 }
 
 fn wide_reduction(r: &Region) -> bool {
@@ -251,6 +257,9 @@ fn domain(r: &Region) -> usize {
 /// Two regions are worth one kernel if one reads what the other writes, if both read a large buffer, or if both are
 /// scalar work. Reductions to a scalar keep to themselves: many blocks share one, and what follows must wait for all.
 fn worth_merging(graph: &Graph, a: &Region, b: &Region) -> bool {
+    if a.is_loop || b.is_loop {
+        return false;
+    }
     let total = |r: &Region| r.layout.outer.is_empty() && !r.layout.inner.is_empty();
     if total(a) != total(b) {
         return false;

@@ -3,21 +3,23 @@
 mod axes;
 mod buffers;
 pub mod cuda;
+mod emit;
 mod expand;
 mod kernel;
 mod merge;
 mod print;
 mod program;
 mod region;
+mod scan;
 mod stages;
 mod view;
 
 pub use buffers::{Arena, Slot};
 pub use expand::expand;
-pub use kernel::{Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store};
+pub use kernel::{Address, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store};
 pub use merge::{Regions, regions};
 pub use print::print_program;
-pub use program::{BufferId, BufferInfo, Program, lower};
+pub use program::{BufferId, BufferInfo, InLoop, Program, lower, outline};
 pub use region::{Region, view_through};
 pub use stages::{Pass, passes};
 pub use view::{Guard, View};

@@ -1,6 +1,6 @@
 //! Kernels as text, for people and snapshots.
 
-use super::kernel::{Contraction, Inst, Kernel, Loop};
+use super::kernel::{Address, Contraction, Inst, Kernel, Loop};
 use super::program::Program;
 use super::view::Guard;
 use std::fmt::Write;
@@ -34,10 +34,14 @@ fn print_kernel(out: &mut String, p: &Program, launch: usize, i: usize) {
     }
 }
 
-fn contraction<'a>(c: &Contraction, name: &impl Fn(usize) -> &'a str) -> String {
+fn contraction<'a>(c: &Contraction, buffer: &impl Fn(usize) -> &'a str) -> String {
+    let name = |a: Address| match a.offset {
+        0 => buffer(a.buffer).to_owned(),
+        n => format!("{} from {n}", buffer(a.buffer)),
+    };
     match c {
         Contraction::Gemm(g) => {
-            let side = |t: bool, s: &str| if t { format!("{s}ᵀ") } else { s.to_owned() };
+            let side = |t: bool, s: String| if t { format!("{s}ᵀ") } else { s };
             let batch = if g.batch == 1 { String::new() } else { format!("{} × ", g.batch) };
             let (a, b) = (side(g.ta, name(g.a)), side(g.tb, name(g.b)));
             format!("{} {a} × {b} ({batch}{}×{}×{})", g.format, g.m, g.n, g.k)
@@ -49,7 +53,7 @@ fn contraction<'a>(c: &Contraction, name: &impl Fn(usize) -> &'a str) -> String 
             format!("{} {what} {}, {} (x {:?} w {:?} {steps}{groups})", c.format, name(c.a), name(c.b), c.x, c.w)
         }
         Contraction::Scatter(s) => {
-            let into = s.base.map_or("zeros", name);
+            let into = s.base.map_or("zeros".to_owned(), name);
             format!("{} {} rows of {} at {} into {into}", s.kind.name(), s.positions, name(s.updates), name(s.index))
         }
     }

@@ -1,13 +1,13 @@
 //! A planned graph lowered to a list of kernels over named buffers.
 
+use super::emit::{copy, emit};
 use super::expand::expand;
-use super::kernel::{Contraction, Conv, Gemm, Inst, Kernel, Load, Loop, Product, Reg, Scatter, Store};
+use super::kernel::{Address, Kernel};
 use super::merge::regions;
-use super::region::{Layout, Region, Site, hidden_axis, resolve_view, underlying};
-use super::view::{Guard, View};
+use super::region::underlying;
+use super::scan;
 use crate::error::{Error, Result};
-use crate::format::Format;
-use crate::ir::{Binary, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, Role, ScatterKind, Type, Verified};
+use crate::ir::{NodeId, Op, Role, Type, Verified};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 pub type BufferId = usize;
@@ -29,11 +29,33 @@ pub struct Program {
     pub launches: Vec<std::ops::Range<usize>>,
     /// The buffers each kernel computes, as the plan names them: one entry a kernel.
     pub computes: Vec<Vec<String>>,
+    /// The loop that each kernel is part of.
+    pub loops: Vec<Option<InLoop>>,
     /// Outputs and metrics by name, and where they lie after a run.
     pub results: Vec<(String, Role, BufferId)>,
 }
 
+/// What a kernel of a loop's body belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InLoop {
+    /// The body's name.
+    pub body: String,
+    /// How often the kernel runs: in an [`outline`], the steps of the loop.
+    pub times: usize,
+}
+
 impl Program {
+    /// How often a kernel runs.
+    pub fn times(&self, kernel: usize) -> usize {
+        self.loops[kernel].as_ref().map_or(1, |l| l.times)
+    }
+
+    pub(super) fn push(&mut self, kernel: Kernel, computes: Vec<String>) {
+        self.kernels.push(kernel);
+        self.computes.push(computes);
+        self.loops.push(None);
+    }
+
     pub fn find(&self, name: &str) -> Option<BufferId> {
         self.buffers.iter().position(|b| b.name == name)
     }
@@ -43,8 +65,17 @@ impl Program {
     }
 }
 
-/// Lowers a planned graph: one whose outputs are all buffers.
+/// Lowers a planned graph: one whose outputs are all buffers. Loops become their steps.
 pub fn lower(plan: Verified) -> Result<Program> {
+    program(plan, false)
+}
+
+/// What [`lower`] makes but for the first step of each loop alone: to be read and costed, not run.
+pub fn outline(plan: Verified) -> Result<Program> {
+    program(plan, true)
+}
+
+fn program(plan: Verified, outline: bool) -> Result<Program> {
     let graph = expand(plan.graph())?;
     let cut = regions(&graph).map_err(|e| Error::Graph(format!("the plan cannot be cut into kernels: {e}")))?;
     let mut program = Program::default();
@@ -86,23 +117,16 @@ pub fn lower(plan: Verified) -> Result<Program> {
     let mut needed: BTreeSet<NodeId> = graph.outputs().iter().map(|o| underlying(&graph, o.node)).collect();
     cut.regions.iter().for_each(|r| needed.extend(r.reads.iter().filter(|b| !r.roots.contains(b))));
     for region in &cut.regions {
-        program.kernels.push(emit(&graph, region, &place, |root| needed.contains(&root)));
-        program.computes.push(region.roots.iter().map(|&r| graph.name_of(r).to_owned()).collect());
+        if region.is_loop {
+            scan::steps(&mut program, &graph, region, &place, outline)?;
+            continue;
+        }
+        let computes = region.roots.iter().map(|&r| graph.name_of(r).to_owned()).collect();
+        program.push(emit(&graph, region, &place, |root| needed.contains(&root)), computes);
     }
     for (from, to) in copies {
-        let (view, format) = (View::contiguous(&graph.ty(to).dims()), graph.ty(from).format);
-        let load = Load { buffer: place[&from], view: view.clone(), format };
-        let store = Store { reg: 0, buffer: place[&to], view: view.clone(), format: graph.ty(to).format };
-        let copy = Loop {
-            outer: view.dims,
-            inner: Vec::new(),
-            loads: vec![load],
-            tape: vec![Inst::Load(0)],
-            stores: vec![store],
-            wide: is_wide_format(format),
-        };
-        program.kernels.push(Kernel::Loop(collapse(copy)));
-        program.computes.push(vec![graph.name_of(to).to_owned()]);
+        let at = |id| (Address::of(place[&id]), graph.ty(id).format);
+        program.push(copy(&graph.ty(to).dims(), at(from), at(to)), vec![graph.name_of(to).to_owned()]);
     }
     program.results = graph.outputs().iter().map(|o| (o.name.clone(), o.role, place[&o.node])).collect();
     group_launches(&mut program);
@@ -125,8 +149,13 @@ fn group_launches(program: &mut Program) {
         let conflicts = after_writes.chain(reads.iter().map(|&b| written_in[b])).flatten();
         let soonest = conflicts.map(|g| g + 1).max().unwrap_or(0);
         let candidates = kernel.code_hash().map_or(&[][..], |h| alike.get(&h).map_or(&[][..], |v| &v[..]));
-        let fits = |&&g: &&usize| g >= soonest && kernel.same_code(&program.kernels[groups[g][0]]);
-        let at = candidates.iter().filter(fits).min().copied().unwrap_or(groups.len());
+        let fits = |&&g: &&usize| {
+            let first = groups[g][0];
+            program.times(i) == program.times(first) && kernel.same_code(&program.kernels[first])
+        };
+        // Candidates ascend.
+        let late = candidates.partition_point(|&g| g < soonest);
+        let at = candidates[late..].iter().find(fits).copied().unwrap_or(groups.len());
         if at == groups.len() {
             groups.push(Vec::new());
             if let Some(h) = kernel.code_hash() {
@@ -141,396 +170,10 @@ fn group_launches(program: &mut Program) {
     let order: Vec<usize> = groups.iter().rev().flat_map(|g| g.iter().rev()).copied().collect();
     program.kernels = order.iter().map(|&i| program.kernels[i].clone()).collect();
     program.computes = order.iter().map(|&i| program.computes[i].clone()).collect();
+    program.loops = order.iter().map(|&i| program.loops[i].clone()).collect();
     let mut start = 0;
     for g in groups.iter().rev() {
         program.launches.push(start..start + g.len());
         start += g.len();
     }
-}
-
-/// The kernel of a region. `place` says which buffer each node lies in; roots that are not `kept` are not stored.
-pub(crate) fn emit(
-    graph: &Graph,
-    region: &Region,
-    place: &BTreeMap<NodeId, BufferId>,
-    kept: impl Fn(NodeId) -> bool,
-) -> Kernel {
-    let mut e = Emit { graph, region, place, body: Loop::default(), regs: BTreeMap::new(), known: HashMap::new() };
-    let layout = &region.layout;
-    (e.body.outer, e.body.inner) = (layout.outer.clone(), layout.inner.clone());
-    e.body.wide = region.wide;
-    for &root in &region.roots {
-        let reg = e.value(root);
-        if kept(root) {
-            let own = View::contiguous(&graph.ty(root).dims());
-            let axes = &layout.axes[&Site::Value(root)];
-            let rank = if axes.iter().flatten().any(|&a| a >= layout.outer.len()) {
-                layout.outer.len() + layout.inner.len()
-            } else {
-                layout.outer.len()
-            };
-            let view = e.over_domain(&own, axes, rank, None);
-            e.body.stores.push(Store { reg, buffer: place[&root], view, format: graph.ty(root).format });
-        }
-    }
-    match layout.product {
-        None => Kernel::Loop(collapse(e.body)),
-        Some(p) => {
-            let contraction = match graph.op(p) {
-                Op::Conv { .. } => Contraction::Conv(conv(graph, p, place)),
-                Op::Scatter { .. } | Op::ScatterAdd { .. } => Contraction::Scatter(scatter(graph, p, place)),
-                _ => Contraction::Gemm(gemm(graph, p, place)),
-            };
-            Kernel::Product(Box::new(Product { contraction, epilogue: e.body }))
-        }
-    }
-}
-
-fn conv(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Conv {
-    let Op::Conv { kind, spec, format } = graph.op(p) else { unreachable!("checked by the caller") };
-    let inputs = graph.inputs(p);
-    let dims = |id| graph.ty(id).dims();
-    let (a, b, result) = (dims(inputs[0]), dims(inputs[1]), dims(p));
-    let (x, w, y) = ConvSpec::tensors(kind, &a, &b, &result);
-    Conv {
-        kind: kind.clone(),
-        spec: spec.clone(),
-        a: place[&inputs[0]],
-        b: place[&inputs[1]],
-        x: x.to_vec(),
-        w: w.to_vec(),
-        y: y.to_vec(),
-        format: *format,
-    }
-}
-
-fn scatter(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Scatter {
-    let inputs = graph.inputs(p);
-    let (axis, kind, base, rest) = match graph.op(p) {
-        Op::Scatter { axis, kind } => (*axis, *kind, Some(place[&inputs[0]]), &inputs[1..]),
-        Op::ScatterAdd { axis, .. } => (*axis, ScatterKind::Add, None, &[inputs[1], inputs[0]][..]),
-        _ => unreachable!("checked by the caller"),
-    };
-    let dims = graph.ty(p).dims();
-    Scatter {
-        kind,
-        base,
-        index: place[&rest[0]],
-        updates: place[&rest[1]],
-        lead: dims[..axis].iter().product(),
-        rows: dims[axis],
-        positions: graph.ty(rest[0]).elements(),
-        tail: dims[axis + 1..].iter().product(),
-    }
-}
-
-fn gemm(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Gemm {
-    let Op::MatMul { ta, tb, format } = *graph.op(p) else { unreachable!("checked by the caller") };
-    let x = graph.inputs(p);
-    let (a, b, y) = (graph.ty(x[0]).dims(), graph.ty(x[1]).dims(), graph.ty(p).dims());
-    let (ra, rb, r) = (a.len(), b.len(), y.len());
-    let k = a[ra - if ta { 2 } else { 1 }];
-    // One matrix shared by the whole batch: the batch is more rows.
-    let shared = rb == 2 && ra > 2;
-    let batch: usize = if shared { 1 } else { y[..r - 2].iter().product() };
-    let m = if shared { y[..r - 1].iter().product() } else { y[r - 2] };
-    let n = y[r - 1];
-    Gemm {
-        a: place[&x[0]],
-        b: place[&x[1]],
-        ta,
-        tb,
-        batch,
-        m,
-        n,
-        k,
-        stride_a: m * k,
-        stride_b: if rb == 2 { 0 } else { k * n },
-        format,
-    }
-}
-
-/// Formats that f32 registers do not hold.
-pub(super) fn is_wide_format(f: Format) -> bool {
-    f.bytes() >= 4 && !matches!(f, Format::F32 | Format::Tf32)
-}
-
-/// Where an operand of a concatenation starts, and the domain axes of the axis it is joined along.
-struct Part {
-    axes: Vec<usize>,
-    start: usize,
-}
-
-struct Emit<'a> {
-    graph: &'a Graph,
-    region: &'a Region,
-    place: &'a BTreeMap<NodeId, BufferId>,
-    body: Loop,
-    regs: BTreeMap<NodeId, Reg>,
-    known: HashMap<Inst, Reg>,
-}
-
-impl Emit<'_> {
-    fn layout(&self) -> &Layout {
-        &self.region.layout
-    }
-
-    fn push(&mut self, inst: Inst) -> Reg {
-        if let Some(&reg) = self.known.get(&inst) {
-            return reg;
-        }
-        self.body.tape.push(inst.clone());
-        self.known.insert(inst, self.body.tape.len() - 1);
-        self.body.tape.len() - 1
-    }
-
-    /// A view with an axis for every domain axis below `rank`, from one over the axes of a value.
-    fn over_domain(&self, view: &View, axes: &[Vec<usize>], rank: usize, skip: Option<usize>) -> View {
-        let layout = self.layout();
-        let dims: Vec<usize> = layout.outer.iter().chain(&layout.inner).copied().take(rank).collect();
-        let mut strides = vec![0; rank];
-        // The domain axes of an axis, and how many of its elements one step along each is.
-        let steps = |i: usize| {
-            let mut below = 1;
-            let inside_out = axes[i].iter().rev().map(|&d| {
-                let step = (d, below);
-                below *= dims[d];
-                step
-            });
-            inside_out.collect::<Vec<_>>()
-        };
-        for i in (0..axes.len()).filter(|&i| Some(i) != skip) {
-            steps(i).into_iter().for_each(|(d, n)| strides[d] += view.strides[i] * n);
-        }
-        let guards = view.guards.iter().map(|g| {
-            let terms = g.terms.iter().flat_map(|&(i, c)| steps(i).into_iter().map(move |(d, n)| (d, c * n as isize)));
-            Guard { terms: terms.collect(), ..g.clone() }
-        });
-        View { offset: view.offset, guards: guards.collect(), dims, strides }
-    }
-
-    fn load(&mut self, user: NodeId, operand: usize, part: Option<Part>) -> usize {
-        let input = self.graph.inputs(user)[operand];
-        let (buffer, view) = resolve_view(self.graph, input).expect("the region checked it");
-        let axes = &self.layout().axes[&Site::Read { user, operand }];
-        let rank = self.layout().outer.len() + self.layout().inner.len();
-        let hidden = hidden_axis(self.graph, user, operand);
-        let mut over = self.over_domain(&view, axes, rank, hidden);
-        if let (Some(part), Some(axis)) = (part, hidden) {
-            let (mut terms, mut below) = (Vec::new(), 1);
-            for &d in part.axes.iter().rev() {
-                terms.push((d, below));
-                below *= over.dims[d] as isize;
-            }
-            let (extent, stride) = (view.dims[axis], view.strides[axis]);
-            let fill = Num::new(0.0);
-            over.guards.push(Guard { terms, offset: -(part.start as isize), step: 1, extent, stride, fill });
-        }
-        let load = Load { buffer: self.place[&buffer], view: over, format: self.graph.ty(buffer).format };
-        let at = self.body.loads.iter().position(|l| *l == load);
-        at.unwrap_or_else(|| {
-            self.body.loads.push(load);
-            self.body.loads.len() - 1
-        })
-    }
-
-    fn operand(&mut self, user: NodeId, operand: usize) -> Reg {
-        if self.layout().axes.contains_key(&Site::Read { user, operand }) {
-            let load = self.load(user, operand, None);
-            return self.push(Inst::Load(load));
-        }
-        self.value(self.graph.inputs(user)[operand])
-    }
-
-    fn value(&mut self, id: NodeId) -> Reg {
-        if let Some(&reg) = self.regs.get(&id) {
-            return reg;
-        }
-        let reg = self.compute(id);
-        self.regs.insert(id, reg);
-        reg
-    }
-
-    fn compute(&mut self, id: NodeId) -> Reg {
-        let op = self.graph.op(id).clone();
-        match op {
-            Op::Const(c) => self.push(Inst::Const(c)),
-            Op::Iota { axis, .. } => {
-                let axes = self.layout().axes[&Site::Value(id)][axis].clone();
-                self.position(&axes)
-            }
-            Op::Random { salt, .. } => {
-                let (seed, step) = (self.operand(id, 0), self.operand(id, 1));
-                let own = View::contiguous(&self.graph.ty(id).dims());
-                let layout = self.layout();
-                let rank = layout.outer.len() + layout.inner.len();
-                let at = self.over_domain(&own, &layout.axes[&Site::Value(id)], rank, None);
-                self.push(Inst::Random { at, seed, step, salt })
-            }
-            Op::Unary(u) => {
-                let a = self.operand(id, 0);
-                self.push(Inst::Unary(u, a))
-            }
-            Op::Binary(b) => {
-                let (x, y) = (self.operand(id, 0), self.operand(id, 1));
-                self.push(Inst::Binary(b, x, y))
-            }
-            Op::Select => {
-                let (c, x, y) = (self.operand(id, 0), self.operand(id, 1), self.operand(id, 2));
-                self.push(Inst::Select(c, x, y))
-            }
-            Op::Broadcast { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Window { .. }
-            | Op::Unwindow { .. }
-            | Op::Alias { .. } => self.operand(id, 0),
-            Op::Reduce { kind, axes, .. } => {
-                let x = self.operand(id, 0);
-                let dims = self.graph.ty(self.graph.inputs(id)[0]).dims();
-                self.reduce(kind, x, axes.iter().map(|&a| dims[a]).product())
-            }
-            Op::Gather { axis } => {
-                let index = self.operand(id, 1);
-                let load = self.load(id, 0, None);
-                let input = self.graph.inputs(id)[0];
-                let (_, view) = resolve_view(self.graph, input).expect("the region checked it");
-                self.push(Inst::Gather { load, index, extent: view.dims[axis], stride: view.strides[axis] })
-            }
-            Op::Concat { axis } => self.concat(id, axis),
-            Op::MatMul { .. } | Op::Conv { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. } => {
-                self.push(Inst::Accumulator)
-            }
-            Op::Put(f) | Op::Cast(f) => {
-                let x = self.operand(id, 0);
-                if f.is_float() && f != Format::F32 { self.push(Inst::Round(f, x)) } else { x }
-            }
-            Op::Convert(f) => {
-                let x = self.operand(id, 0);
-                self.push(Inst::Round(f, x))
-            }
-            Op::Input { .. } | Op::Param { .. } | Op::State { .. } => unreachable!("sources are read, not computed"),
-            Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Normalise { .. } | Op::Loss(_) => {
-                unreachable!("{} is expanded before lowering", op.name())
-            }
-        }
-    }
-
-    /// Each part where the position along the axis is in it.
-    fn concat(&mut self, id: NodeId, axis: usize) -> Reg {
-        let axes = self.layout().axes[&Site::Value(id)][axis].clone();
-        let inputs = self.graph.inputs(id);
-        let mut start = 0;
-        let mut reg = None;
-        for (operand, &input) in inputs.iter().enumerate() {
-            let n = self.graph.ty(input).dims()[axis];
-            if n == 0 && inputs.len() > 1 {
-                continue;
-            }
-            let part = self.load(id, operand, Some(Part { axes: axes.clone(), start }));
-            let part = self.push(Inst::Load(part));
-            reg = Some(match reg {
-                None => part,
-                Some(before) => {
-                    let p = self.position(&axes);
-                    let edge = self.push(Inst::Const(Num::new(start as f64)));
-                    let inside = self.push(Inst::Binary(Binary::Ge, p, edge));
-                    self.push(Inst::Select(inside, part, before))
-                }
-            });
-            start += n;
-        }
-        reg.unwrap_or_else(|| self.push(Inst::Const(Num::new(0.0))))
-    }
-
-    /// The index along an axis made of these domain axes.
-    fn position(&mut self, axes: &[usize]) -> Reg {
-        let mut sum = None;
-        for &d in axes {
-            let p = self.push(Inst::Position(d));
-            sum = Some(match sum {
-                None => p,
-                Some(outer) => {
-                    let layout = self.layout();
-                    let extent = layout.outer.iter().chain(&layout.inner).nth(d).map_or(1, |&e| e);
-                    let extent = self.push(Inst::Const(Num::new(extent as f64)));
-                    let scaled = self.push(Inst::Binary(Binary::Mul, outer, extent));
-                    self.push(Inst::Binary(Binary::Add, scaled, p))
-                }
-            });
-        }
-        sum.unwrap_or_else(|| self.push(Inst::Const(Num::new(0.0))))
-    }
-
-    /// Reductions of what does not vary along the reduced axes are arithmetic.
-    fn reduce(&mut self, kind: ReduceKind, x: Reg, count: usize) -> Reg {
-        if self.body.inner.is_empty() || count == 1 {
-            return x;
-        }
-        if self.body.levels()[x] == super::kernel::Level::Outer {
-            return match kind {
-                ReduceKind::Prod => {
-                    let n = self.push(Inst::Const(Num::new(count as f64)));
-                    self.push(Inst::Binary(Binary::Pow, x, n))
-                }
-                ReduceKind::Sum => {
-                    let n = self.push(Inst::Const(Num::new(count as f64)));
-                    self.push(Inst::Binary(Binary::Mul, x, n))
-                }
-                _ => x,
-            };
-        }
-        self.push(Inst::Reduce(kind, x))
-    }
-}
-
-/// Joins neighbouring axes that every access runs over as one.
-pub(crate) fn collapse(mut k: Loop) -> Loop {
-    let mut axis = 0;
-    while axis + 1 < k.outer.len() + k.inner.len() {
-        let o = k.outer.len();
-        let dim = |k: &Loop, i: usize| if i < o { k.outer[i] } else { k.inner[i - o] };
-        let next = dim(&k, axis + 1);
-        let runs = |v: &View| v.dims.len() <= axis + 1 || v.strides[axis] == v.strides[axis + 1] * next;
-        let pinned = |a: usize| k.tape.contains(&Inst::Position(a)) || k.loads.iter().any(|l| l.view.guarded(a));
-        let draws = |i: &Inst| if let Inst::Random { at, .. } = i { runs(at) } else { true };
-        let joined = axis + 1 != o
-            && k.loads.iter().all(|l| runs(&l.view))
-            && k.stores.iter().all(|s| runs(&s.view))
-            && k.tape.iter().all(draws)
-            && !pinned(axis)
-            && !pinned(axis + 1);
-        if !joined {
-            axis += 1;
-            continue;
-        }
-        let size = dim(&k, axis) * next;
-        let side = if axis < o { (&mut k.outer, axis) } else { (&mut k.inner, axis - o) };
-        side.0[side.1] = size;
-        side.0.remove(side.1 + 1);
-        let join = |v: &mut View| {
-            if v.dims.len() > axis + 1 {
-                v.dims[axis] = size;
-                v.dims.remove(axis + 1);
-                v.strides.remove(axis);
-            }
-        };
-        k.loads.iter_mut().for_each(|l| join(&mut l.view));
-        k.stores.iter_mut().for_each(|s| join(&mut s.view));
-        for inst in &mut k.tape {
-            match inst {
-                Inst::Position(a) if *a > axis => *a -= 1,
-                Inst::Random { at, .. } => join(at),
-                _ => {}
-            }
-        }
-        for term in k.loads.iter_mut().flat_map(|l| &mut l.view.guards).flat_map(|g| &mut g.terms) {
-            if term.0 > axis {
-                term.0 -= 1;
-            }
-        }
-    }
-    k
 }

@@ -6,7 +6,7 @@
 //! region is a kernel if what comes out is one domain `outer × inner` with every reduction over the whole of `inner`.
 
 use super::axes::Axes;
-use super::program::is_wide_format;
+use super::emit::is_wide_format;
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op};
@@ -21,6 +21,8 @@ pub struct Region {
     pub layout: Layout,
     /// Computes in f64.
     pub wide: bool,
+    /// A loop over a body of its own; its roots are what is taken out of it.
+    pub is_loop: bool,
 }
 
 /// The domain of a region and where each value's axes lie in it.
@@ -82,6 +84,18 @@ pub fn underlying(graph: &Graph, id: NodeId) -> NodeId {
         Op::Alias { .. } => graph.inputs(id).first().map_or(id, |&x| underlying(graph, x)),
         _ => id,
     }
+}
+
+/// The region of scan nodes that run the same loop.
+pub(super) fn loop_region(graph: &Graph, roots: Vec<NodeId>) -> Result<Region, String> {
+    let mut reads = BTreeSet::new();
+    for input in graph.inputs(roots[0]) {
+        if !graph.op(input).is_buffer() {
+            return Err(format!("`{}` needs `{}` in memory", graph.name_of(roots[0]), graph.name_of(input)));
+        }
+        reads.insert(underlying(graph, input));
+    }
+    Ok(Region { roots, reads, layout: Layout::default(), wide: false, is_loop: true })
 }
 
 /// A region's contents: values computed, and reads with the buffer each reaches.
@@ -248,7 +262,7 @@ fn lay_out(
     }
     let reads = cone.reads.values().map(|(b, _)| *b).collect();
     let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
-    Ok(Region { roots: roots.to_vec(), reads, layout, wide })
+    Ok(Region { roots: roots.to_vec(), reads, layout, wide, is_loop: false })
 }
 
 /// Does a value take more than f32 holds? Positions, labels and indices, which are only compared or looked up, do not.

@@ -1,5 +1,6 @@
 //! Choosing a format for every value: policy, extraction, and the plan a user reads and keeps.
 
+mod bodies;
 mod extract;
 mod file;
 mod live;
@@ -21,6 +22,7 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, verify};
 use crate::rewrite::{Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
+use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +47,8 @@ pub struct Planned {
     pub rules: BTreeMap<String, String>,
     pub phases: Vec<PhaseReport>,
     pub evaluations: usize,
+    /// Plans of the bodies of loops, by the body's name.
+    pub bodies: BTreeMap<String, Planned>,
     /// The search for a cheaper plan ended at its limit.
     pub search_cut_short: bool,
 }
@@ -52,7 +56,7 @@ pub struct Planned {
 impl Planned {
     /// A plan made before, costed for a target.
     pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
-        let estimate = request.target.estimate_program(&crate::lower::lower(verify(&graph)?)?);
+        let estimate = request.target.estimate_program(&crate::lower::outline(verify(&graph)?)?);
         Ok(Planned {
             graph,
             estimate,
@@ -60,6 +64,7 @@ impl Planned {
             rules: BTreeMap::new(),
             phases: Vec::new(),
             evaluations: 0,
+            bodies: BTreeMap::new(),
             search_cut_short: false,
         })
     }
@@ -81,6 +86,8 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
 
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
 pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
+    let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
+    let step = &step;
     let verified = verify(step)?;
     if request.policy != Policy::Fp32 {
         request.target.require(request.low)?;
@@ -118,6 +125,7 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         rules: extracted.rules,
         phases,
         evaluations: extracted.evaluations,
+        bodies,
         search_cut_short: extracted.cut_short,
     })
 }

@@ -110,6 +110,9 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
         let low = if of_weight { uses_low(graph, forward, done) } else { done[forward.index()].low };
         return say(low, &format!("the gradient of `{name}` has its format"));
     }
+    if node.op.is_source() && node.ty.format.is_low() {
+        return say(true, "comes in a low format");
+    }
     if node.op.is_source() {
         return say(policy == Policy::O2 && !matches!(node.op, Op::State { .. }), "comes from outside the step");
     }

@@ -12,7 +12,7 @@ use super::sketch::{Key, Sketch};
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
 use crate::ir::{Graph, verify};
-use crate::lower::lower;
+use crate::lower::outline;
 use crate::rewrite::Sort;
 use egg::Id;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -71,7 +71,7 @@ impl<'a> Search<'a> {
     fn lowered(&mut self, sketch: &Sketch) -> Result<(Graph, Estimate)> {
         self.evaluations += 1;
         let graph = sketch.graph()?;
-        let estimate = self.target.estimate_program(&lower(verify(&graph)?)?);
+        let estimate = self.target.estimate_program(&outline(verify(&graph)?)?);
         Ok((graph, estimate))
     }
 
@@ -275,7 +275,7 @@ fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
     // Memory lies between a reader and what it gets, a product and its operands.
     let reads = |user: Id| {
         let term = m.chosen(&live.choice, user);
-        !flipped(user) && (matches!(term.name(), "get" | "cast" | "alias" | "carried") || m.is_product(user))
+        !flipped(user) && (matches!(term.name(), "get" | "cast" | "alias" | "carried" | "scan") || m.is_product(user))
     };
     for &(class, member) in flip {
         queue.push_back((class, 0));
@@ -286,8 +286,10 @@ fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
     }
     while let Some((class, r)) = queue.pop_front() {
         let far = r >= 2;
+        // A loop costs the same whatever is chosen around it.
         let skipped = class == m.root
             || m.sort(class) == Sort::Word
+            || m.chosen(&live.choice, class).name() == "scan"
             || (far && m.is_update(class) && m.rank_of(class) != Some(0));
         if skipped || rank.get(&class).is_some_and(|&known| known <= r) || (far && out.len() > WINDOW) {
             continue;

@@ -4,7 +4,7 @@ use super::{Planned, Request};
 use crate::cost::Estimate;
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
-use crate::lower::{Kernel, Program, lower};
+use crate::lower::{Kernel, Program, outline};
 use std::fmt::Write;
 
 /// A time with three digits and its unit.
@@ -34,7 +34,7 @@ pub fn summary_line(label: &str, estimate: Estimate, kernels: usize) -> String {
 
 /// The kernels of a planned step, the formats of what they store and why.
 pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
-    let program = lower(verify(&planned.graph)?)?;
+    let program = outline(verify(&planned.graph)?)?;
     let mut out = String::new();
     let _ = writeln!(
         out,

@@ -62,6 +62,15 @@ impl Encoder<'_> {
             Op::Input { .. } => self.source("input", id),
             Op::Param { .. } => self.source("param", id),
             Op::State { .. } => self.source("state", id),
+            Op::Scan(scan) => {
+                let word = format!("scan.{}", self.egraph.analysis.scans.len());
+                self.egraph.analysis.scans.push(op.clone());
+                let mut children = vec![self.word(&word)];
+                for (input, source) in self.graph.inputs(id).into_iter().zip(scan.body.graph().sources()) {
+                    children.push(self.operand(input, scan.body.graph().ty(source).format));
+                }
+                self.egraph.add(Term::op(op.name(), children))
+            }
             Op::Const(c) => self.egraph.add(Term { head: Head::Num(*c), children: Vec::new() }),
             _ => {
                 let mut children: Vec<Id> = op.attrs().iter().map(|(k, a)| self.word(&attr_leaf(k, a))).collect();
@@ -88,6 +97,15 @@ impl Encoder<'_> {
         let class = self.classes[id.index()];
         let head = if self.graph.op(id).is_buffer() { "get" } else { "pass" };
         self.egraph.add(Term::op(head, vec![class]))
+    }
+
+    /// The node's value in memory, in a format that something reads it in.
+    fn operand(&mut self, id: NodeId, format: crate::format::Format) -> Id {
+        if !self.graph.op(id).is_buffer() || self.graph.ty(id).format == format {
+            return self.buffer(id, Some(format));
+        }
+        let word = self.word(format.name());
+        self.egraph.add(Term::op("cast", vec![word, self.classes[id.index()]]))
     }
 
     /// The node's value in memory, in its own format unless another is asked for.

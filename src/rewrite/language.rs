@@ -82,7 +82,7 @@ impl Sort {
         match name {
             "" => Sort::Word,
             "pass" | "get" => Sort::Edge,
-            "put" | "cast" | "alias" | "param" | "state" | "input" | "carried" | "staged" => Sort::Buffer,
+            "put" | "cast" | "alias" | "scan" | "param" | "state" | "input" | "carried" | "staged" => Sort::Buffer,
             "step" => Sort::Step,
             _ => Sort::Value,
         }
@@ -92,7 +92,7 @@ impl Sort {
     pub fn of_operands(name: &str) -> Sort {
         match name {
             "pass" | "put" => Sort::Value,
-            "get" | "cast" | "alias" | "step" => Sort::Buffer,
+            "get" | "cast" | "alias" | "scan" | "step" => Sort::Buffer,
             name if is_product(name) => Sort::Buffer,
             "param" | "state" | "input" | "carried" | "staged" => Sort::Word,
             _ => Sort::Edge,
@@ -134,6 +134,8 @@ pub struct Facts {
     pub allow_low: bool,
     /// Products that must not be lowered, by value class at encoding time.
     pub keep_products: BTreeSet<Id>,
+    /// The loops, in the order they were encoded: a term of one names it by number.
+    pub scans: Vec<Op>,
     /// The rule that made a term, by the term as it was made.
     pub made_by: HashMap<Term, Symbol>,
 }
@@ -218,6 +220,12 @@ pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> 
         return Ok((Op::Const(n), Vec::new()));
     }
     let name = term.name();
+    if name == "scan" {
+        let word = egraph[term.children[0]].data.word.map_or("", |w| w.as_str());
+        let number: Option<usize> = word.strip_prefix("scan.").and_then(|n| n.parse().ok());
+        let op = number.and_then(|n| egraph.analysis.scans.get(n)).ok_or("no such loop")?;
+        return Ok((op.clone(), term.children[1..].to_vec()));
+    }
     let mut attrs = Attrs::default();
     let mut operands = Vec::new();
     for &child in &term.children {

@@ -127,6 +127,15 @@ impl Attrs {
         if self.get(name).is_none() { Ok(default) } else { self.format(name) }
     }
 
+    pub fn word(&self, name: &str) -> Result<String, String> {
+        self.need(name, "a name", |a| match a {
+            Attr::Word(w) => Some(w.clone()),
+            // A name that is also a format's.
+            Attr::Format(f) => Some(f.to_string()),
+            _ => None,
+        })
+    }
+
     pub fn word_or(&self, name: &str, default: &str) -> Result<String, String> {
         if self.get(name).is_none() {
             return Ok(default.to_owned());

@@ -10,6 +10,7 @@ mod memory;
 mod nn;
 pub mod random;
 mod reduce;
+mod scan;
 mod shape;
 mod source;
 
@@ -22,6 +23,7 @@ pub(crate) use index::resolve;
 pub use nn::Loss;
 pub(crate) use nn::{at_label, standardise};
 pub use reduce::ReduceKind;
+pub use scan::{Body, Scan, Take};
 pub use source::Init;
 
 use super::graph::{Graph, NodeId};
@@ -172,6 +174,8 @@ pub enum Op {
     Put(Format),
     /// Copies memory to another format.
     Cast(Format),
+    /// A loop over positions, and what is taken out of it.
+    Scan(Scan),
 }
 
 pub use super::types::Dim;
@@ -225,6 +229,7 @@ impl Op {
             Op::Loss(l) => l.name(),
             Op::Put(_) => "put",
             Op::Cast(_) => "cast",
+            Op::Scan(_) => "scan",
         }
     }
 
@@ -234,7 +239,7 @@ impl Op {
 
     /// Yields memory rather than registers.
     pub fn is_buffer(&self) -> bool {
-        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_) | Op::Alias { .. })
+        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_) | Op::Alias { .. } | Op::Scan(_))
     }
 
     /// One result element from one element of each operand, after broadcasting.
@@ -314,6 +319,7 @@ impl Op {
             Op::Alias { dims } => memory::infer_alias(dims, x[0]),
             Op::Loss(l) => l.infer(x[0], x[1]),
             Op::Put(f) | Op::Cast(f) => memory::infer(self, *f, x[0]),
+            Op::Scan(s) => s.infer(x),
         }
     }
 
@@ -329,7 +335,7 @@ impl Op {
             | Op::MatMul { .. }
             | Op::Conv { .. }
             | Op::Loss(_) => Some(2),
-            Op::Concat { .. } => None,
+            Op::Concat { .. } | Op::Scan(_) => None,
             _ => Some(1),
         }
     }
@@ -366,6 +372,7 @@ impl Op {
             Op::Conv { kind, spec, format } => conv::eval(kind, spec, *format, x, ty),
             Op::Alias { .. } => Tensor::new(&ty.dims(), x[0].data.clone()),
             Op::Loss(l) => l.eval(x[0], x[1], ty),
+            Op::Scan(s) => s.eval(x, ty),
             Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.round(v, memory::overflow(*f))),
         }
     }
@@ -403,6 +410,7 @@ impl Op {
             }
             Op::Loss(l) => l.vjp(c),
             Op::Put(_) | Op::Cast(_) => Ok(vec![Some(c.dy)]),
+            Op::Scan(_) => unreachable!("loops are differentiated whole, by autodiff::scan"),
         }
     }
 
@@ -471,6 +479,7 @@ impl Op {
             Op::LayerNorm { eps } => vec![("eps", Attr::Float(*eps))],
             Op::Loss(_) => vec![("reduction", Attr::Word("none".into()))],
             Op::Put(f) | Op::Cast(f) | Op::Convert(f) => vec![("format", Attr::Format(*f))],
+            Op::Scan(s) => s.attrs(),
             _ => Vec::new(),
         }
     }
@@ -587,6 +596,7 @@ impl Op {
             | Op::Broadcast { dims }
             | Op::Reshape { dims }
             | Op::Alias { dims } => *dims = dims.bind(sizes),
+            Op::Scan(s) => s.bind(sizes),
             Op::ScatterAdd { size, .. } => {
                 if let Some(bound) = Shape(vec![size.clone()]).bind(sizes).0.pop() {
                     *size = bound;

@@ -15,8 +15,8 @@ pub use parse::{parse, parse_attr};
 pub use print::{print, quoted};
 
 /// Words that start a statement; a value of such a name is written in backticks.
-const KEYWORDS: [&str; 12] =
-    ["model", "input", "label", "param", "state", "output", "update", "metric", "inf", "nan", "true", "false"];
+const KEYWORDS: [&str; 13] =
+    ["model", "body", "input", "label", "param", "state", "output", "update", "metric", "inf", "nan", "true", "false"];
 
 fn is_plain_name(s: &str) -> bool {
     let mut chars = s.chars();

@@ -4,7 +4,7 @@ use super::lex::{Token, lex};
 use crate::error::{Error, Result, Spanned};
 use crate::format::Format;
 use crate::ir::graph::{Graph, NodeId, Role};
-use crate::ir::ops::{Attr, Attrs, Binary, Init, Num, Op, ReduceKind, Unary};
+use crate::ir::ops::{Attr, Attrs, Binary, Body, Init, Num, Op, ReduceKind, Scan, Take, Unary};
 use crate::ir::types::{Dim, Shape, Type};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -12,15 +12,14 @@ use std::ops::Range;
 /// Reads a graph. `file` is the name errors are reported under.
 pub fn parse(text: &str, file: &str) -> Result<Graph> {
     let tokens = lex(text).map_err(|e| e.in_file(file, text))?;
-    let mut p = Parser { tokens, at: 0, graph: Graph::default(), aliases: HashMap::new(), chosen: HashSet::new() };
+    let mut p = Parser { tokens, at: 0, scope: Scope::default() };
     p.file().map_err(|e| e.in_file(file, text))?;
-    Ok(p.graph)
+    Ok(p.scope.graph)
 }
 
 /// Reads one attribute value, as it stands behind `name=`.
 pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
-    let mut p =
-        Parser { tokens: lex(text)?, at: 0, graph: Graph::default(), aliases: HashMap::new(), chosen: HashSet::new() };
+    let mut p = Parser { tokens: lex(text)?, at: 0, scope: Scope::default() };
     let attr = p.attr()?;
     if *p.peek() == Token::End { Ok(attr) } else { Err(p.unexpected("the end of the attribute")) }
 }
@@ -28,7 +27,14 @@ pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
 struct Parser {
     tokens: Vec<(Token, Range<usize>)>,
     at: usize,
+    scope: Scope,
+}
+
+/// What a model, or the body of a scan, has said so far.
+#[derive(Default)]
+struct Scope {
     graph: Graph,
+    bodies: HashMap<String, Body>,
     /// Names given to values that already have another: `y = x`.
     aliases: HashMap<String, NodeId>,
     /// Values whose name the text gives.
@@ -80,7 +86,7 @@ impl Parser {
             return Err(self.unexpected("`model`").help("a file holds one model: model NAME { ... }"));
         }
         self.at += 1;
-        self.graph.name = self.name()?;
+        self.scope.graph.name = self.name()?;
         self.expect('{')?;
         while !self.eat('}') {
             self.statement()?;
@@ -89,16 +95,17 @@ impl Parser {
             return Err(self.unexpected("the end of the file"));
         }
         // A model that names no output yields what nothing reads.
-        if self.graph.outputs().iter().all(|o| o.role == Role::Update) {
-            let declared = |id: NodeId| self.graph.outputs().iter().any(|o| o.node == id);
+        if self.scope.graph.outputs().iter().all(|o| o.role == Role::Update) {
+            let declared = |id: NodeId| self.scope.graph.outputs().iter().any(|o| o.node == id);
             let unused: Vec<NodeId> = self
+                .scope
                 .graph
                 .ids()
-                .filter(|&id| !self.graph.op(id).is_source() && self.graph.users(id).is_empty() && !declared(id))
+                .filter(|&id| !self.scope.graph.op(id).is_source() && self.scope.graph.users(id).is_empty() && !declared(id))
                 .collect();
             for id in unused {
-                let name = self.graph.name_of(id).to_owned();
-                self.graph.add_output(name, Role::Output, id);
+                let name = self.scope.graph.name_of(id).to_owned();
+                self.scope.graph.add_output(name, Role::Output, id);
             }
         }
         Ok(())
@@ -136,11 +143,45 @@ impl Parser {
                     "update" => Role::Update,
                     _ => Role::Metric,
                 };
-                self.graph.add_output(name, role, node);
+                self.scope.graph.add_output(name, role, node);
             }
+            "body" => self.body()?,
             _ => self.assignment(start)?,
         }
         Ok(())
+    }
+
+    /// `body NAME { … }`: what a scan runs.
+    fn body(&mut self) -> Parse<()> {
+        self.at += 1;
+        let start = self.span().start;
+        let name = self.name()?;
+        if self.scope.bodies.contains_key(&name) {
+            return Err(Spanned::new(self.since(start), format!("the body `{name}` is defined twice")));
+        }
+        self.expect('{')?;
+        let outer = std::mem::take(&mut self.scope);
+        self.scope.graph.name.clone_from(&name);
+        while !self.eat('}') {
+            self.statement()?;
+        }
+        let inner = std::mem::replace(&mut self.scope, outer);
+        self.scope.bodies.insert(name, Body::new(inner.graph));
+        Ok(())
+    }
+
+    /// The operation of `scan(…)`: the only one whose attributes name something defined elsewhere.
+    fn scan(&self, a: &Attrs) -> std::result::Result<Op, String> {
+        let name = a.word("body")?;
+        let body = self.scope.bodies.get(&name).cloned();
+        let body = body.ok_or_else(|| format!("there is no `body {name} {{ … }}` above"))?;
+        let steps = a.dims("steps")?.0.pop().ok_or("steps takes one extent, as in steps=[128]")?;
+        let take = match (a.word("stack"), a.word("last")) {
+            (Ok(v), Err(_)) => Take::Stack(v),
+            (Err(_), Ok(s)) => Take::Last(s),
+            _ => return Err("takes either stack=VALUE of the body or last=STATE".into()),
+        };
+        Ok(Op::Scan(Scan { body, steps, reverse: a.flag("reverse", false)?, take }))
     }
 
     fn assignment(&mut self, start: usize) -> Parse<()> {
@@ -148,27 +189,27 @@ impl Parser {
         let name_span = self.since(start);
         let declared = if self.eat(':') { Some((self.span().start, self.ty()?)) } else { None };
         self.expect('=')?;
-        let before = self.graph.len();
+        let before = self.scope.graph.len();
         let value = self.expression()?;
-        let holder = self.graph.find(&name).filter(|&id| id != value);
-        let taken = holder.is_some_and(|id| self.chosen.contains(&id) || !self.graph.is_auto_named(id));
-        if self.aliases.contains_key(&name) || taken {
+        let holder = self.scope.graph.find(&name).filter(|&id| id != value);
+        let taken = holder.is_some_and(|id| self.scope.chosen.contains(&id) || !self.scope.graph.is_auto_named(id));
+        if self.scope.aliases.contains_key(&name) || taken {
             return Err(Spanned::new(name_span, format!("`{name}` is defined twice")));
         }
         if let Some(id) = holder {
-            self.graph.rename_freshly(id);
+            self.scope.graph.rename_freshly(id);
         }
         // A fresh node takes the name; a value that already had one is also known by this one.
-        let fresh = value.index() >= before && !matches!(self.graph.op(value), Op::Const(_));
-        if fresh && self.chosen.insert(value) {
-            self.graph.rename(value, &name);
+        let fresh = value.index() >= before && !matches!(self.scope.graph.op(value), Op::Const(_));
+        if fresh && self.scope.chosen.insert(value) {
+            self.scope.graph.rename(value, &name);
         } else {
-            self.aliases.insert(name, value);
+            self.scope.aliases.insert(name, value);
         }
         if let Some((at, ty)) = declared
-            && self.graph.ty(value) != &ty
+            && self.scope.graph.ty(value) != &ty
         {
-            return Err(Spanned::new(self.since(at), format!("this is {}, not {ty}", self.graph.ty(value))));
+            return Err(Spanned::new(self.since(at), format!("this is {}, not {ty}", self.scope.graph.ty(value))));
         }
         Ok(())
     }
@@ -230,11 +271,11 @@ impl Parser {
     }
 
     fn lookup(&self, name: &str, span: Range<usize>) -> Parse<NodeId> {
-        if let Some(id) = self.graph.find(name).or_else(|| self.aliases.get(name).copied()) {
+        if let Some(id) = self.scope.graph.find(name).or_else(|| self.scope.aliases.get(name).copied()) {
             return Ok(id);
         }
-        let mut known: Vec<&str> = self.graph.ids().map(|id| self.graph.name_of(id)).collect();
-        known.extend(self.aliases.keys().map(String::as_str));
+        let mut known: Vec<&str> = self.scope.graph.ids().map(|id| self.scope.graph.name_of(id)).collect();
+        known.extend(self.scope.aliases.keys().map(String::as_str));
         let near = crate::hint::nearest(name, known.into_iter());
         let error = Spanned::new(span, format!("`{name}` is not defined"));
         Err(match near {
@@ -245,8 +286,8 @@ impl Parser {
 
     fn add(&mut self, start: usize, name: Option<String>, op: Op, inputs: &[NodeId]) -> Parse<NodeId> {
         let result = match name {
-            Some(name) => self.graph.add_named(name, op, inputs),
-            None => self.graph.add(op, inputs),
+            Some(name) => self.scope.graph.add_named(name, op, inputs),
+            None => self.scope.graph.add(op, inputs),
         };
         result.map_err(|e| {
             Spanned::new(
@@ -339,10 +380,11 @@ impl Parser {
         self.fill_in(name, &operands, &mut attrs);
         let average = Op::build(name, &attrs).is_ok_and(|op| matches!(op, Op::Loss(_)))
             && !attrs.0.iter().any(|(k, a)| k == "reduction" && *a == Attr::Word("none".into()));
-        let op = Op::build(name, &attrs).map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
+        let op = if name == "scan" { self.scan(&attrs) } else { Op::build(name, &attrs) };
+        let op = op.map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
         let node = self.add(start, None, op, &operands)?;
         if average {
-            let axes = (0..self.graph.shape(node).rank()).collect();
+            let axes = (0..self.scope.graph.shape(node).rank()).collect();
             return self.add(start, None, Op::Reduce { kind: ReduceKind::Mean, axes, keep: false }, &[node]);
         }
         Ok(node)
@@ -350,7 +392,7 @@ impl Parser {
 
     /// What may be left out: the last axis, all axes, the swap of the last two; and axes counted from the end.
     fn fill_in(&self, name: &str, operands: &[NodeId], attrs: &mut Attrs) {
-        let Some(rank) = operands.first().map(|&x| self.graph.shape(x).rank()) else { return };
+        let Some(rank) = operands.first().map(|&x| self.scope.graph.shape(x).rank()) else { return };
         let has = |attrs: &Attrs, key: &str| attrs.0.iter().any(|(k, _)| k == key);
         for (key, attr) in &mut attrs.0 {
             match attr {
@@ -389,6 +431,10 @@ impl Parser {
                     self.eat(',');
                 }
                 Ok(Attr::Ints(out))
+            }
+            Token::Quoted(w) => {
+                self.at += 1;
+                Ok(Attr::Word(w))
             }
             Token::Word(w) if w == "true" || w == "false" => {
                 self.at += 1;

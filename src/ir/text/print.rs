@@ -1,8 +1,9 @@
-//! Graph to text. Every node is a line except constants, which stand where they are used.
+//! Graph to text. Every node is a line except constants, which stand where they are used. The body of a scan stands
+//! above the first node that runs it.
 
 use super::is_plain_name;
 use crate::ir::graph::{Graph, NodeId, Role};
-use crate::ir::ops::Op;
+use crate::ir::ops::{Body, Op};
 use std::fmt::Write;
 
 /// A name as text writes it: in backticks if it is no plain word.
@@ -12,25 +13,38 @@ pub fn quoted(name: &str) -> String {
 
 /// The text of a graph; [`super::parse`] reads it back to an equal one.
 pub fn print(graph: &Graph) -> String {
-    let mut out = format!("model {} {{\n", quoted(&graph.name));
+    let mut out = String::new();
+    block(&mut out, graph, "model", &quoted(&graph.name), "");
+    out
+}
+
+fn block(out: &mut String, graph: &Graph, word: &str, name: &str, pad: &str) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(out, "{pad}{word} {name} {{");
+    let mut bodies: Vec<(&Body, String)> = Vec::new();
     let operand = |id: NodeId| match graph.op(id) {
         Op::Const(c) => c.to_string(),
         _ => quoted(graph.name_of(id)),
     };
     for id in graph.ids() {
         let (op, ty, name) = (graph.op(id), graph.ty(id), quoted(graph.name_of(id)));
-        // Writing to a String cannot fail.
+        let body = if let Op::Scan(s) = op { body_name(out, &mut bodies, &s.body, pad) } else { String::new() };
         let _ = match op {
             Op::Const(_) => Ok(()),
             Op::Input { ty, copy_of, .. } => {
                 let copy = copy_of.as_ref().map_or(String::new(), |of| format!(" = copy({})", quoted(of)));
-                writeln!(out, "  {} {name}: {ty}{copy}", op.name())
+                writeln!(out, "{pad}  {} {name}: {ty}{copy}", op.name())
             }
-            Op::Param { init, ty } | Op::State { init, ty } => writeln!(out, "  {} {name}: {ty} = {init}", op.name()),
+            Op::Param { init, ty } | Op::State { init, ty } => {
+                writeln!(out, "{pad}  {} {name}: {ty} = {init}", op.name())
+            }
             _ => {
                 let mut parts: Vec<String> = graph.inputs(id).into_iter().map(operand).collect();
-                parts.extend(op.attrs().into_iter().map(|(k, v)| format!("{k}={v}")));
-                writeln!(out, "  {name}: {ty} = {}({})", op.name(), parts.join(", "))
+                parts.extend(op.attrs().into_iter().map(|(k, v)| match k {
+                    "body" => format!("body={body}"),
+                    _ => format!("{k}={v}"),
+                }));
+                writeln!(out, "{pad}  {name}: {ty} = {}({})", op.name(), parts.join(", "))
             }
         };
     }
@@ -40,7 +54,26 @@ pub fn print(graph: &Graph) -> String {
             Role::Update => "update",
             Role::Metric => "metric",
         };
-        let _ = writeln!(out, "  {word} {} = {}", quoted(&o.name), operand(o.node));
+        let _ = writeln!(out, "{pad}  {word} {} = {}", quoted(&o.name), operand(o.node));
     }
-    out + "}\n"
+    let _ = writeln!(out, "{pad}}}");
+}
+
+/// The name a body goes by in this graph; its text is written where it is new.
+fn body_name<'a>(out: &mut String, bodies: &mut Vec<(&'a Body, String)>, body: &'a Body, pad: &str) -> String {
+    if let Some((_, name)) = bodies.iter().find(|(b, _)| *b == body) {
+        return name.clone();
+    }
+    let own = &body.graph().name;
+    let taken = |n: &str| bodies.iter().any(|(_, name)| name == n);
+    let mut name = quoted(own);
+    for n in 2.. {
+        if !taken(&name) {
+            break;
+        }
+        name = quoted(&format!("{own}.{n}"));
+    }
+    block(out, body.graph(), "body", &name, &format!("{pad}  "));
+    bodies.push((body, name.clone()));
+    name
 }

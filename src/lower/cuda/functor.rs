@@ -303,7 +303,7 @@ impl<'a> Functor<'a> {
             [("o", 0..o), ("i", o..o + self.k.inner.len())]
         };
         // 32-bit division is several times cheaper than 64-bit.
-        let reach = |v: &View| v.offset + v.dims.iter().zip(&v.strides).map(|(d, s)| d * s).sum::<usize>();
+        let reach = |v: &View| v.dims.iter().zip(&v.strides).map(|(d, s)| d * s).sum::<usize>();
         let furthest = self
             .k
             .loads
@@ -328,12 +328,9 @@ impl<'a> Functor<'a> {
         }
     }
 
-    /// The address of lane 0, and how far apart lanes are.
+    /// The address of lane 0 from the view's first element, which its pointer points at, and how far apart lanes are.
     fn address(&self, v: &View) -> (String, usize) {
         let mut terms = Vec::new();
-        if v.offset > 0 {
-            terms.push(v.offset.to_string());
-        }
         for (a, &s) in v.strides.iter().enumerate() {
             match s {
                 0 => {}

@@ -4,7 +4,7 @@ use super::functor::{Functor, Shape, memory_type};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ConvKind;
-use crate::lower::kernel::{Contraction, Exit, Inst, Kernel, Load, Loop, Product};
+use crate::lower::kernel::{Address, Contraction, Exit, Inst, Kernel, Load, Loop, Product};
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
 use crate::lower::view::View;
@@ -14,7 +14,7 @@ use std::fmt::Write;
 /// One 8-byte argument.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    Buffer(BufferId),
+    Buffer(Address),
     /// The product scratch.
     Scratch,
     /// Bytes into the area of partial sums; it starts out zero.
@@ -25,7 +25,7 @@ pub enum Word {
 /// Where a product's result goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
-    Buffer(BufferId, Format),
+    Buffer(Address, Format),
     /// To be read by the epilogue's kernel, the next launch.
     Scratch(Format),
 }
@@ -102,7 +102,7 @@ impl Generator<'_> {
     /// A product: straight to memory if its epilogue only rounds, else to scratch, with the epilogue as a kernel.
     fn product(&mut self, kernel: usize, p: &Product) -> Result<()> {
         let format = match p.exit() {
-            Exit::Direct(buffer, format) => return self.contract(kernel, p, Destination::Buffer(buffer, format)),
+            Exit::Direct(at, format) => return self.contract(kernel, p, Destination::Buffer(at, format)),
             Exit::Scratch(format) => format,
         };
         self.out.scratch_bytes = self.out.scratch_bytes.max(p.contraction.elements() * format.bytes());
@@ -112,7 +112,7 @@ impl Generator<'_> {
         body.loads.push(Load { buffer: SCRATCH, view, format });
         let load = Inst::Load(body.loads.len() - 1);
         body.tape.iter_mut().filter(|i| **i == Inst::Accumulator).for_each(|i| *i = load.clone());
-        let body = crate::lower::program::collapse(body);
+        let body = crate::lower::emit::collapse(body);
         self.group(&[&body])
     }
 
@@ -125,7 +125,7 @@ impl Generator<'_> {
             Destination::Buffer(b, f) => (Word::Buffer(b), f),
             Destination::Scratch(f) => (Word::Scratch, f),
         };
-        let memory = |b: BufferId| memory_type(self.program.buffers[b].ty.format);
+        let memory = |a: Address| memory_type(self.program.buffers[a.buffer].ty.format);
         match &p.contraction {
             Contraction::Gemm(_) => self.out.launches.push(Launch::Product { kernel, to }),
             Contraction::Conv(c) => {
@@ -238,9 +238,12 @@ impl Generator<'_> {
         let mut words = Vec::new();
         let mut first = 0u64;
         for part in parts {
-            let size = |b: BufferId| if b == SCRATCH { Word::Scratch } else { Word::Buffer(b) };
-            words.extend(part.loads.iter().map(|l| size(l.buffer)));
-            words.extend(part.stores.iter().map(|s| size(s.buffer)));
+            let pointer = |buffer: BufferId, view: &View| match buffer {
+                SCRATCH => Word::Scratch,
+                _ => Word::Buffer(Address { buffer, offset: view.offset }),
+            };
+            words.extend(part.loads.iter().map(|l| pointer(l.buffer, &l.view)));
+            words.extend(part.stores.iter().map(|s| pointer(s.buffer, &s.view)));
             let (o, i) = (part.outer_size() as u64, part.inner_size() as u64);
             let blocks = match shape {
                 Shape::Pointwise => {

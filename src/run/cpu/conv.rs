@@ -1,7 +1,7 @@
 //! Convolutions as matrix products over unfolded windows ("im2col"): for each sample and group, the columns
 //! `[channels · kernel, places]` hold what every position of the kernel sees.
 
-use super::gemm::{SPLIT, matrix, multiply, operand};
+use super::gemm::{SPLIT, matrix, multiply, operands};
 use super::lanes::unflatten;
 use super::real::Real;
 use crate::ir::ConvKind;
@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 /// The result, row-major.
 pub fn product<T: Real + LinalgScalar>(c: &Conv, program: &Program, memory: &[Bytes]) -> Vec<T> {
-    let (a, b) = (operand::<T>(c.a, c.format, program, memory), operand::<T>(c.b, c.format, program, memory));
+    let [a, b] = operands::<T>([c.a, c.b], c.operand_elements(), c.format, program, memory);
     let g = Geometry::new(c);
     match c.kind {
         ConvKind::Forward => forward(&g, &a, &b),

@@ -2,7 +2,7 @@
 
 use super::real::Real;
 use crate::format::{Format, Overflow};
-use crate::lower::{BufferId, Gemm, Program};
+use crate::lower::{Address, Gemm, Program};
 use crate::run::Bytes;
 use ndarray::linalg::general_mat_mul;
 use ndarray::{ArrayView2, ArrayViewMut2, LinalgScalar, ShapeBuilder};
@@ -16,7 +16,7 @@ const ROWS: usize = 64;
 
 /// The accumulator of every result element, `[batch, m, n]` row-major.
 pub fn product<T: Real + LinalgScalar>(g: &Gemm, program: &Program, memory: &[Bytes]) -> Vec<T> {
-    let (a, b) = (operand(g.a, g.format, program, memory), operand(g.b, g.format, program, memory));
+    let [a, b] = operands([g.a, g.b], g.operand_elements(), g.format, program, memory);
     let mut out = vec![T::default(); g.batch * g.m * g.n];
     if out.is_empty() || g.k == 0 {
         return out;
@@ -62,28 +62,32 @@ pub fn matrix<T>(data: &[T], rows: usize, columns: usize, transposed: bool) -> A
     view.expect("operands fill their shapes")
 }
 
-/// A buffer's elements in registers' format, rounded to what is multiplied.
-pub fn operand<'a, T: Real>(
-    buffer: BufferId,
+/// Both operands' elements in registers' format, rounded to what is multiplied.
+pub fn operands<'a, T: Real>(
+    at: [Address; 2],
+    counts: [usize; 2],
     multiply: Format,
     program: &Program,
     memory: &'a [Bytes],
-) -> Cow<'a, [T]> {
-    let mut values: Cow<'a, [T]> = elements(buffer, program, memory);
-    let format = program.buffers[buffer].ty.format;
-    if multiply.is_low() && multiply != format || multiply == Format::Tf32 {
-        values.to_mut().iter_mut().for_each(|v: &mut T| *v = T::of(multiply.round(v.get(), Overflow::Ieee)));
-    }
-    values
+) -> [Cow<'a, [T]>; 2] {
+    [0, 1].map(|i| {
+        let mut values: Cow<'a, [T]> = elements(at[i], counts[i], program, memory);
+        let format = program.buffers[at[i].buffer].ty.format;
+        if multiply.is_low() && multiply != format || multiply == Format::Tf32 {
+            values.to_mut().iter_mut().for_each(|v: &mut T| *v = T::of(multiply.round(v.get(), Overflow::Ieee)));
+        }
+        values
+    })
 }
 
-/// A buffer's elements in registers' format; in place where memory has it.
-pub fn elements<'a, T: Real>(buffer: BufferId, program: &Program, memory: &'a [Bytes]) -> Cow<'a, [T]> {
-    let (ty, bytes) = (&program.buffers[buffer].ty, memory[buffer].as_ref());
-    if let Some(same) = T::borrow(ty.format, bytes) {
+/// `count` elements in registers' format; in place where memory has it.
+pub fn elements<'a, T: Real>(at: Address, count: usize, program: &Program, memory: &'a [Bytes]) -> Cow<'a, [T]> {
+    let format = program.buffers[at.buffer].ty.format;
+    let bytes = &memory[at.buffer].as_ref()[at.offset * format.bytes()..][..count * format.bytes()];
+    if let Some(same) = T::borrow(format, bytes) {
         return Cow::Borrowed(same);
     }
-    let mut wide = vec![T::default(); ty.elements()];
-    T::widen(ty.format, bytes, &mut wide);
+    let mut wide = vec![T::default(); count];
+    T::widen(format, bytes, &mut wide);
     Cow::Owned(wide)
 }

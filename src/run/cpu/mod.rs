@@ -12,7 +12,7 @@ mod tape;
 use super::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{narrow, widen};
-use crate::lower::{BufferId, Contraction, Kernel, Program, passes};
+use crate::lower::{Address, BufferId, Contraction, Kernel, Program, passes};
 use crate::memory::Bytes;
 use ndarray::LinalgScalar;
 use real::Real;
@@ -94,7 +94,8 @@ impl CpuRunner {
     /// A source's or result's values in f64, which holds all formats' but the largest 64-bit whole numbers.
     pub fn read_wide(&self, name: &str) -> Result<Vec<f64>> {
         let b = self.program.result(name).map_or_else(|| self.buffer(name), Ok)?;
-        Ok(gemm::elements::<f64>(b, &self.program, &self.memory).into_owned())
+        let count = self.program.buffers[b].ty.elements();
+        Ok(gemm::elements::<f64>(Address::of(b), count, &self.program, &self.memory).into_owned())
     }
 
     fn buffer(&self, name: &str) -> Result<BufferId> {

@@ -9,11 +9,13 @@ use crate::run::Bytes;
 
 /// The result, `[lead, rows, tail]` row-major.
 pub fn product<T: Real>(s: &Scatter, program: &Program, memory: &[Bytes]) -> Vec<T> {
+    let size = s.lead * s.rows * s.tail;
     let mut out = match s.base {
-        Some(b) => elements(b, program, memory).into_owned(),
-        None => vec![T::default(); s.lead * s.rows * s.tail],
+        Some(base) => elements(base, size, program, memory).into_owned(),
+        None => vec![T::default(); size],
     };
-    let (index, updates) = (elements::<f64>(s.index, program, memory), elements::<T>(s.updates, program, memory));
+    let index = elements::<f64>(s.index, s.positions, program, memory);
+    let updates = elements::<T>(s.updates, s.lead * s.positions * s.tail, program, memory);
     let mut old = vec![T::default(); s.tail];
     for lead in 0..s.lead {
         for (i, &row) in index.iter().enumerate() {

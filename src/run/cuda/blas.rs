@@ -115,8 +115,9 @@ impl Blas {
         };
         let (la, lb) = (layout(from, left, g.stride_b)?, layout(from, right, g.stride_a)?);
         let ld = layout(data_type(to)?, (n, m), g.m * g.n)?;
-        let algorithm = self.choose(operation, la, lb, ld)?;
-        Ok(Product { operation, a: la, b: lb, d: ld, algorithm, at: [b, a, d] })
+        let at = [b, a, d];
+        let algorithm = self.choose(operation, la, lb, ld, at)?;
+        Ok(Product { operation, a: la, b: lb, d: ld, algorithm, at })
     }
 
     /// The heuristic's first choice: the same on every run, so that a seed gives the same bits.
@@ -126,14 +127,31 @@ impl Blas {
         a: sys::cublasLtMatrixLayout_t,
         b: sys::cublasLtMatrixLayout_t,
         d: sys::cublasLtMatrixLayout_t,
+        at: [u64; 3],
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
         use sys::cublasLtMatmulPreferenceAttributes_t as P;
         let preference = check("creating a preference", result::create_matmul_pref())?;
         let bytes = self.workspace_bytes;
         // Split products may add up only in f32, in an order that does not depend on timing.
         let schemes: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
-        // SAFETY: the attributes are a size and a 32-bit mask; all descriptors are live; the preference is released once.
+        // Parts of buffers may begin anywhere; algorithms are chosen for 256 bytes unless told.
+        let alignment = |address: u64| 1u32 << address.trailing_zeros().min(8);
+        let alignments = [
+            (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, at[0]),
+            (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, at[1]),
+            (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, at[2]),
+            (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, at[2]),
+        ];
+        // SAFETY: the attributes are a size, a 32-bit mask and 32-bit numbers; all descriptors are live; the preference is
+        // released once.
         unsafe {
+            for (attribute, address) in alignments {
+                let bytes = alignment(address);
+                check(
+                    "stating an alignment",
+                    result::set_matmul_pref_attribute(preference, attribute, (&raw const bytes).cast(), 4),
+                )?;
+            }
             check(
                 "limiting the workspace",
                 result::set_matmul_pref_attribute(

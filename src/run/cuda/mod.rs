@@ -15,7 +15,7 @@ use super::device::Device;
 use crate::error::{Error, Result};
 use crate::format::{Format, narrow, widen};
 use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
-use crate::lower::{Arena, BufferId, Contraction, Kernel, Program};
+use crate::lower::{Address, Arena, BufferId, Contraction, Kernel, Program};
 use crate::run::Bytes;
 use blas::{Blas, Product};
 use cudarc::driver::{CudaContext, result, sys};
@@ -139,8 +139,9 @@ impl CudaRunner {
         Ok(runner)
     }
 
-    fn address(&self, b: BufferId) -> u64 {
-        self.base + self.arena.slots[b].offset as u64
+    fn address(&self, at: Address) -> u64 {
+        let skipped = at.offset * self.program.buffers[at.buffer].ty.format.bytes();
+        self.base + (self.arena.slots[at.buffer].offset + skipped) as u64
     }
 
     /// Records every launch into one graph.
@@ -232,14 +233,14 @@ impl CudaRunner {
     fn upload(&self, b: BufferId, bytes: &[u8]) -> Result<()> {
         // SAFETY: the slot holds at least the buffer's bytes, and `bytes` has exactly those; pageable memory is staged
         // before the call returns.
-        unsafe { driver("copying to the GPU", result::memcpy_htod_async(self.address(b), bytes, self.stream)) }
+        unsafe { driver("copying to the GPU", result::memcpy_htod_async(self.address(Address::of(b)), bytes, self.stream)) }
     }
 
     fn download(&self, b: BufferId) -> Result<Bytes> {
         let mut out = Bytes::zeroed(self.program.buffers[b].ty.bytes());
         self.synchronize()?;
         // SAFETY: as in `upload`; the stream has finished.
-        unsafe { driver("copying from the GPU", result::memcpy_dtoh_sync(out.as_mut(), self.address(b)))? };
+        unsafe { driver("copying from the GPU", result::memcpy_dtoh_sync(out.as_mut(), self.address(Address::of(b))))? };
         Ok(out)
     }
 

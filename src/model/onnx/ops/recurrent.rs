@@ -1,10 +1,10 @@
-//! LSTM, GRU and RNN: the input's products for all steps at once, then a step after the other.
+//! LSTM, GRU and RNN: the input's products for all steps at once, then a loop over the steps.
 
 use super::Handler;
 use super::index::reversed;
 use super::pointwise::hard_sigmoid;
 use crate::format::Format;
-use crate::ir::{Binary, NodeId, Unary};
+use crate::ir::{Binary, Body, Dim, Graph, Init, NodeId, Op, Role, Scan, Take, Type, Unary};
 use crate::model::onnx::node::{Import, Node};
 
 pub const OPS: &[(&str, Handler)] =
@@ -36,15 +36,17 @@ impl Cell {
     }
 }
 
-/// A direction's weights, and what all its steps share.
+/// A direction of a layer: its weights, and what all its steps share.
 struct Direction {
     cell: Cell,
     hidden: usize,
-    /// `[hidden, gates · hidden]` after transposition, as the product takes it.
-    r: NodeId,
+    /// `[hidden, gates · hidden]` after transposition, as the product takes it; a GRU's last gate apart.
+    r: Vec<NodeId>,
     wb: Option<NodeId>,
-    rb: Option<NodeId>,
-    peephole: Option<NodeId>,
+    /// Biases of `r`'s products.
+    rb: Vec<NodeId>,
+    /// What the gates i, o and f see of the cell state.
+    peephole: Vec<NodeId>,
     functions: Vec<String>,
     clip: Option<f64>,
     /// GRU: the reset gate acts after the product.
@@ -107,19 +109,23 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
         };
         let h0 = initial(n, 5)?;
         let c0 = if cell == Cell::Lstm { Some(initial(n, 6)?) } else { None };
-        let peephole = if cell == Cell::Lstm {
-            match n.maybe(7)? {
-                Some(p) => Some(part(n, p)?),
-                None => None,
+        let peephole = match n.maybe(7)? {
+            Some(p) if cell == Cell::Lstm => {
+                let p = part(n, p)?;
+                (0..3).map(|i| n.slice(p, 0, i * hidden, (i + 1) * hidden)).collect::<Import<_>>()?
             }
-        } else {
-            None
+            _ => Vec::new(),
         };
+        // A GRU multiplies its last gate by something of its own.
+        let cuts = if cell == Cell::Gru { vec![0, 2 * hidden, gates] } else { vec![0, gates] };
+        let mut pieces =
+            |v: NodeId| cuts.windows(2).map(|w| n.slice(v, 0, w[0], w[1])).collect::<Import<Vec<_>>>();
+        let (r, rb) = (pieces(rd)?, rb.map_or(Ok(Vec::new()), pieces)?);
         let per = cell.defaults().len();
         let own = Direction {
             cell,
             hidden,
-            r: rd,
+            r,
             wb,
             rb,
             peephole,
@@ -129,20 +135,17 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
             input_forget: n.flag("input_forget", false),
         };
         let backwards = direction == "reverse" || d == 1;
+        let turned = backwards && lengths.is_some();
         let mut source = x;
-        if let (true, Some(l)) = (backwards, lengths) {
+        if let (true, Some(l)) = (turned, lengths) {
             let dims = n.dims(x);
             source = reversed(n, x, l, 0, 1, &dims)?;
         }
-        let order: Vec<usize> =
-            if backwards && lengths.is_none() { (0..steps).rev().collect() } else { (0..steps).collect() };
-        let (mut ys, h, c) = run(n, &own, source, wd, (h0, c0), &order, lengths)?;
-        if backwards && lengths.is_none() {
-            ys.reverse();
-        }
-        let rows = ys.into_iter().map(|y| n.reshape(y, &[1, batch, hidden])).collect::<Import<Vec<_>>>()?;
-        let mut y = n.concat(&rows, 0)?;
-        if let (true, Some(l)) = (backwards, lengths) {
+        let name = if d == 1 { format!("{}.reverse", loop_name(n)) } else { loop_name(n) };
+        let mut run = run(n, &own, source, wd, (h0, c0), lengths)?;
+        (run.body.name, run.reverse) = (name, backwards && !turned);
+        let (mut y, h, c) = run.outputs(n)?;
+        if let (true, Some(l)) = (turned, lengths) {
             let dims = n.dims(y);
             y = reversed(n, y, l, 0, 1, &dims)?;
         }
@@ -163,18 +166,58 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
     Ok([vec![y, out_h], out_c.into_iter().collect()].concat())
 }
 
+/// What the loop of a layer is called.
+fn loop_name(n: &Node) -> String {
+    let named = Some(n.proto.name()).filter(|s| !s.is_empty());
+    named.unwrap_or_else(|| n.proto.output.first().map_or("", String::as_str)).to_owned()
+}
+
 type States = (NodeId, Option<NodeId>);
 
-/// The outputs of every step, in the order they ran, and the last states.
-fn run(
-    n: &mut Node,
-    d: &Direction,
-    x: NodeId,
-    w: NodeId,
-    (h0, c0): States,
-    order: &[usize],
-    lengths: Option<NodeId>,
-) -> Import<(Vec<NodeId>, NodeId, Option<NodeId>)> {
+/// A loop to be added to the graph.
+struct Run {
+    body: Graph,
+    operands: Vec<NodeId>,
+    steps: usize,
+    reverse: bool,
+    carries_cell: bool,
+}
+
+impl Run {
+    /// What every step puts out, and the last states.
+    fn outputs(self, n: &mut Node) -> Import<(NodeId, NodeId, Option<NodeId>)> {
+        let (body, steps, reverse) = (Body::new(self.body), Dim::Fixed(self.steps), self.reverse);
+        let mut take = |take: Take| {
+            let scan = Scan { body: body.clone(), steps: steps.clone(), reverse, take };
+            n.add(Op::Scan(scan), &self.operands)
+        };
+        let y = take(Take::Stack("y".into()))?;
+        let h = take(Take::Last("h".into()))?;
+        let c = if self.carries_cell { Some(take(Take::Last("c".into()))?) } else { None };
+        Ok((y, h, c))
+    }
+}
+
+/// The sources of a loop's body, as they are declared, and the operands they stand for.
+struct Sources<'s> {
+    outer: &'s mut Graph,
+    operands: Vec<NodeId>,
+}
+
+impl Sources<'_> {
+    fn declare(&mut self, n: &mut Node, name: &str, operand: NodeId, op: impl Fn(Type) -> Op) -> Import<NodeId> {
+        let mut ty = self.outer.ty(operand).clone();
+        let made = op(ty.clone());
+        if matches!(made, Op::Input { .. }) {
+            ty.shape.0.remove(0);
+        }
+        self.operands.push(operand);
+        n.named(name, op(ty))
+    }
+}
+
+/// The loop of a direction: gates of the input for all steps, then the steps.
+fn run(n: &mut Node, d: &Direction, x: NodeId, w: NodeId, (h0, c0): States, lengths: Option<NodeId>) -> Import<Run> {
     let [steps, batch, features] = n.dims(x)[..] else { return Err("takes an input of rank 3".into()) };
     let gates = d.cell.gates() * d.hidden;
     let rows = n.reshape(x, &[steps * batch, features])?;
@@ -183,33 +226,60 @@ fn run(
         all = n.bin(Binary::Add, all, b)?;
     }
     // Where the recurrent bias meets nothing but a sum, it joins the input's.
-    if let (Some(b), true) = (d.rb, d.cell != Cell::Gru) {
+    let joined = d.cell != Cell::Gru;
+    if let (Some(&b), true) = (d.rb.first(), joined) {
         all = n.bin(Binary::Add, all, b)?;
     }
     let all = n.reshape(all, &[steps, batch, gates])?;
-    let (mut h, mut c) = (h0, c0);
-    let mut out = Vec::new();
-    for &t in order {
-        let xt = n.slice(all, 0, t, t + 1)?;
-        let xt = n.reshape(xt, &[batch, gates])?;
-        let (mut next_h, mut next_c) = step(n, d, xt, h, c)?;
-        let mut shown = next_h;
-        if let Some(l) = lengths {
-            // Samples that have ended keep their states and put out zeros.
+    let alive = match lengths {
+        Some(l) => {
             let l = n.convert(l, Format::I64)?;
-            let l = n.reshape(l, &[batch, 1])?;
-            let alive = n.with(Binary::Gt, l, t as f64)?;
-            let zero = n.num(0.0)?;
-            shown = n.select(alive, next_h, zero)?;
-            next_h = n.select(alive, next_h, h)?;
-            if let (Some(new), Some(old)) = (next_c, c) {
-                next_c = Some(n.select(alive, new, old)?);
-            }
+            let l = n.reshape(l, &[1, batch, 1])?;
+            let t = n.positions(3, 0, steps)?;
+            Some(n.bin(Binary::Gt, l, t)?)
         }
-        (h, c) = (next_h, next_c);
-        out.push(shown);
+        None => None,
+    };
+    let origin = n.im.graph.origin.clone();
+    let mut outer = std::mem::take(&mut n.im.graph);
+    n.im.graph.origin = origin;
+    let mut s = Sources { outer: &mut outer, operands: Vec::new() };
+    let sequence = |label| move |ty| Op::Input { label, ty, copy_of: None };
+    let state = |ty| Op::State { init: Init::Data, ty };
+    let param = |ty| Op::Param { init: Init::Data, ty };
+    let xt = s.declare(n, "x", all, sequence(false))?;
+    let alive = alive.map(|a| s.declare(n, "alive", a, sequence(true))).transpose()?;
+    let h = s.declare(n, "h", h0, state)?;
+    let c = c0.map(|c| s.declare(n, "c", c, state)).transpose()?;
+    let mut params = |n: &mut Node, what: &str, of: &[NodeId]| {
+        of.iter().enumerate().map(|(i, &v)| s.declare(n, &format!("{what}.{i}"), v, param)).collect::<Import<Vec<_>>>()
+    };
+    let inner = Direction {
+        r: params(n, "r", &d.r)?,
+        rb: if joined { Vec::new() } else { params(n, "rb", &d.rb)? },
+        peephole: params(n, "peephole", &d.peephole)?,
+        functions: d.functions.clone(),
+        ..*d
+    };
+    let (mut next_h, mut next_c) = step(n, &inner, xt, h, c)?;
+    let mut y = next_h;
+    if let Some(alive) = alive {
+        // Samples that have ended keep their states and put out zeros.
+        let zero = n.num_like(y, 0.0)?;
+        y = n.select(alive, next_h, zero)?;
+        next_h = n.select(alive, next_h, h)?;
+        if let (Some(new), Some(old)) = (next_c, c) {
+            next_c = Some(n.select(alive, new, old)?);
+        }
     }
-    Ok((out, h, c))
+    let operands = s.operands;
+    let mut body = std::mem::replace(&mut n.im.graph, outer);
+    body.add_output("y", Role::Output, y);
+    body.add_output("h", Role::Update, next_h);
+    if let Some(c) = next_c {
+        body.add_output("c", Role::Update, c);
+    }
+    Ok(Run { body, operands, steps, reverse: false, carries_cell: next_c.is_some() })
 }
 
 fn step(n: &mut Node, d: &Direction, xt: NodeId, h: NodeId, c: Option<NodeId>) -> Import<States> {
@@ -217,17 +287,16 @@ fn step(n: &mut Node, d: &Direction, xt: NodeId, h: NodeId, c: Option<NodeId>) -
     let gate = |n: &mut Node, v: NodeId, i: usize| n.slice(v, 1, i * s, (i + 1) * s);
     match d.cell {
         Cell::Rnn => {
-            let hr = n.matmul(h, d.r, false, true)?;
+            let hr = n.matmul(h, d.r[0], false, true)?;
             let z = n.bin(Binary::Add, xt, hr)?;
             Ok((activate(n, d, 0, z)?, None))
         }
         Cell::Lstm => {
             let c = c.ok_or("lacks a cell state")?;
-            let hr = n.matmul(h, d.r, false, true)?;
+            let hr = n.matmul(h, d.r[0], false, true)?;
             let all = n.bin(Binary::Add, xt, hr)?;
-            let peep = |n: &mut Node, z: NodeId, i: usize, of: NodeId| match d.peephole {
-                Some(p) => {
-                    let p = n.slice(p, 0, i * s, (i + 1) * s)?;
+            let peep = |n: &mut Node, z: NodeId, i: usize, of: NodeId| match d.peephole.get(i) {
+                Some(&p) => {
                     let t = n.bin(Binary::Mul, p, of)?;
                     n.bin(Binary::Add, z, t)
                 }
@@ -254,28 +323,24 @@ fn step(n: &mut Node, d: &Direction, xt: NodeId, h: NodeId, c: Option<NodeId>) -
         }
         // Gates stand in the order z, r, h.
         Cell::Gru => {
-            let bias = |n: &mut Node, v: NodeId, from: usize, to: usize| match d.rb {
-                Some(b) => {
-                    let b = n.slice(b, 0, from * s, to * s)?;
-                    n.bin(Binary::Add, v, b)
-                }
+            let bias = |n: &mut Node, v: NodeId, i: usize| match d.rb.get(i) {
+                Some(&b) => n.bin(Binary::Add, v, b),
                 None => Ok(v),
             };
-            let (r_zr, r_h) = (n.slice(d.r, 0, 0, 2 * s)?, n.slice(d.r, 0, 2 * s, 3 * s)?);
-            let hr = n.matmul(h, r_zr, false, true)?;
-            let hr = bias(n, hr, 0, 2)?;
+            let hr = n.matmul(h, d.r[0], false, true)?;
+            let hr = bias(n, hr, 0)?;
             let zr = n.slice(xt, 1, 0, 2 * s)?;
             let zr = n.bin(Binary::Add, zr, hr)?;
             let (z, r) = (gate(n, zr, 0)?, gate(n, zr, 1)?);
             let (z, r) = (activate(n, d, 0, z)?, activate(n, d, 0, r)?);
             let inner = if d.linear_before_reset {
-                let p = n.matmul(h, r_h, false, true)?;
-                let p = bias(n, p, 2, 3)?;
+                let p = n.matmul(h, d.r[1], false, true)?;
+                let p = bias(n, p, 1)?;
                 n.bin(Binary::Mul, r, p)?
             } else {
                 let rh = n.bin(Binary::Mul, r, h)?;
-                let p = n.matmul(rh, r_h, false, true)?;
-                bias(n, p, 2, 3)?
+                let p = n.matmul(rh, d.r[1], false, true)?;
+                bias(n, p, 1)?
             };
             let xh = gate(n, xt, 2)?;
             let zh = n.bin(Binary::Add, xh, inner)?;

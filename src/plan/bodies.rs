@@ -1,0 +1,172 @@
+//! Plans for the bodies of loops: each distinct one is planned once, before the step around it, as a small step of its
+//! own. What the body would rather read in a narrow format becomes an operand in that format, for the step around it to
+//! make; what it hands out is stored as narrow as the policy allows.
+
+use super::{Planned, Policy, Request, paint, plan};
+use crate::error::Result;
+use crate::format::Format;
+use crate::ir::{Body, Graph, Init, NodeId, Op, Output, Role, Scan, Take, Type};
+use crate::rewrite::RuleSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A step whose loops have planned bodies.
+pub(super) struct Looped {
+    pub graph: Graph,
+    /// Every distinct body's plan, by the body's name.
+    pub bodies: BTreeMap<String, Planned>,
+}
+
+/// A planned body, and the operand of the loop that each of its sources stands for.
+#[derive(Clone)]
+struct Ready {
+    body: Body,
+    operands: Vec<usize>,
+}
+
+/// Plans the bodies of all loops of a step.
+pub(super) fn plan_bodies(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Looped> {
+    let mut ready: BTreeMap<(Body, Vec<Take>, Vec<Format>), Ready> = BTreeMap::new();
+    let mut of_loop: BTreeMap<NodeId, Ready> = BTreeMap::new();
+    let mut bodies = BTreeMap::new();
+    let mut failed = None;
+    let graph = step.rebuild(|id, so_far, inputs| {
+        let Op::Scan(scan) = step.op(id) else { return (step.op(id).clone(), inputs.to_vec()) };
+        let nodes = step.same_loop(id);
+        if nodes[0] == id {
+            let mut takes: Vec<Take> = nodes.iter().map(|&n| taken(step, n).clone()).collect();
+            takes.sort();
+            // Operands that lie in memory already have the format they have.
+            let given = inputs.iter().zip(scan.body.graph().sources()).map(|(&x, source)| {
+                let declared = scan.body.graph().ty(source).format;
+                if so_far.op(x).is_buffer() && declared.is_float() { so_far.ty(x).format } else { declared }
+            });
+            let key = (scan.body.clone(), takes, given.collect::<Vec<_>>());
+            let known = ready.get(&key).cloned().map_or_else(
+                || {
+                    let (made, planned) = plan_body(scan, &key.1, &key.2, request, rules)?;
+                    bodies.insert(scan.body.graph().name.clone(), planned);
+                    Ok(made)
+                },
+                Ok,
+            );
+            match known {
+                Ok(known) => {
+                    ready.insert(key, known.clone());
+                    of_loop.insert(id, known);
+                }
+                Err(e) => failed = Some(e),
+            }
+        }
+        match of_loop.get(&nodes[0]) {
+            Some(r) => {
+                let planned = Scan { body: r.body.clone(), ..scan.clone() };
+                (Op::Scan(planned), r.operands.iter().map(|&i| inputs[i]).collect())
+            }
+            None => (step.op(id).clone(), inputs.to_vec()),
+        }
+    });
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(Looped { graph: graph?, bodies }),
+    }
+}
+
+fn taken(graph: &Graph, id: NodeId) -> &Take {
+    let Op::Scan(scan) = graph.op(id) else { unreachable!("loops are made of scans") };
+    &scan.take
+}
+
+fn plan_body(
+    scan: &Scan,
+    takes: &[Take],
+    given: &[Format],
+    request: &Request,
+    rules: &RuleSet,
+) -> Result<(Ready, Planned)> {
+    let body = scan.body.graph();
+    let sources: Vec<NodeId> = body.sources().collect();
+    let format = |id: NodeId| given[sources.iter().position(|&s| s == id).expect("a source")];
+    // Planned as a step: what is carried is a parameter the step updates, all else is what a loader gives it.
+    let mut step = body.map_ids(|id, op| match op {
+        Op::Input { label, ty, .. } => {
+            Op::Input { label: *label, ty: Type { format: format(id), ..ty.clone() }, copy_of: None }
+        }
+        Op::Param { ty, .. } => {
+            Op::Input { label: false, ty: Type { format: format(id), ..ty.clone() }, copy_of: None }
+        }
+        Op::State { ty, .. } => Op::Param { init: Init::Data, ty: ty.clone() },
+        op => op.clone(),
+    })?;
+    let verdicts = paint(&step, request.policy);
+    let updates: Vec<Output> = step.outputs().iter().filter(|o| o.role == Role::Update).cloned().collect();
+    step.clear_outputs();
+    for take in takes {
+        let Take::Stack(name) = take else { continue };
+        let value = scan.body.value(name).expect("checked by the type rule");
+        let low = request.policy != Policy::Fp32 && verdicts[value.index()].low && !step.op(value).is_buffer();
+        let stored = if low { step.add(Op::Put(request.low), &[value])? } else { value };
+        step.add_output(name, Role::Output, stored);
+    }
+    updates.into_iter().for_each(|o| step.add_output(o.name, Role::Update, o.node));
+    let planned = plan(&step, request, rules)?;
+    Ok((as_body(scan, takes, &planned.graph)?, planned))
+}
+
+/// A planned step as a body again: copies that loaders and optimizers would make are operands.
+fn as_body(scan: &Scan, takes: &[Take], planned: &Graph) -> Result<Ready> {
+    let body = scan.body.graph();
+    let sources: Vec<NodeId> = body.sources().collect();
+    let (mut operands, mut map) = (Vec::new(), Vec::new());
+    let keep = kept(planned, takes);
+    let mut out = Graph::new(&body.name);
+    for id in planned.ids() {
+        if !keep.contains(&id) {
+            map.push(id);
+            continue;
+        }
+        let node = planned.node(id);
+        let base = match &node.op {
+            Op::Input { copy_of, .. } => Some(copy_of.as_deref().unwrap_or(&node.name)),
+            Op::State { init: Init::Copy(of), .. } => Some(of.as_str()),
+            Op::Param { .. } => Some(node.name.as_str()),
+            _ => None,
+        };
+        let mut op = node.op.clone();
+        if let Some(at) = base.and_then(|name| sources.iter().position(|&s| body.name_of(s) == name)) {
+            operands.push(at);
+            op = match body.op(sources[at]).clone() {
+                Op::Input { label, .. } => Op::Input { label, ty: node.ty.clone(), copy_of: None },
+                Op::Param { init, .. } => Op::Param { init, ty: node.ty.clone() },
+                _ => Op::State { init: Init::Data, ty: node.ty.clone() },
+            };
+        }
+        let inputs: Vec<NodeId> = planned.inputs(id).iter().map(|i| map[i.index()]).collect();
+        (out.stage, out.origin) = (node.stage, node.origin.clone());
+        map.push(out.add_named(node.name.clone(), op, &inputs)?);
+    }
+    for o in planned.outputs().iter().filter(|o| keep.contains(&o.node)) {
+        if o.role == Role::Output || out.find(&o.name).is_some() {
+            out.add_output(&o.name, o.role, map[o.node.index()]);
+        }
+    }
+    Ok(Ready { body: Body::new(out), operands })
+}
+
+/// What a body needs: not the states that nothing reads, because only their copies are read.
+fn kept(planned: &Graph, takes: &[Take]) -> BTreeSet<NodeId> {
+    let mut keep = BTreeSet::new();
+    let mut stack: Vec<NodeId> =
+        planned.outputs().iter().filter(|o| o.role == Role::Output).map(|o| o.node).collect();
+    for take in takes {
+        if let Take::Last(state) = take {
+            stack.extend(planned.find(state));
+        }
+    }
+    while let Some(id) = stack.pop() {
+        if keep.insert(id) {
+            stack.extend(planned.inputs(id));
+            stack.extend(planned.output(planned.name_of(id), Role::Update));
+        }
+    }
+    keep
+}
