@@ -264,6 +264,12 @@ fn worth_merging(graph: &Graph, a: &Region, b: &Region) -> bool {
     if total(a) != total(b) {
         return false;
     }
+    // What a kernel stores covers its whole domain, or all of it but what it reduces over.
+    let (large, small) = if domain(a) < domain(b) { (b, a) } else { (a, b) };
+    let outer = large.layout.outer.iter().product::<usize>();
+    if domain(large) != domain(small) && (large.layout.inner.is_empty() || outer != domain(small)) {
+        return false;
+    }
     if b.reads.iter().any(|r| a.roots.contains(r)) || a.reads.iter().any(|r| b.roots.contains(r)) {
         return true;
     }
