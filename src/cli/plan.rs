@@ -4,7 +4,7 @@ use super::{StepArgs, new_file, out, read_model};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::ir::verify;
-use crate::lower::lower;
+use crate::lower::{lower, outline};
 use crate::model::write_atomically;
 use crate::plan::{PlanFile, Planned, Policy, Request, plan, print_table, summary_line};
 use crate::train::{RunFile, Settings};
@@ -118,10 +118,10 @@ fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {
     if let Some(text) = compiled.emit(stage) {
         return Ok(text);
     }
-    let program = lower(verify(&compiled.planned.graph)?)?;
+    let plan = verify(&compiled.planned.graph)?;
     match stage {
-        "cuda" => Ok(crate::lower::cuda::generate(&program)?.source),
-        "kernels" => Ok(crate::lower::print_program(&program)),
+        "cuda" => Ok(crate::lower::cuda::generate(&lower(plan)?)?.source),
+        "kernels" => Ok(crate::lower::print_program(&outline(plan)?)),
         _ => unreachable!("stages are checked first"),
     }
 }

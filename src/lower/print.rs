@@ -22,6 +22,12 @@ fn print_kernel(out: &mut String, p: &Program, launch: usize, i: usize) {
     let name = |b: usize| p.buffers[b].name.as_str();
     // Writing to a String cannot fail.
     let _ = write!(out, "launch {launch}: {} ", kernel.kind());
+    if let Some(l) = &p.loops[i] {
+        let _ = write!(out, "in {} ", l.body);
+        if l.times > 1 {
+            let _ = write!(out, "{} times ", l.times);
+        }
+    }
     if let Kernel::Product(p) = kernel {
         let _ = write!(out, "{} ", contraction(&p.contraction, &name));
     }

@@ -54,6 +54,11 @@ pub struct Planned {
 }
 
 impl Planned {
+    /// The plan of a loop's body, here or in the body of another loop.
+    pub fn body(&self, name: &str) -> Option<&Planned> {
+        self.bodies.get(name).or_else(|| self.bodies.values().find_map(|b| b.body(name)))
+    }
+
     /// A plan made before, costed for a target.
     pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
         let estimate = request.target.estimate_program(&crate::lower::outline(verify(&graph)?)?);

@@ -43,14 +43,19 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     );
     for (launch, i) in program.launches.iter().enumerate().flat_map(|(n, r)| r.clone().map(move |i| (n, i))) {
         let kernel = &program.kernels[i];
-        let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format);
+        let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format).times(program.times(i));
         let kind = match kernel {
             Kernel::Product(p) if let Some(f) = p.contraction.format() => format!("{} {f}", kernel.kind()),
             _ => kernel.kind().to_owned(),
         };
         let mut head = format!("{launch:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
+        let body = program.loops[i].as_ref();
         for name in &program.computes[i] {
-            let (value, format, why) = describe(planned, name);
+            let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
+            let (mut value, format, why) = describe(owner, name);
+            if let Some(l) = body {
+                value = format!("{} × {}: {value}", l.times, clip(&l.body, 16));
+            }
             let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip(&value, 34));
             head = " ".repeat(head.chars().count());
         }

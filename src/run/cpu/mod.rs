@@ -18,6 +18,9 @@ use ndarray::LinalgScalar;
 use real::Real;
 use tape::{Execution, Inputs};
 
+/// Bytes up to which any free memory will do for a temporary.
+const SMALLEST: usize = 64;
+
 /// A program with its memory.
 pub struct CpuRunner {
     program: Program,
@@ -75,10 +78,9 @@ impl CpuRunner {
                 std::mem::take(&mut self.memory[store.buffer])
             };
             if fresh.as_ref().len() != bytes {
-                let reuse = self
-                    .pool
-                    .iter()
-                    .position(|p| p.capacity() >= bytes && p.capacity() <= 2 * bytes.next_multiple_of(8));
+                // A vector's smallest allocation holds four words: scalars must find those again.
+                let most = (2 * bytes).max(SMALLEST);
+                let reuse = self.pool.iter().position(|p| p.capacity() >= bytes && p.capacity() <= most);
                 fresh = reuse.map_or_else(Bytes::default, |p| self.pool.swap_remove(p));
                 fresh.resize(bytes);
             }
@@ -160,5 +162,24 @@ impl Device for CpuRunner {
     fn describe(&self) -> String {
         let threads = rayon::current_num_threads();
         format!("cpu ({threads} thread{})", if threads == 1 { "" } else { "s" })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::{text, verify};
+    use crate::lower::lower;
+
+    /// Temporaries of a step are the temporaries of the next one.
+    #[test]
+    fn free_memory_does_not_pile_up() {
+        let text = "model m { input x: f32[3] a = put(sum(x), format=f32) b = put(x * a, format=f32) c = put(sum(b), format=f32) d = put(x + c, format=f32) output d }";
+        let graph = text::parse(text, "m.mir").unwrap();
+        let mut cpu = CpuRunner::new(lower(verify(&graph).unwrap()).unwrap());
+        (0..3).for_each(|_| cpu.run().unwrap());
+        let few = cpu.pool.len();
+        (0..20).for_each(|_| cpu.run().unwrap());
+        assert!(few > 0 && cpu.pool.len() == few, "{few} buffers after 3 runs, {} after 23", cpu.pool.len());
     }
 }
