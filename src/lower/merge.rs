@@ -264,6 +264,13 @@ fn worth_merging(graph: &Graph, a: &Region, b: &Region) -> bool {
     if total(a) != total(b) {
         return false;
     }
+    // A product whose result is stored as it is goes straight to memory; with more to do, libraries go through scratch.
+    let stored = |r: &Region| {
+        r.layout.product.is_some_and(|p| r.roots.iter().any(|&root| graph.inputs(root).first() == Some(&p)))
+    };
+    if stored(a) || stored(b) {
+        return false;
+    }
     // What a kernel stores covers its whole domain, or all of it but what it reduces over.
     let (large, small) = if domain(a) < domain(b) { (b, a) } else { (a, b) };
     let outer = large.layout.outer.iter().product::<usize>();
