@@ -16,7 +16,9 @@ mod view;
 
 pub use buffers::{Arena, Slot};
 pub use expand::expand;
-pub use kernel::{Address, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store};
+pub use kernel::{
+    Address, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
+};
 pub use merge::{Regions, regions};
 pub use print::print_program;
 pub use program::{BufferId, BufferInfo, InLoop, Program, lower, outline};

@@ -135,10 +135,10 @@ impl<'a> Unroller<'a> {
                 stacks.push((result(stack_name(v)), *to));
             }
         }
-        for b in 0..inner.buffers.len() {
+        for (b, at) in map.iter_mut().enumerate() {
             let moves = stacks.iter().any(|s| s.0 == b) || carried.iter().any(|c: &Carried| c.next == b);
             if inner.buffers[b].source.is_none() && !moves {
-                map[b] = Address::of(temporary(program, b, ""));
+                *at = Address::of(temporary(program, b, ""));
             }
         }
         Ok(Unroller { program, inner, map, slices, stacks, carried })

@@ -155,8 +155,7 @@ fn as_body(scan: &Scan, takes: &[Take], planned: &Graph) -> Result<Ready> {
 /// What a body needs: not the states that nothing reads, because only their copies are read.
 fn kept(planned: &Graph, takes: &[Take]) -> BTreeSet<NodeId> {
     let mut keep = BTreeSet::new();
-    let mut stack: Vec<NodeId> =
-        planned.outputs().iter().filter(|o| o.role == Role::Output).map(|o| o.node).collect();
+    let mut stack: Vec<NodeId> = planned.outputs().iter().filter(|o| o.role == Role::Output).map(|o| o.node).collect();
     for take in takes {
         if let Take::Last(state) = take {
             stack.extend(planned.find(state));

@@ -11,7 +11,7 @@ use mantissa::train::{Compiled, Settings};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 15] = [
+pub const MODELS: [(&str, &str); 16] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -71,6 +71,17 @@ pub const MODELS: [(&str, &str); 15] = [
     (
         "rms_scatter",
         "model rms_scatter { input x: f32[batch, 4, 6] label y: f32[batch, 4, 6] param w: f32[6, 6] = normal(0.4) param s: f32[6] = ones param e: f32[5, 6] = normal(0.5) i = iota(dims=[2], axis=0) h = rms_normalise(x @ w, axes=[2], eps=1e-6) * s t = scatter(e, i, slice(e, axis=0, start=3, stop=5) * 0.5, axis=0, kind=add) p = h * sum(t, axes=[0]) + convert(x, format=f16) loss = mse(p, y) }",
+    ),
+    (
+        "loop",
+        "model loop { input x: f32[batch, 12] label y: i64[batch] param w: f32[3, 8] = xavier_uniform param r: f32[8, 8] = xavier_uniform param b: f32[8] = zeros param v: f32[16, 3] = xavier_uniform \
+         rows = transpose(reshape(x, dims=[batch, 4, 3]), perm=[1, 0, 2]) \
+         body cell { input x: f32[batch, 3] state h: f32[batch, 8] state c: f32[batch, 8] param w: f32[3, 8] param r: f32[8, 8] param b: f32[8] \
+           z = x @ w + h @ r + b y = sigmoid(z) * c update c = tanh(z) + c update h = tanh(y) } \
+         h0 = broadcast(0.5, dims=[batch, 8]) \
+         down = scan(rows, h0, h0, w, r, b, body=cell, steps=[4], last=h) \
+         up = mean(scan(rows, h0, h0, w, r, b, body=cell, steps=[4], reverse=true, stack=y), axes=[0], keep=false) \
+         logits = concat(down, up, axis=1) @ v loss = cross_entropy(logits, y) }",
     ),
 ];
 

@@ -34,6 +34,27 @@ MLP = """model mlp {
 """
 
 
+LOOP = """model loop {
+  input x: f32[batch, 12]          label y: i64[batch]
+  param w: f32[3, 16] = xavier_uniform     param r: f32[16, 16] = xavier_uniform
+  param b: f32[16] = zeros                 param v: f32[32, 3] = xavier_uniform
+  rows = transpose(reshape(x, dims=[batch, 4, 3]), perm=[1, 0, 2])
+  body cell {
+    input x: f32[batch, 3]
+    state h: f32[batch, 16]
+    param w: f32[3, 16]     param r: f32[16, 16]     param b: f32[16]
+    y = tanh(x @ w + h @ r + b)
+    update h = 0.5 * (h + y)
+  }
+  h0 = broadcast(0, dims=[batch, 16])
+  down = scan(rows, h0, w, r, b, body=cell, steps=[4], last=h)
+  up = mean(scan(rows, h0, w, r, b, body=cell, steps=[4], reverse=true, stack=y), axes=[0], keep=false)
+  logits = concat(down, up, axis=1) @ v
+  loss = cross_entropy(logits, y)
+}
+"""
+
+
 def convnet():
     """Batch norm with running statistics, dropout, pooling: training mode in the file, inference in the export."""
 
@@ -86,6 +107,13 @@ def split(n):
     return (centres[labels] + 0.8 * RNG.normal(size=(n, 12))).astype(np.float32), labels
 
 
+KEPT = {
+    "mlp": {"w1", "b1", "s", "t", "w2", "b2"},
+    "loop": {"w", "r", "b", "v"},
+    "convnet": {"conv.weight", "bn.mean", "fc.weight", "fc.bias"},
+}
+
+
 def check(name, model, folder, loss, policy, tolerance):
     for part, n in [("train", 512), ("test", 96)]:
         x, y = split(n)
@@ -105,20 +133,22 @@ def check(name, model, folder, loss, policy, tolerance):
     difference = abs(ours["test_loss"] - theirs) / theirs
     right = (logits.argmax(axis=1) == y).mean()
     names = {i.name for i in onnx.load(exported).graph.initializer}
-    kept = {"w1", "b1", "s", "t", "w2", "b2"} if name == "mlp" else {"conv.weight", "bn.mean", "fc.weight", "fc.bias"}
+    kept = KEPT[name]
     good = difference < tolerance and abs(right - ours["test_accuracy"]) < 0.02 and kept <= names
     report(f"export of {name}, trained under {policy}", int(not good), f"test loss {ours['test_loss']:.6f} here, {theirs:.6f} by onnxruntime")
 
 
-for name, policy, tolerance in [("mlp", "fp32", 1e-5), ("mlp", "o1", 1e-2), ("convnet", "fp32", 1e-5), ("convnet", "o1", 1e-2)]:
+CASES = [(name, *how) for name in ["mlp", "loop", "convnet"] for how in [("fp32", 1e-5), ("o1", 1e-2)]]
+for name, policy, tolerance in CASES:
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        path = folder / ("mlp.mir" if name == "mlp" else "convnet.onnx")
-        if name == "mlp":
-            path.write_text(MLP)
+        text = {"mlp": MLP, "loop": LOOP}.get(name)
+        path = folder / f"{name}.{'mir' if text else 'onnx'}"
+        if text:
+            path.write_text(text)
         else:
             onnx.save(convnet(), path)
         try:
-            check(name, path, folder, [] if name == "mlp" else ["--loss", "cross_entropy"], policy, tolerance)
+            check(name, path, folder, [] if text else ["--loss", "cross_entropy"], policy, tolerance)
         except RuntimeError as e:
             report(f"export of {name}", 1, str(e))

@@ -165,7 +165,7 @@ impl Scan {
     }
 
     fn stacked(&self, shape: &Shape) -> Shape {
-        Shape([&[self.steps.clone()], &shape.0[..]].concat())
+        Shape([std::slice::from_ref(&self.steps), &shape.0[..]].concat())
     }
 
     pub(super) fn eval(&self, x: &[&Tensor], ty: &Type) -> Tensor {

@@ -101,7 +101,9 @@ impl Parser {
                 .scope
                 .graph
                 .ids()
-                .filter(|&id| !self.scope.graph.op(id).is_source() && self.scope.graph.users(id).is_empty() && !declared(id))
+                .filter(|&id| {
+                    !self.scope.graph.op(id).is_source() && self.scope.graph.users(id).is_empty() && !declared(id)
+                })
                 .collect();
             for id in unused {
                 let name = self.scope.graph.name_of(id).to_owned();

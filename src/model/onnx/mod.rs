@@ -4,6 +4,7 @@
 //! that building needs no protoc.
 
 mod importer;
+mod loops;
 mod node;
 mod ops;
 mod order;

@@ -19,7 +19,7 @@ const IR_VERSION: i64 = 9;
 
 /// A graph with the values of its parameters and states as an ONNX file. Sizes may be open.
 pub fn to_onnx(graph: &Graph, weights: &Weights) -> Result<Vec<u8>> {
-    let mut w = Writer { g: graph, out: GraphProto::default(), names: Vec::new(), fresh: 0 };
+    let mut w = Writer { g: graph, out: GraphProto::default(), names: Vec::new(), prefix: String::new(), fresh: 0 };
     w.out.name = Some(graph.name.clone());
     for id in graph.ids() {
         let name = w.node(id, weights).map_err(|why| {
@@ -50,7 +50,7 @@ pub fn to_onnx(graph: &Graph, weights: &Weights) -> Result<Vec<u8>> {
     Ok(model.encode_to_vec())
 }
 
-fn value_info(name: &str, ty: &Type) -> ValueInfoProto {
+pub(super) fn value_info(name: &str, ty: &Type) -> ValueInfoProto {
     let dim = |d: &Dim| Dimension {
         denotation: None,
         value: Some(match d {
@@ -78,12 +78,12 @@ pub(super) fn tensor(name: &str, w: &Weight) -> TensorProto {
     }
 }
 
-fn int(name: &str, i: i64) -> AttributeProto {
+pub(super) fn int(name: &str, i: i64) -> AttributeProto {
     let kind = Some(AttributeType::Int as i32);
     AttributeProto { name: Some(name.into()), i: Some(i), r#type: kind, ..AttributeProto::default() }
 }
 
-fn ints(name: &str, v: &[usize]) -> AttributeProto {
+pub(super) fn ints(name: &str, v: &[usize]) -> AttributeProto {
     let ints = v.iter().map(|&i| i as i64).collect();
     let kind = Some(AttributeType::Ints as i32);
     AttributeProto { name: Some(name.into()), ints, r#type: kind, ..AttributeProto::default() }
@@ -104,18 +104,20 @@ fn text(name: &str, s: &str) -> AttributeProto {
     }
 }
 
-struct Writer<'a> {
-    g: &'a Graph,
-    out: GraphProto,
+pub(super) struct Writer<'a> {
+    pub g: &'a Graph,
+    pub out: GraphProto,
     /// What each node written so far is called.
-    names: Vec<String>,
-    fresh: usize,
+    pub names: Vec<String>,
+    /// What made-up names begin with.
+    pub prefix: String,
+    pub fresh: usize,
 }
 
 type Written = Result<String, String>;
 
 impl Writer<'_> {
-    fn push(&mut self, op: &str, x: &[&str], y: &str, attribute: Vec<AttributeProto>) {
+    pub(super) fn push(&mut self, op: &str, x: &[&str], y: &str, attribute: Vec<AttributeProto>) {
         self.out.node.push(NodeProto {
             op_type: Some(op.into()),
             name: Some(y.into()),
@@ -129,14 +131,14 @@ impl Writer<'_> {
     /// An intermediate result.
     fn step(&mut self, op: &str, x: &[&str], attribute: Vec<AttributeProto>) -> String {
         self.fresh += 1;
-        let name = format!("mantissa.{}", self.fresh);
+        let name = format!("{}mantissa.{}", self.prefix, self.fresh);
         self.push(op, x, &name, attribute);
         name
     }
 
     fn constant<T: crate::format::Register>(&mut self, format: Format, dims: &[usize], values: &[T]) -> String {
         self.fresh += 1;
-        let name = format!("mantissa.{}", self.fresh);
+        let name = format!("{}mantissa.{}", self.prefix, self.fresh);
         self.out.initializer.push(tensor(&name, &Weight::from_values(format, dims, values)));
         name
     }
@@ -154,18 +156,29 @@ impl Writer<'_> {
         if from == to { x.to_owned() } else { self.step("Cast", &[x], vec![int("to", code_of(to).into())]) }
     }
 
-    /// A shape as a tensor; one open size is what is left.
+    /// A shape as a tensor. Open sizes are read off an input that has them.
     fn shape(&mut self, dims: &Shape) -> Written {
-        let open = dims.0.iter().filter(|d| matches!(d, Dim::Named(_))).count();
-        if open > 1 {
-            return Err(format!("its shape {dims} has several open sizes; give them values with --dim"));
+        if let Some(sizes) = dims.fixed() {
+            return Ok(self.whole(&sizes.iter().map(|&n| n as i64).collect::<Vec<_>>()));
         }
-        let size = |d: &Dim| if let Dim::Fixed(n) = d { *n as i64 } else { -1 };
-        let sizes: Vec<i64> = dims.0.iter().map(size).collect();
-        Ok(self.whole(&sizes))
+        let parts = dims.0.iter().map(|d| self.size(d)).collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        Ok(self.step("Concat", &parts, vec![int("axis", 0)]))
     }
 
-    fn node(&mut self, id: NodeId, weights: &Weights) -> Written {
+    /// One extent as a tensor of one element.
+    fn size(&mut self, dim: &Dim) -> Written {
+        let Dim::Named(size) = dim else { return self.shape(&Shape(vec![dim.clone()])) };
+        let written = self.g.sources().filter(|id| id.index() < self.names.len());
+        let found = written.into_iter().find_map(|id| Some((id, self.g.shape(id).0.iter().position(|d| d == dim)?)));
+        let (input, axis) = found.ok_or_else(|| {
+            format!("nothing written before it has the size `{size}`; give it a value with --dim {size}=64")
+        })?;
+        let input = self.names[input.index()].clone();
+        Ok(self.step("Shape", &[&input], vec![int("start", axis as i64), int("end", axis as i64 + 1)]))
+    }
+
+    pub(super) fn node(&mut self, id: NodeId, weights: &Weights) -> Written {
         let g = self.g;
         let (op, ty, own) = (g.op(id).clone(), g.ty(id).clone(), g.name_of(id).to_owned());
         let inputs = g.inputs(id);
@@ -232,8 +245,7 @@ impl Writer<'_> {
                 one(self, "Reshape", &[x[0].clone(), shape], vec![])
             }
             Op::Broadcast { dims } => {
-                let dims = dims.fixed().ok_or("its size is open; give it a value with --batch or --dim")?;
-                let shape = self.whole(&dims.iter().map(|&d| d as i64).collect::<Vec<_>>());
+                let shape = self.shape(&dims)?;
                 one(self, "Expand", &[x[0].clone(), shape], vec![])
             }
             Op::Transpose { perm } => one(self, "Transpose", &x, vec![ints("perm", &perm)]),
@@ -302,6 +314,7 @@ impl Writer<'_> {
             Op::Random { .. } => {
                 Err("ONNX has no random numbers by position; export the model as it acts in inference".into())
             }
+            Op::Scan(s) => self.scan(id, &s, &x),
             _ => Err("ONNX has no such operation".into()),
         }
     }

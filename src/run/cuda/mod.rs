@@ -233,14 +233,18 @@ impl CudaRunner {
     fn upload(&self, b: BufferId, bytes: &[u8]) -> Result<()> {
         // SAFETY: the slot holds at least the buffer's bytes, and `bytes` has exactly those; pageable memory is staged
         // before the call returns.
-        unsafe { driver("copying to the GPU", result::memcpy_htod_async(self.address(Address::of(b)), bytes, self.stream)) }
+        unsafe {
+            driver("copying to the GPU", result::memcpy_htod_async(self.address(Address::of(b)), bytes, self.stream))
+        }
     }
 
     fn download(&self, b: BufferId) -> Result<Bytes> {
         let mut out = Bytes::zeroed(self.program.buffers[b].ty.bytes());
         self.synchronize()?;
         // SAFETY: as in `upload`; the stream has finished.
-        unsafe { driver("copying from the GPU", result::memcpy_dtoh_sync(out.as_mut(), self.address(Address::of(b))))? };
+        unsafe {
+            driver("copying from the GPU", result::memcpy_dtoh_sync(out.as_mut(), self.address(Address::of(b))))?
+        };
         Ok(out)
     }
 

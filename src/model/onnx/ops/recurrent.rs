@@ -118,8 +118,7 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
         };
         // A GRU multiplies its last gate by something of its own.
         let cuts = if cell == Cell::Gru { vec![0, 2 * hidden, gates] } else { vec![0, gates] };
-        let mut pieces =
-            |v: NodeId| cuts.windows(2).map(|w| n.slice(v, 0, w[0], w[1])).collect::<Import<Vec<_>>>();
+        let mut pieces = |v: NodeId| cuts.windows(2).map(|w| n.slice(v, 0, w[0], w[1])).collect::<Import<Vec<_>>>();
         let (r, rb) = (pieces(rd)?, rb.map_or(Ok(Vec::new()), pieces)?);
         let per = cell.defaults().len();
         let own = Direction {
