@@ -135,5 +135,8 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
     }
     seconds.sort_by(f64::total_cmp);
     eprintln!("median step: {:.3} ms", 1e3 * seconds.get(steps / 2).copied().unwrap_or(0.0));
+    if std::env::var_os("MANTISSA_PROFILE").is_some() {
+        eprintln!("{}", session.profile()?);
+    }
     Ok(())
 }

@@ -6,6 +6,7 @@
 use mantissa::ir::{Init, Op, text, verify};
 use mantissa::lower::lower;
 use mantissa::model::Model;
+use mantissa::plan::print_profile;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::cuda::CudaRunner;
 use mantissa::run::{Device, initialise};
@@ -61,6 +62,10 @@ fn run() -> Result<()> {
         "predicted_ms": compiled.planned.estimate.seconds * 1e3, "loss": device.read("loss")?[0],
     });
     println!("{line}");
+    if std::env::var_os("MANTISSA_PROFILE").is_some() {
+        let measured = device.profile()?;
+        eprintln!("{}", print_profile(&compiled.planned, &settings.request()?, &measured, &device.describe())?);
+    }
     Ok(())
 }
 

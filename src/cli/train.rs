@@ -58,6 +58,9 @@ pub struct RunArgs {
     /// Go on from a checkpoint
     #[arg(long, value_name = "CHECKPOINT")]
     pub resume: Option<PathBuf>,
+    /// At the end, time every kernel and print it beside its prediction
+    #[arg(long)]
+    pub profile: bool,
     /// Print the summary as JSON
     #[arg(long)]
     pub json: bool,
@@ -223,6 +226,9 @@ pub fn train(
         if last.skipped == 1 { "" } else { "s" }
     ));
     out(&format!("written to      {}\n", dir.dir.display()));
+    if args.profile {
+        out(&format!("\n{}", session.profile()?));
+    }
     Ok(())
 }
 

@@ -3,10 +3,12 @@
 //! `time = max(bytes / bandwidth, operations / rate) + launch`, with a small share of the bytes added so that ties
 //! break towards moving less (a plain maximum leaves plateaus a search cannot see across).
 
+mod products;
+
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::nearest;
-use crate::lower::{BufferId, Exit, Kernel, Program};
+use crate::lower::{BufferId, Exit, Kernel, Loop, Program, View};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 
@@ -20,6 +22,15 @@ pub struct Target {
     pub launch_us: f64,
     /// Scalar instructions of generated kernels per second, in 10^9.
     pub scalar_gflops: f64,
+    /// Bytes that memory moves at once, however few of them are used.
+    pub sector_bytes: usize,
+    /// The last cache, in 10^6 bytes: neighbours find each other's sectors in it.
+    pub cache_mb: f64,
+    pub multiprocessors: usize,
+    /// What a product takes besides its launch, its arithmetic and its bytes.
+    pub product_us: f64,
+    /// The same for a sum over everything.
+    pub total_us: f64,
     /// Products go to a library that can only round and store, so other epilogues are kernels of their own.
     pub library_products: bool,
     /// Dense product rates by operand format, in 10^12 per second; formats not listed are not multiplied.
@@ -35,6 +46,9 @@ const FILES: [&str; 4] = [
 
 /// Seconds of a kernel that is not generated for the target: reductions in 64 bits on a GPU.
 const REFUSED: f64 = 1e3;
+
+/// Share of a strided access's extra sectors that are paid for where the buffer fits the cache.
+const CACHED: f64 = 0.25;
 
 /// Share of the time to move the bytes that is added to break ties.
 const TIE: f64 = 0.02;
@@ -88,38 +102,58 @@ impl Target {
 
     /// Predicted time of one kernel, without its launch.
     pub fn estimate(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> Estimate {
-        let bytes = kernel.bytes(format_of);
+        let bytes = kernel.bytes(&format_of);
         let body = kernel.body();
         if self.library_products && body.wide && body.has_reduction() {
             return Estimate { seconds: REFUSED, bytes };
         }
-        let (scalar, matrix) = kernel.operations();
-        let product_rate = match kernel {
-            Kernel::Product(p) => match p.contraction.format() {
-                Some(f) => self.product_tflops.get(&f).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12,
-                None => f64::INFINITY,
-            },
-            Kernel::Loop(_) => f64::INFINITY,
+        let memory = |bytes: f64| bytes / (self.bandwidth_gb_s * 1e9);
+        let scalar = kernel.scalar_operations() / (self.scalar_gflops * 1e9);
+        let own = self.traffic(body);
+        let Kernel::Product(p) = kernel else {
+            let fixed = if kernel.kind() == "total" { self.total_us * 1e-6 } else { 0.0 };
+            return Estimate { seconds: fixed + memory(own).max(scalar) + TIE * memory(own), bytes };
         };
-        let memory = |bytes: usize| bytes as f64 / (self.bandwidth_gb_s * 1e9);
-        let (scalar, matrix) = (scalar / (self.scalar_gflops * 1e9), matrix / product_rate);
-        let seconds = match kernel {
+        let operands = (bytes - body.bytes()) as f64;
+        let matrix = products::seconds(self, &p.contraction, format_of) + self.product_us * 1e-6;
+        match p.exit() {
             // A product whose epilogue the library cannot run goes through scratch: two kernels, one after the other.
-            Kernel::Product(p)
-                if self.library_products
-                    && let Exit::Scratch(format) = p.exit() =>
-            {
-                let scratch = p.contraction.elements() * format.bytes();
-                let epilogue = p.epilogue.bytes();
-                let first = memory(bytes - epilogue + scratch).max(matrix);
-                let second = memory(epilogue + scratch).max(scalar);
-                let total = bytes + 2 * scratch;
-                let seconds = first + second + self.launch_us * 1e-6 + TIE * memory(total);
-                return Estimate { seconds, bytes: total };
+            Exit::Scratch(format) if self.library_products => {
+                let scratch = (p.contraction.elements() * format.bytes()) as f64;
+                let first = memory(operands + scratch).max(matrix);
+                let second = memory(own + scratch).max(scalar) + self.launch_us * 1e-6;
+                let total = operands + own + 2.0 * scratch;
+                Estimate { seconds: first + second + TIE * memory(total), bytes: bytes + 2 * scratch as usize }
             }
-            _ => memory(bytes).max(scalar + matrix),
+            _ => {
+                Estimate { seconds: memory(operands + own).max(scalar + matrix) + TIE * memory(operands + own), bytes }
+            }
+        }
+    }
+
+    /// Bytes that a kernel's accesses move. Neighbouring lanes that are not neighbours in memory each move a sector of
+    /// their own; where the buffer fits the cache, most of these are found there.
+    fn traffic(&self, k: &Loop) -> f64 {
+        let lane = k.lane_axis();
+        let moved = |view: &View, format: Format| {
+            let bytes = view.distinct() * format.bytes();
+            let stride = lane.and_then(|a| view.strides.get(a)).map_or(0, |s| s * format.bytes());
+            let wasted = match stride {
+                0 => 0.0,
+                s => s.min(self.sector_bytes) as f64 / format.bytes() as f64 - 1.0,
+            };
+            let cached = if (bytes as f64) < self.cache_mb * 0.5e6 { CACHED } else { 1.0 };
+            bytes as f64 * (1.0 + wasted * cached)
         };
-        Estimate { seconds: seconds + TIE * memory(bytes), bytes }
+        let mut seen: Vec<(BufferId, &View)> = Vec::new();
+        let mut total: f64 = k.stores.iter().map(|s| moved(&s.view, s.format)).sum();
+        for l in &k.loads {
+            if !seen.contains(&(l.buffer, &l.view)) {
+                seen.push((l.buffer, &l.view));
+                total += moved(&l.view, l.format);
+            }
+        }
+        total
     }
 }
 

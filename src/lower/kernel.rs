@@ -286,18 +286,6 @@ impl Contraction {
             }
         }
     }
-
-    /// Multiplications and additions.
-    pub fn operations(&self) -> f64 {
-        match self {
-            Contraction::Gemm(g) => 2.0 * (g.batch * g.m * g.n) as f64 * g.k as f64,
-            // Every output element meets every weight of its group once.
-            Contraction::Conv(c) => {
-                2.0 * c.y.iter().product::<usize>() as f64 * c.w[1..].iter().product::<usize>() as f64
-            }
-            Contraction::Scatter(s) => (s.lead * s.positions * s.tail) as f64,
-        }
-    }
 }
 
 /// How a product's result leaves the matrix unit when the library that multiplies can only store it.
@@ -424,8 +412,8 @@ impl Kernel {
         total
     }
 
-    /// Multiply-adds of a product count twice; every tape instruction once per element of its level.
-    pub fn operations(&self) -> (f64, f64) {
+    /// Every tape instruction once per element of its level.
+    pub fn scalar_operations(&self) -> f64 {
         let body = self.body();
         let (o, i) = (body.outer_size() as f64, body.inner_size() as f64);
         let levels = body.levels();
@@ -436,13 +424,19 @@ impl Kernel {
             (Inst::Reduce(..), _) | (_, Level::Inner) => o * i,
             (_, Level::Outer) => o,
         });
-        let matrix = if let Kernel::Product(p) = self { p.contraction.operations() } else { 0.0 };
-        (scalar.sum(), matrix)
+        scalar.sum()
     }
 }
 
 impl Loop {
-    /// Successive outer indices are neighbours in memory and successive inner ones are not: threads take columns.
+    /// The axis that neighbouring lanes run along: of what is reduced over, or of columns and pointwise kernels the last.
+    pub fn lane_axis(&self) -> Option<usize> {
+        let (outer, all) = (self.outer.len(), self.outer.len() + self.inner.len());
+        if self.inner.is_empty() || self.is_column() { outer.checked_sub(1) } else { all.checked_sub(1) }
+    }
+
+    /// Threads take columns: successive outer indices are neighbours in memory and successive inner ones are not, or a
+    /// row is too short for many threads.
     pub fn is_column(&self) -> bool {
         let o = self.outer.len();
         if o == 0 || !self.has_reduction() || self.stores.iter().any(|s| s.view.dims.len() > o) {
@@ -455,14 +449,22 @@ impl Loop {
                 *level == Level::Inner && inst.operands().iter().any(|&r| depends_on_reduction(&self.tape, r))
             })
         };
+        if self.inner_size() <= SHORT {
+            return single_stage;
+        }
         let moves_by_one = |v: &View, axis: usize| {
             let guarded = v.guards.iter().flat_map(|g| g.terms.iter().map(move |t| (t.0, g.stride, g.step)));
             v.strides[axis] == 1 || guarded.into_iter().any(|(a, stride, step)| a == axis && stride == 1 && step == 1)
         };
-        let strided = |axis: usize| self.loads.iter().filter(|l| moves_by_one(&l.view, axis)).count();
-        single_stage && strided(o - 1) > strided(self.outer.len() + self.inner.len() - 1)
+        let varies = |v: &&View| v.strides[o..].iter().any(|&s| s != 0) || (o..v.dims.len()).any(|a| v.guarded(a));
+        let views = || self.loads.iter().map(|l| &l.view).filter(varies);
+        let neighbours = |axis: usize| views().filter(|v| moves_by_one(v, axis)).count();
+        single_stage && neighbours(o - 1) > neighbours(o + self.inner.len() - 1)
     }
 }
+
+/// Rows of up to so many elements keep no more than half a warp busy.
+const SHORT: usize = 16;
 
 fn depends_on_reduction(tape: &[Inst], reg: Reg) -> bool {
     matches!(tape[reg], Inst::Reduce(..)) || tape[reg].operands().iter().any(|&r| depends_on_reduction(tape, r))

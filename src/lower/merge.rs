@@ -1,6 +1,6 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
-use super::region::{Region, analyse, loop_region};
+use super::region::{Region, Site, analyse, loop_region};
 use crate::ir::{Graph, NodeId, Op, Role};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -130,7 +130,7 @@ impl<'a> Merger<'a> {
             let Some(&w) = self.writer.get(root) else { continue };
             let readers: Vec<usize> =
                 self.readers.get(source).into_iter().flatten().copied().filter(|&r| r != w).collect();
-            if readers.iter().any(|&r| self.reaches(w, r, None)) {
+            if readers.iter().any(|&r| self.reaches(w, r, &[])) {
                 shadowed.insert(self.graph.name_of(*source).to_owned());
             } else {
                 readers.into_iter().for_each(|r| self.link(r, w));
@@ -139,10 +139,10 @@ impl<'a> Merger<'a> {
         shadowed
     }
 
-    /// Is there a way from `from` to `to`, other than the direct one if `detour` is the region it starts from?
-    fn reaches(&mut self, from: usize, to: usize, detour: Option<usize>) -> bool {
+    /// Is there a way from `from` to `to` whose last step is from none of `skipped`?
+    fn reaches(&mut self, from: usize, to: usize, skipped: &[usize]) -> bool {
         self.searches += 1;
-        let mut stack: Vec<usize> = self.before[to].iter().copied().filter(|&m| Some(m) != detour).collect();
+        let mut stack: Vec<usize> = self.before[to].iter().copied().filter(|m| !skipped.contains(m)).collect();
         while let Some(i) = stack.pop() {
             if i == from {
                 return true;
@@ -178,10 +178,13 @@ impl<'a> Merger<'a> {
         let mut both = [&a.roots[..], &b.roots].concat();
         both.sort_unstable();
         let already_wide = wide_reduction(a) || wide_reduction(b);
-        if self.reaches(j, i, Some(j)) || self.reaches(i, j, Some(i)) {
+        if self.reaches(j, i, &[j]) || self.reaches(i, j, &[i]) || self.parts_from_reader(j, i) {
             return false;
         }
         let Ok(merged) = analyse(self.graph, &both, self.updates) else { return false };
+        if is_strided(&merged) && !is_strided(self.region(i)) && !is_strided(self.region(j)) {
+            return false;
+        }
         // Wide registers are for what needs them; a reduction that does not is not made to wait for them.
         if wide_reduction(&merged) && !already_wide {
             return false;
@@ -221,6 +224,17 @@ impl<'a> Merger<'a> {
         true
     }
 
+    /// Would merging `i` into `j` part it from a reader that it could share a kernel with? So it would if the reader waits
+    /// for something else that `j` comes before: the optimizer's arithmetic, which waits for the overflow check, is not
+    /// begun in the kernels of the gradients.
+    fn parts_from_reader(&mut self, j: usize, i: usize) -> bool {
+        let region = self.region(i);
+        let readers = region.roots.iter().filter_map(|b| self.readers.get(b)).flatten().copied();
+        let readers: BTreeSet<usize> =
+            readers.filter(|&r| r != i && r != j && worth_merging(self.graph, region, self.region(r))).collect();
+        readers.into_iter().any(|r| self.reaches(j, r, &[i, j]) && !self.reaches(i, r, &[i]))
+    }
+
     /// A topological order, smallest index first; none if there is a cycle (a product's value passed to a later kernel).
     fn order(&self) -> Option<Vec<usize>> {
         let live = |i: &usize| self.regions[*i].is_some();
@@ -247,6 +261,16 @@ fn is_scalar(r: &Region) -> bool {
 
 fn wide_reduction(r: &Region) -> bool {
     r.wide && !r.layout.inner.is_empty()
+}
+
+/// Does it reduce over axes outside the one along which it stores neighbours? Such a kernel strides through memory, where
+/// a sum over columns alone, or what is stored alone, would not.
+fn is_strided(r: &Region) -> bool {
+    let outer = r.layout.outer.len();
+    let last_axis = |root| r.layout.axes[&Site::Value(root)].iter().flatten().last().copied();
+    let covers_inner = |root| r.layout.axes[&Site::Value(root)].iter().flatten().any(|&a| a >= outer);
+    !r.layout.inner.is_empty()
+        && r.roots.iter().any(|&root| covers_inner(root) && last_axis(root).is_some_and(|a| a < outer))
 }
 
 /// Elements of a region's domain.

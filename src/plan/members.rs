@@ -80,12 +80,15 @@ impl<'a> Members<'a> {
             }
         }
         for id in ids {
-            let priced = self.egraph[id].nodes.iter().map(|t| (price(self, t, &best), t));
-            let mut priced: Vec<(f64, Term)> = priced
-                .filter(|(p, _)| p.is_finite())
+            // Where the dearest operand is the same, the others decide.
+            let rest = |t: &Term| t.children.iter().map(|&c| best[usize::from(self.egraph.find(c))]).sum::<f64>();
+            let priced = self.egraph[id].nodes.iter().map(|t| ((price(self, t, &best), rest(t)), t));
+            let mut priced: Vec<((f64, f64), Term)> = priced
+                .filter(|(p, _)| p.0.is_finite())
                 .map(|(p, t)| (p, t.clone().map_children(|c| self.egraph.find(c))))
                 .collect();
-            priced.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+            let order = |a: (f64, f64), b: (f64, f64)| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1));
+            priced.sort_by(|a, b| order(a.0, b.0).then_with(|| a.1.cmp(&b.1)));
             priced.dedup_by(|a, b| a.1 == b.1);
             self.of[usize::from(id)] = priced.into_iter().map(|p| p.1).collect();
         }

@@ -6,6 +6,7 @@ mod file;
 mod live;
 mod members;
 mod policy;
+mod profile;
 mod search;
 mod sketch;
 mod start;
@@ -14,6 +15,7 @@ mod table;
 pub use extract::Extracted;
 pub use file::{PLAN_VERSION, PlanFile, fingerprint};
 pub use policy::{Policy, Verdict, paint};
+pub use profile::print_profile;
 pub use sketch::copy_name;
 pub use table::{print_table, summary_line};
 

@@ -4,7 +4,7 @@ use super::{Planned, Request};
 use crate::cost::Estimate;
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
-use crate::lower::{Kernel, Program, outline};
+use crate::lower::{InLoop, Kernel, Program, outline};
 use std::fmt::Write;
 
 /// A time with three digits and its unit.
@@ -44,18 +44,13 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     for (launch, i) in program.launches.iter().enumerate().flat_map(|(n, r)| r.clone().map(move |i| (n, i))) {
         let kernel = &program.kernels[i];
         let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format).times(program.times(i));
-        let kind = match kernel {
-            Kernel::Product(p) if let Some(f) = p.contraction.format() => format!("{} {f}", kernel.kind()),
-            _ => kernel.kind().to_owned(),
-        };
+        let kind = kind_of(kernel);
         let mut head = format!("{launch:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
         let body = program.loops[i].as_ref();
         for name in &program.computes[i] {
             let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
-            let (mut value, format, why) = describe(owner, name);
-            if let Some(l) = body {
-                value = format!("{} × {}: {value}", l.times, clip(&l.body, 16));
-            }
+            let (_, format, why) = describe(owner, name);
+            let value = label(planned, body, name);
             let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip(&value, 34));
             head = " ".repeat(head.chars().count());
         }
@@ -70,7 +65,23 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     Ok(out)
 }
 
-fn clip(s: &str, width: usize) -> String {
+/// What a kernel is, and the format it multiplies in.
+pub(super) fn kind_of(kernel: &Kernel) -> String {
+    match kernel {
+        Kernel::Product(p) if let Some(f) = p.contraction.format() => format!("{} {f}", kernel.kind()),
+        _ => kernel.kind().to_owned(),
+    }
+}
+
+/// The value behind a stored buffer's name, with the loop it is computed in.
+pub(super) fn label(planned: &Planned, in_loop: Option<&InLoop>, buffer: &str) -> String {
+    let Some(l) = in_loop else { return describe(planned, buffer).0 };
+    let value = describe(planned.body(&l.body).unwrap_or(planned), buffer).0;
+    let times = if l.times > 1 { format!("{} × ", l.times) } else { String::new() };
+    format!("{times}{}: {value}", clip(&l.body, 16))
+}
+
+pub(super) fn clip(s: &str, width: usize) -> String {
     if s.chars().count() <= width {
         s.to_owned()
     } else {

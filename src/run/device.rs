@@ -36,6 +36,9 @@ pub trait Device {
     /// Runs every kernel once. May return before they have finished.
     fn run(&mut self) -> Result<()>;
 
+    /// Seconds of each of the program's launches, by running it over and over. What the step keeps is spoilt by it.
+    fn profile(&mut self) -> Result<Vec<f64>>;
+
     /// What it is, for the log.
     fn describe(&self) -> String;
 }

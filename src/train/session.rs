@@ -10,6 +10,7 @@ use crate::ir::ops::random;
 use crate::ir::{Graph, Init, Op, Type, verify};
 use crate::lower::{Program, lower};
 use crate::model::{Checkpoint, Saved};
+use crate::plan::print_profile;
 use crate::run::{Device, initialise};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -121,6 +122,12 @@ impl Session {
 
     pub fn device(&self) -> String {
         self.step.describe()
+    }
+
+    /// Times every kernel of the step and says what it took beside what was predicted. The run ends with this.
+    pub fn profile(mut self) -> Result<String> {
+        let measured = self.step.profile()?;
+        print_profile(&self.compiled.planned, &self.compiled.settings.request()?, &measured, &self.step.describe())
     }
 
     /// Refuses data that does not fit the model. Training data must fill a batch.

@@ -11,7 +11,7 @@ use mantissa::train::{Compiled, Settings};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 16] = [
+pub const MODELS: [(&str, &str); 17] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -74,7 +74,7 @@ pub const MODELS: [(&str, &str); 16] = [
     ),
     (
         "loop",
-        "model loop { input x: f32[batch, 12] label y: i64[batch] param w: f32[3, 8] = xavier_uniform param r: f32[8, 8] = xavier_uniform param b: f32[8] = zeros param v: f32[16, 3] = xavier_uniform \
+        "model loop { input x: f32[batch, 12] label y: i64[batch] param w: f32[3, 8] = xavier_uniform param r: f32[8, 8] = xavier_uniform param b: f32[8] = zeros param v: f32[16, 5] = xavier_uniform \
          rows = transpose(reshape(x, dims=[batch, 4, 3]), perm=[1, 0, 2]) \
          body cell { input x: f32[batch, 3] state h: f32[batch, 8] state c: f32[batch, 8] param w: f32[3, 8] param r: f32[8, 8] param b: f32[8] \
            z = x @ w + h @ r + b y = sigmoid(z) * c update c = tanh(z) + c update h = tanh(y) } \
@@ -82,6 +82,13 @@ pub const MODELS: [(&str, &str); 16] = [
          down = scan(rows, h0, h0, w, r, b, body=cell, steps=[4], last=h) \
          up = mean(scan(rows, h0, h0, w, r, b, body=cell, steps=[4], reverse=true, stack=y), axes=[0], keep=false) \
          logits = concat(down, up, axis=1) @ v loss = cross_entropy(logits, y) }",
+    ),
+    (
+        "scatters",
+        "model scatters { input x: f32[batch, 6] label y: f32[batch, 4] param w: f32[6, 4] = kaiming_uniform \
+         i = iota(dims=[3], axis=0) j = i + i u = slice(x, axis=1, stop=3) \
+         a = scatter(x, j, u, axis=1, kind=mul) b = scatter(a, i, u, axis=1, kind=max) c = scatter(b, j, u * 0.5, axis=1, kind=min) \
+         d = scatter(c, i, u, axis=1, kind=add) e = scatter(d, j, u, axis=1) p = e @ w loss = mse(p, y) }",
     ),
 ];
 

@@ -56,6 +56,8 @@ pub enum Launch {
 pub struct CudaProgram {
     pub source: String,
     pub launches: Vec<Launch>,
+    /// The program's launch that each is a part of.
+    pub of: Vec<usize>,
     pub scratch_bytes: usize,
     pub partials_bytes: usize,
 }
@@ -70,6 +72,8 @@ const CONV_TILE: usize = 64;
 /// Columns a block reduces, and the threads it does so with.
 const COLUMNS: usize = 32;
 const COLUMN_THREADS: u32 = 512;
+/// Rows that a warp each would not fill a GPU.
+const FEW_ROWS: usize = 4096;
 
 /// Generates source and launches.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
@@ -77,15 +81,16 @@ pub fn generate(program: &Program) -> Result<CudaProgram> {
     g.out.source = "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
         .to_owned();
-    for launch in &program.launches {
+    for (at, launch) in program.launches.iter().enumerate() {
         if let Kernel::Product(product) = &program.kernels[launch.start] {
             g.product(launch.start, product)?;
-            continue;
+        } else {
+            let bodies: Vec<&Loop> = launch.clone().map(|i| program.kernels[i].body()).collect();
+            for chunk in bodies.chunks(MOST_PARTS) {
+                g.group(chunk)?;
+            }
         }
-        let bodies: Vec<&Loop> = launch.clone().map(|i| program.kernels[i].body()).collect();
-        for chunk in bodies.chunks(MOST_PARTS) {
-            g.group(chunk)?;
-        }
+        g.out.of.resize(g.out.launches.len(), at);
     }
     Ok(g.out)
 }
@@ -305,6 +310,8 @@ fn word(shape: Shape) -> &'static str {
 /// Threads that share a row.
 fn team_size(k: &Loop) -> usize {
     match k.inner_size() {
+        // A few rows alone would leave most of the GPU idle.
+        256..=1024 if k.outer_size() <= FEW_ROWS => 128,
         0..=1024 => 32,
         1025..=8192 => 256,
         _ => 1024,

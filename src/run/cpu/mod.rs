@@ -16,6 +16,7 @@ use crate::lower::{Address, BufferId, Contraction, Kernel, Program, passes};
 use crate::memory::Bytes;
 use ndarray::LinalgScalar;
 use real::Real;
+use std::time::Instant;
 use tape::{Execution, Inputs};
 
 /// Bytes up to which any free memory will do for a temporary.
@@ -93,6 +94,18 @@ impl CpuRunner {
         }
     }
 
+    /// Runs one kernel and frees what it was the last to read.
+    fn one(&mut self, i: usize) {
+        if self.program.kernels[i].body().wide {
+            self.kernel::<f64>(i)
+        } else {
+            self.kernel::<f32>(i)
+        }
+        for &b in &self.last_use[i] {
+            self.pool.push(std::mem::take(&mut self.memory[b]));
+        }
+    }
+
     /// A source's or result's values in f64, which holds all formats' but the largest 64-bit whole numbers.
     pub fn read_wide(&self, name: &str) -> Result<Vec<f64>> {
         let b = self.program.result(name).map_or_else(|| self.buffer(name), Ok)?;
@@ -111,17 +124,21 @@ impl Device for CpuRunner {
     }
 
     fn run(&mut self) -> Result<()> {
-        for i in 0..self.program.kernels.len() {
-            if self.program.kernels[i].body().wide {
-                self.kernel::<f64>(i)
-            } else {
-                self.kernel::<f32>(i)
-            }
-            for &b in &self.last_use[i] {
-                self.pool.push(std::mem::take(&mut self.memory[b]));
+        (0..self.program.kernels.len()).for_each(|i| self.one(i));
+        Ok(())
+    }
+
+    fn profile(&mut self) -> Result<Vec<f64>> {
+        const RUNS: usize = 3;
+        let mut best = vec![f64::INFINITY; self.program.launches.len()];
+        for _ in 0..RUNS {
+            for (at, launch) in self.program.launches.clone().into_iter().enumerate() {
+                let start = Instant::now();
+                launch.for_each(|i| self.one(i));
+                best[at] = best[at].min(start.elapsed().as_secs_f64());
             }
         }
-        Ok(())
+        Ok(best)
     }
 
     fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {

@@ -38,7 +38,9 @@ pub struct CudaRunner {
     base: sys::CUdeviceptr,
     name: String,
     // Algorithms and descriptors live as long as the graph that was captured from them.
-    _libraries: Libraries,
+    libraries: Libraries,
+    /// What was captured, in order, with the program's launch that each is a part of.
+    ready: Vec<(usize, Ready)>,
 }
 
 /// Handles of the libraries that a step needs.
@@ -46,8 +48,6 @@ pub struct CudaRunner {
 struct Libraries {
     blas: Option<Blas>,
     dnn: Option<Dnn>,
-    /// Descriptors of captured convolutions.
-    convolutions: Vec<Convolution>,
 }
 
 /// A driver error as ours.
@@ -120,7 +120,6 @@ impl CudaRunner {
         let mut libraries = Libraries {
             blas: if needs_blas { Some(Blas::new(at, WORKSPACE)?) } else { None },
             dnn: if needs_dnn { Dnn::new(at, WORKSPACE, stream)? } else { None },
-            convolutions: Vec::new(),
         };
         let mut runner = CudaRunner {
             program,
@@ -131,11 +130,12 @@ impl CudaRunner {
             graph: std::ptr::null_mut(),
             base,
             name,
-            _libraries: Libraries::default(),
+            libraries: Libraries::default(),
+            ready: Vec::new(),
         };
         let areas = Areas { scratch: base + scratch as u64, partials: base + partials as u64 };
         runner.capture(&generated, areas, &mut libraries)?;
-        runner._libraries = libraries;
+        runner.libraries = libraries;
         Ok(runner)
     }
 
@@ -158,23 +158,33 @@ impl CudaRunner {
             }
         }
         self.synchronize()?;
+        self.graph = self.captured(libraries, ready.iter_mut(), 1)?;
+        self.ready = generated.of.iter().copied().zip(ready).collect();
+        Ok(())
+    }
+
+    /// Launches, each so many times, as one graph.
+    fn captured<'r>(
+        &self,
+        libraries: &Libraries,
+        launches: impl Iterator<Item = &'r mut Ready>,
+        copies: usize,
+    ) -> Result<sys::CUgraphExec> {
         // SAFETY: everything recorded (functions, descriptors, addresses) is owned by this runner and outlives the graph.
         unsafe {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
             driver("starting capture", result::stream::begin_capture(self.stream, mode))?;
-            for r in &mut ready {
-                r.record(self.stream, libraries)?;
+            for r in launches {
+                for _ in 0..copies {
+                    r.record(self.stream, libraries)?;
+                }
             }
             let graph = driver("ending capture", result::stream::end_capture(self.stream))?;
-            self.graph = driver(
-                "instantiating the step's graph",
-                result::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0)),
-            )?;
+            let flags = sys::CUgraphInstantiate_flags(0);
+            let exec = driver("instantiating the step's graph", result::graph::instantiate(graph, flags))?;
             driver("releasing the captured graph", result::graph::destroy(graph))?;
+            Ok(exec)
         }
-        libraries.convolutions =
-            ready.into_iter().filter_map(|r| if let Ready::Convolution(c) = r { Some(c) } else { None }).collect();
-        Ok(())
     }
 
     fn prepare(&self, launch: &Launch, areas: Areas, libraries: &Libraries) -> Result<Ready> {
@@ -362,6 +372,34 @@ impl Device for CudaRunner {
     fn run(&mut self) -> Result<()> {
         // SAFETY: the graph was instantiated from this runner's own launches and everything it touches is alive.
         unsafe { driver("running the step", result::graph::launch(self.graph, self.stream)) }
+    }
+
+    fn profile(&mut self) -> Result<Vec<f64>> {
+        /// Copies of a launch in a graph: enough for the time of starting the graph not to show.
+        const COPIES: usize = 20;
+        const RUNS: usize = 5;
+        let mut seconds = vec![0.0; self.program.launches.len()];
+        let mut ready = std::mem::take(&mut self.ready);
+        for (of, one) in &mut ready {
+            let graph = self.captured(&self.libraries, std::iter::once(one), COPIES)?;
+            let mut best = f64::INFINITY;
+            for run in 0..=RUNS {
+                self.synchronize()?;
+                let began = std::time::Instant::now();
+                // SAFETY: the graph was just made of launches of this runner.
+                unsafe { driver("running a launch", result::graph::launch(graph, self.stream))? };
+                self.synchronize()?;
+                // The first run warms up.
+                if run > 0 {
+                    best = best.min(began.elapsed().as_secs_f64());
+                }
+            }
+            // SAFETY: made above, released once, idle after the wait.
+            unsafe { driver("releasing a graph", result::graph::exec_destroy(graph))? };
+            seconds[*of] += best / COPIES as f64;
+        }
+        self.ready = ready;
+        Ok(seconds)
     }
 
     fn describe(&self) -> String {
