@@ -26,6 +26,10 @@ struct Digits {
 }
 
 fn digits(policy: Policy, low: Format) -> Digits {
+    digits_by("mlp.mir", policy, low)
+}
+
+fn digits_by(model: &str, policy: Policy, low: Format) -> Digits {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits");
     let file = RunFile::read(&dir.join("run.toml"), &[]).unwrap();
     let load = |s: &Source| data::load(&s.relative_to(&dir), file.data.scale).unwrap();
@@ -33,7 +37,7 @@ fn digits(policy: Policy, low: Format) -> Digits {
     let mut settings = file.settings(train.samples);
     (settings.policy, settings.low) = (policy, low);
     settings.total_steps = 44 * 24;
-    let model = Model::read(&dir.join("mlp.mir")).unwrap();
+    let model = Model::read(&dir.join(model)).unwrap();
     let compiled = settings.compile(&model, &RuleSet::builtin().unwrap(), None).unwrap();
     Digits { compiled, train, test: load(file.data.test.as_ref().unwrap()) }
 }
@@ -44,6 +48,15 @@ fn accuracy(d: &Digits, epochs: usize) -> f64 {
         s.train_epoch(&d.train, |_| {}).unwrap();
     }
     s.evaluate(&d.test).unwrap().unwrap().accuracy.unwrap()
+}
+
+/// A loop over the rows of each image.
+#[test]
+fn digits_are_learnt_row_by_row() {
+    for (policy, low) in [(Policy::Fp32, Format::F16), (Policy::O1, Format::F16), (Policy::O1, Format::Bf16)] {
+        let found = accuracy(&digits_by("gru.mir", policy, low), 24);
+        assert!(found >= 0.92, "{policy} {low}: {found}");
+    }
 }
 
 #[test]

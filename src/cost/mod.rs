@@ -91,13 +91,19 @@ impl Target {
     pub fn estimate_program(&self, program: &Program) -> Estimate {
         let mut total = Estimate::default();
         for launch in &program.launches {
-            total.seconds += (program.times(launch.start) as f64) * self.launch_us * 1e-6;
+            total.seconds += program.times(launch.start) as f64 * self.launch_seconds(&program.kernels[launch.start]);
             for i in launch.clone() {
                 let once = self.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
                 total += once.times(program.times(i));
             }
         }
         total
+    }
+
+    /// What a launch of kernels like this one takes, whatever they do.
+    pub fn launch_seconds(&self, kernel: &Kernel) -> f64 {
+        let more = if kernel.kind() == "total" { self.total_us } else { 0.0 };
+        (self.launch_us + more) * 1e-6
     }
 
     /// Predicted time of one kernel, without its launch.
@@ -111,8 +117,7 @@ impl Target {
         let scalar = kernel.scalar_operations() / (self.scalar_gflops * 1e9);
         let own = self.traffic(body);
         let Kernel::Product(p) = kernel else {
-            let fixed = if kernel.kind() == "total" { self.total_us * 1e-6 } else { 0.0 };
-            return Estimate { seconds: fixed + memory(own).max(scalar) + TIE * memory(own), bytes };
+            return Estimate { seconds: memory(own).max(scalar) + TIE * memory(own), bytes };
         };
         let operands = (bytes - body.bytes()) as f64;
         let matrix = products::seconds(self, &p.contraction, format_of) + self.product_us * 1e-6;

@@ -464,7 +464,7 @@ impl Loop {
 }
 
 /// Rows of up to so many elements keep no more than half a warp busy.
-const SHORT: usize = 16;
+pub(super) const SHORT: usize = 16;
 
 fn depends_on_reduction(tape: &[Inst], reg: Reg) -> bool {
     matches!(tape[reg], Inst::Reduce(..)) || tape[reg].operands().iter().any(|&r| depends_on_reduction(tape, r))

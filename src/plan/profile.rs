@@ -27,7 +27,7 @@ pub fn print_profile(planned: &Planned, request: &Request, measured: &[f64], dev
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut kinds: BTreeMap<String, Row> = BTreeMap::new();
     for (launch, &took) in program.launches.iter().zip(measured) {
-        let mut predicted = Estimate { seconds: target.launch_us * 1e-6, bytes: 0 };
+        let mut predicted = Estimate { seconds: target.launch_seconds(&program.kernels[launch.start]), bytes: 0 };
         for i in launch.clone() {
             predicted += target.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
         }

@@ -4,7 +4,7 @@ use super::functor::{Functor, Shape, memory_type};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ConvKind;
-use crate::lower::kernel::{Address, Contraction, Exit, Inst, Kernel, Load, Loop, Product};
+use crate::lower::kernel::{Address, Contraction, Exit, Inst, Kernel, Load, Loop, Product, SHORT};
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
 use crate::lower::view::View;
@@ -221,12 +221,16 @@ impl Generator<'_> {
         let buffer = |b: BufferId| if b == SCRATCH { "the product" } else { &self.program.buffers[b].name };
         let writes: Vec<&str> = parts.iter().flat_map(|p| p.stores.iter().map(|s| buffer(s.buffer))).collect();
         let team = team_size(k);
+        // A short row is one thread's work.
+        let short = k.inner_size() <= SHORT;
+        let (columns, column_threads) =
+            if short { (THREADS as usize * functor.width, THREADS) } else { (COLUMNS, COLUMN_THREADS) };
         let (call, threads) = match shape {
             Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
             Shape::Row => (format!("row<{team}>(g)"), if team == 32 { 128 } else { team as u32 }),
             Shape::Column => {
-                let across = COLUMNS / functor.width;
-                (format!("column<{across}, {}>(g)", COLUMN_THREADS as usize / across), COLUMN_THREADS)
+                let across = columns / functor.width;
+                (format!("column<{across}, {}>(g)", column_threads as usize / across), column_threads)
             }
             Shape::Total => (format!("total<{THREADS}>(g)"), THREADS),
         };
@@ -261,7 +265,7 @@ impl Generator<'_> {
                 }
                 Shape::Column => {
                     words.extend([Word::Number(i), Word::Number(o)]);
-                    o.div_ceil(COLUMNS as u64)
+                    o.div_ceil(columns as u64)
                 }
                 Shape::Total => {
                     let blocks = i.div_ceil(u64::from(THREADS) * 16 * functor.width as u64).clamp(1, 1024);
