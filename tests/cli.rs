@@ -92,3 +92,48 @@ fn stages_print() {
     assert!(succeed(dir.path(), &["rules", "list"]).contains("carry-weights"));
     assert!(succeed(dir.path(), &["rules", "check", "--trials", "2"]).contains("0 failed"));
 }
+
+#[test]
+fn a_profile_counts_what_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        let out = succeed(dir.path(), &[&["profile", "--json", "--batches", "3"], args].concat());
+        serde_json::from_str(&out).unwrap()
+    };
+    let found = json(&[&example("run.toml")]);
+    // Pixels are 0 to 16, scaled by 1/16.
+    let x = &found["values"]["x"]["spread"];
+    assert_eq!((x["count"].as_u64(), x["largest"].as_f64()), (Some(3 * 32 * 64), Some(1.0)), "{x}");
+    assert_eq!(x["smallest"].as_f64(), Some(0.0625));
+    assert_eq!(found["first_non_finite"], serde_json::Value::Null);
+    // Squares of gradients times the loss scale are what f16 cannot hold.
+    let v = &found["values"]["optimizer.v.w1"]["formats"];
+    assert!(v["f16"]["flushed"].as_f64() > Some(0.1) && v["bf16"]["flushed"].as_f64() == Some(0.0), "{v}");
+    let table = succeed(dir.path(), &["profile", &example("run.toml"), "--all"]);
+    for part in ["d.logits", "backward", "optimizer.v.w1", "|-------------|", "█"] {
+        assert!(table.contains(part), "no `{part}` in\n{table}");
+    }
+
+    // A loop's values are those of all its steps.
+    let run = std::fs::read_to_string(example("run.toml")).unwrap();
+    let files = run.replace("mlp.mir", &example("gru.mir")).replace("\"t", &format!("\"{}t", example("")));
+    std::fs::write(dir.path().join("gru.toml"), files).unwrap();
+    let found = json(&["gru.toml"]);
+    let z = &found["values"]["row: z"]["spread"];
+    assert_eq!(z["count"].as_u64(), Some(3 * 8 * 32 * 32), "{z}");
+    assert!(z["largest"].as_f64() < Some(1.0), "a sigmoid: {z}");
+}
+
+#[test]
+fn a_profile_names_the_first_value_that_is_not_finite() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = "model m { input x: f32[batch, 2] label y: i64[batch] param w: f32[2, 2] = ones param b: f32[2] = ones\n\
+                 ok = exp(x) bad = log(x - 2) logits = (ok + bad) @ w + b loss = cross_entropy(logits, y) }";
+    std::fs::write(dir.path().join("m.mir"), model).unwrap();
+    std::fs::write(dir.path().join("d.csv"), "a,b,label\n4,3,0\n5,6,1\n7,8,0\n1,3,1\n").unwrap();
+    let out = succeed(dir.path(), &["profile", "m.mir", "--data", "d.csv", "--batch", "4", "--batches", "1"]);
+    assert!(out.contains("the first value that was not finite: `bad`, in step 1"), "{out}");
+    assert!(out.contains("1 not finite"), "{out}");
+    let out = mantissa(dir.path(), &["profile", "m.mir", "--data", "d.csv", "--batch", "8"]);
+    assert!(text(&out.stderr).contains("fewer than a batch of 8") && out.status.code() == Some(2));
+}

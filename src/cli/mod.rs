@@ -6,6 +6,7 @@ mod compile;
 mod doctor;
 mod export;
 mod plan;
+mod profile;
 mod rules;
 mod show;
 mod train;
@@ -40,6 +41,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Print the precision plan of a model's training step
     Plan(plan::PlanArgs),
+    /// Run some steps in f32 and print what every value's numbers look like
+    Profile(profile::ProfileArgs),
     /// Write a trainer: one executable that needs no compiler
     Compile(compile::CompileArgs),
     /// Write a trained model as ONNX, in f32
@@ -202,6 +205,7 @@ pub fn main() -> ExitCode {
         Ok(None) => match Cli::parse().command {
             Command::Train(args) => train::run(&args),
             Command::Plan(args) => plan::run(&args),
+            Command::Profile(args) => profile::run(&args),
             Command::Compile(args) => compile::run(&args),
             Command::Export(args) => export::run(&args),
             Command::Rules { action } => rules::run(&action),

@@ -30,9 +30,9 @@ pub struct TrainArgs {
     set: Vec<String>,
 }
 
-/// Options of a run that do not change what is compiled; compiled trainers have the same.
+/// What to train on.
 #[derive(Args, Clone, Debug)]
-pub struct RunArgs {
+pub struct DataArgs {
     /// Training data: .npz with x and y, .csv, or a directory of IDX files
     #[arg(long)]
     pub data: Option<PathBuf>,
@@ -43,9 +43,16 @@ pub struct RunArgs {
     #[arg(long, value_name = "X")]
     pub scale: Option<f64>,
     #[arg(long, value_name = "N")]
-    pub epochs: Option<usize>,
-    #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+}
+
+/// Options of a run that do not change what is compiled; compiled trainers have the same.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub data: DataArgs,
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<usize>,
     /// cpu, cuda, or auto (cuda if there is one)
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -78,7 +85,7 @@ pub struct RunPlan {
 
 impl RunPlan {
     /// The run that the options ask for; `base` supplies what they leave open.
-    pub fn with(mut self, args: &RunArgs) -> Result<RunPlan> {
+    pub fn with(mut self, args: &DataArgs) -> Result<RunPlan> {
         if let Some(path) = &args.data {
             self.train = Source::find(path, "train")?;
             self.test = if path.is_dir() { Source::find(path, "test").ok() } else { None };
@@ -87,19 +94,18 @@ impl RunPlan {
             self.test = Some(Source::find(path, "test")?);
         }
         self.scale = args.scale.unwrap_or(self.scale);
-        self.epochs = args.epochs.unwrap_or(self.epochs);
         self.seed = args.seed.unwrap_or(self.seed);
         Ok(self)
     }
 }
 
-pub fn run(args: &TrainArgs) -> Result<()> {
-    let is_run_file = args.what.extension().is_some_and(|e| e == "toml");
-    let (model_path, mut settings, plan, data) = if is_run_file {
-        let file = RunFile::read(&args.what, &args.set)?;
-        let dir = args.what.parent().unwrap_or(Path::new("."));
-        let name =
-            args.what.parent().and_then(Path::file_name).map_or("run".into(), |n| n.to_string_lossy().into_owned());
+/// What to train, how, and on what: by a run file, or by a model and options.
+pub(super) fn prepare(what: &Path, set: &[String], args: &DataArgs) -> Result<(PathBuf, Settings, RunPlan, Dataset)> {
+    let is_run_file = what.extension().is_some_and(|e| e == "toml");
+    if is_run_file {
+        let file = RunFile::read(&what, set)?;
+        let dir = what.parent().unwrap_or(Path::new("."));
+        let name = what.parent().and_then(Path::file_name).map_or("run".into(), |n| n.to_string_lossy().into_owned());
         let plan = RunPlan {
             name,
             train: file.data.train.relative_to(dir),
@@ -108,27 +114,32 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             epochs: file.train.epochs,
             seed: file.train.seed,
         };
-        let plan = plan.with(&args.run)?;
+        let plan = plan.with(args)?;
         let data = data::load(&plan.train, plan.scale)?;
-        (dir.join(&file.model), file.settings(data.samples), plan, data)
+        Ok((dir.join(&file.model), file.settings(data.samples), plan, data))
     } else {
-        let Some(path) = &args.run.data else {
+        let Some(path) = &args.data else {
             return Err(Error::Request(format!(
                 "{}: a model needs --data to train on (or give a run file, .toml)",
-                args.what.display()
+                what.display()
             )));
         };
-        if !args.set.is_empty() {
+        if !set.is_empty() {
             return Err(Error::Request(
                 "--set changes values of a run file; with a model, use the options themselves".into(),
             ));
         }
-        let name = args.what.file_stem().map_or("run".into(), |n| n.to_string_lossy().into_owned());
+        let name = what.file_stem().map_or("run".into(), |n| n.to_string_lossy().into_owned());
         let plan = RunPlan { name, train: Source::find(path, "train")?, test: None, scale: 1.0, epochs: 10, seed: 0 }
-            .with(&args.run)?;
+            .with(args)?;
         let data = data::load(&plan.train, plan.scale)?;
-        (args.what.clone(), Settings::default(), plan, data)
-    };
+        Ok((what.to_owned(), Settings::default(), plan, data))
+    }
+}
+
+pub fn run(args: &TrainArgs) -> Result<()> {
+    let (model_path, mut settings, mut plan, data) = prepare(&args.what, &args.set, &args.run.data)?;
+    plan.epochs = args.run.epochs.unwrap_or(plan.epochs);
     args.step.apply(&mut settings)?;
     settings.total_steps = (data.samples / settings.batch() * plan.epochs) as u64;
     let model = read_model(&model_path)?;

@@ -21,7 +21,7 @@ pub use kernel::{
 };
 pub use merge::{Regions, regions};
 pub use print::print_program;
-pub use program::{BufferId, BufferInfo, InLoop, Program, lower, outline};
+pub use program::{BufferId, BufferInfo, InLoop, Program, lower, lower_visibly, outline};
 pub use region::{Region, view_through};
 pub use stages::{Pass, passes};
 pub use view::{Guard, View};

@@ -67,15 +67,28 @@ impl Program {
 
 /// Lowers a planned graph: one whose outputs are all buffers. Loops become their steps.
 pub fn lower(plan: Verified) -> Result<Program> {
-    program(plan, false)
+    program(plan, Extent::Steps)
 }
 
 /// What [`lower`] makes but for the first step of each loop alone: to be read and costed, not run.
 pub fn outline(plan: Verified) -> Result<Program> {
-    program(plan, true)
+    program(plan, Extent::Outline)
 }
 
-fn program(plan: Verified, outline: bool) -> Result<Program> {
+/// What [`lower`] makes, with every stored value in memory even where nobody reads it from there: to be looked at.
+pub fn lower_visibly(plan: Verified) -> Result<Program> {
+    program(plan, Extent::Visible)
+}
+
+/// How much of a plan is spelled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    Steps,
+    Outline,
+    Visible,
+}
+
+pub(super) fn program(plan: Verified, extent: Extent) -> Result<Program> {
     let graph = expand(plan.graph())?;
     let cut = regions(&graph).map_err(|e| Error::Graph(format!("the plan cannot be cut into kernels: {e}")))?;
     let mut program = Program::default();
@@ -118,11 +131,12 @@ fn program(plan: Verified, outline: bool) -> Result<Program> {
     cut.regions.iter().for_each(|r| needed.extend(r.reads.iter().filter(|b| !r.roots.contains(b))));
     for region in &cut.regions {
         if region.is_loop {
-            scan::steps(&mut program, &graph, region, &place, outline)?;
+            scan::steps(&mut program, &graph, region, &place, extent)?;
             continue;
         }
         let computes = region.roots.iter().map(|&r| graph.name_of(r).to_owned()).collect();
-        program.push(emit(&graph, region, &place, |root| needed.contains(&root)), computes);
+        program
+            .push(emit(&graph, region, &place, |root| extent == Extent::Visible || needed.contains(&root)), computes);
     }
     for (from, to) in copies {
         let at = |id| (Address::of(place[&id]), graph.ty(id).format);

@@ -3,7 +3,7 @@
 
 use super::emit::copy;
 use super::kernel::{Address, Kernel, Store};
-use super::program::{BufferId, BufferInfo, InLoop, Program, lower, outline};
+use super::program::{BufferId, BufferInfo, Extent, InLoop, Program, program};
 use super::region::{Region, underlying};
 use crate::error::{Error, Result};
 use crate::ir::{Dim, Graph, NodeId, Op, Role, Scan, Take, verify};
@@ -15,21 +15,21 @@ pub(super) fn steps(
     graph: &Graph,
     region: &Region,
     place: &BTreeMap<NodeId, BufferId>,
-    outlined: bool,
+    extent: Extent,
 ) -> Result<()> {
     let first = region.roots[0];
     let Op::Scan(scan) = graph.op(first) else { unreachable!("a loop's roots are scans") };
     let Dim::Fixed(steps) = scan.steps else { unreachable!("a verified graph has no named extents") };
     let takes: Vec<(&Take, BufferId)> = region.roots.iter().map(|&r| (taken(graph, r), place[&r])).collect();
-    let inner = lowered(scan, &takes, outlined)?;
+    let inner = lowered(scan, &takes, extent)?;
     let operands: Vec<BufferId> = graph.inputs(first).iter().map(|&i| place[&underlying(graph, i)]).collect();
-    let mut l = Unroller::new(program, graph.name_of(first), scan, inner, &operands, &takes)?;
+    let mut l = Unroller::new(program, scan, inner, &operands, &takes)?;
     let before = l.program.kernels.len();
-    for step in 0..if outlined { 1 } else { steps } {
+    for step in 0..if extent == Extent::Outline { 1 } else { steps } {
         let position = if scan.reverse { steps - 1 - step } else { step };
         l.step(step, position, step + 1 == steps);
     }
-    let times = if outlined { steps } else { 1 };
+    let times = if extent == Extent::Outline { steps } else { 1 };
     let body = &scan.body.graph().name;
     for kernel in &mut l.program.loops[before..] {
         kernel.get_or_insert_with(|| InLoop { body: body.clone(), times: 1 }).times *= times;
@@ -51,7 +51,7 @@ fn next_name(state: &str) -> String {
 }
 
 /// The body's kernels. Nothing in it is updated in place: where a state's next value goes is decided step by step.
-fn lowered(scan: &Scan, takes: &[(&Take, BufferId)], outlined: bool) -> Result<Program> {
+fn lowered(scan: &Scan, takes: &[(&Take, BufferId)], extent: Extent) -> Result<Program> {
     let mut body = scan.body.graph().clone();
     let updates: Vec<_> = body.outputs().iter().filter(|o| o.role == Role::Update).cloned().collect();
     body.clear_outputs();
@@ -64,8 +64,7 @@ fn lowered(scan: &Scan, takes: &[(&Take, BufferId)], outlined: bool) -> Result<P
     for o in updates {
         body.add_output(next_name(&o.name), Role::Output, o.node);
     }
-    let body = verify(&body)?;
-    if outlined { outline(body) } else { lower(body) }
+    program(verify(&body)?, extent)
 }
 
 /// A state of the body on its way from step to step.
@@ -95,19 +94,19 @@ struct Unroller<'a> {
 impl<'a> Unroller<'a> {
     fn new(
         program: &'a mut Program,
-        name: &str,
         scan: &Scan,
         inner: Program,
         operands: &[BufferId],
         takes: &[(&Take, BufferId)],
     ) -> Result<Unroller<'a>> {
         let body = scan.body.graph();
+        let name = &body.name;
         let (mut slices, mut stacks, mut carried) = (Vec::new(), Vec::new(), Vec::new());
         let mut map = vec![Address::of(BufferId::MAX); inner.buffers.len()];
         let result = |of: String| inner.result(&of).expect("declared above");
-        let temporary = |program: &mut Program, b: BufferId, suffix: &str| {
+        let temporary = |program: &mut Program, b: BufferId| {
             let info = &inner.buffers[b];
-            let name = format!("{name}.{}{suffix}", info.name);
+            let name = format!("{name}: {}", info.name);
             program.buffers.push(BufferInfo { name, ty: info.ty.clone(), source: None });
             program.buffers.len() - 1
         };
@@ -123,7 +122,7 @@ impl<'a> Unroller<'a> {
                 Op::State { .. } => {
                     let state = body.name_of(source);
                     let last = takes.iter().find(|t| *t.0 == Take::Last(state.to_owned())).map(|t| t.1);
-                    let places = [temporary(program, own, ".a"), temporary(program, own, ".b")];
+                    let places = [temporary(program, own), temporary(program, own)];
                     let next = result(next_name(state));
                     carried.push(Carried { source: own, next, at: Address::of(operand), places, last });
                 }
@@ -138,7 +137,7 @@ impl<'a> Unroller<'a> {
         for (b, at) in map.iter_mut().enumerate() {
             let moves = stacks.iter().any(|s| s.0 == b) || carried.iter().any(|c: &Carried| c.next == b);
             if inner.buffers[b].source.is_none() && !moves {
-                *at = Address::of(temporary(program, b, ""));
+                *at = Address::of(temporary(program, b));
             }
         }
         Ok(Unroller { program, inner, map, slices, stacks, carried })

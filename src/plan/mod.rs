@@ -1,10 +1,12 @@
 //! Choosing a format for every value: policy, extraction, and the plan a user reads and keeps.
 
 mod bodies;
+mod evidence;
 mod extract;
 mod file;
 mod live;
 mod members;
+mod observed;
 mod policy;
 mod profile;
 mod search;
@@ -12,12 +14,14 @@ mod sketch;
 mod start;
 mod table;
 
+pub use evidence::{Evidence, Fate, Spread};
 pub use extract::Extracted;
 pub use file::{PLAN_VERSION, PlanFile, fingerprint};
+pub use observed::observed;
 pub use policy::{Policy, Verdict, paint};
 pub use profile::print_profile;
 pub use sketch::copy_name;
-pub use table::{print_table, summary_line};
+pub use table::{print_table, seconds, summary_line};
 
 use crate::cost::{Estimate, Target};
 use crate::error::Result;

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, text};
 use crate::model::{Model, Purpose, Weights};
-use crate::plan::{PlanFile, Planned, Policy, Request, plan, recognise};
+use crate::plan::{PlanFile, Planned, Policy, Request, observed, plan, recognise};
 use crate::rewrite::{PhaseReport, RuleSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -119,14 +119,26 @@ impl Settings {
         Task::new(graph, self.loss.as_deref(), &self.objective, weights)?.prediction_graph()
     }
 
+    /// Builds the step with every value stored in f32, to be looked at.
+    pub fn observed(&self, model: &Model, rules: &RuleSet) -> Result<Compiled> {
+        let Prepared { task, step, weights, .. } = self.prepare(model, rules)?;
+        let planned = Planned::from_graph(observed(&step)?, &self.request()?)?;
+        let settings = self.clone().sized(&task);
+        Ok(Compiled { task, step, planned, eval: None, settings, model_fingerprint: model.fingerprint(), weights })
+    }
+
+    /// With the batch size that the model has: one exported with a fixed size has that, whatever was asked for.
+    fn sized(mut self, task: &Task) -> Settings {
+        if let Some(batch) = task.inputs(false).first().and_then(|&id| task.graph.ty(id).dims().first().copied()) {
+            self.sizes.insert("batch".into(), batch);
+        }
+        self
+    }
+
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
         let Prepared { task, step, mut weights, recognition } = self.prepare(model, rules)?;
-        // A model exported with a fixed batch size has it, whatever was asked for.
-        let mut settings = self.clone();
-        if let Some(batch) = task.inputs(false).first().and_then(|&id| task.graph.ty(id).dims().first().copied()) {
-            settings.sizes.insert("batch".into(), batch);
-        }
+        let settings = self.clone().sized(&task);
         let request = self.request()?;
         let mut planned = match saved {
             None => plan(&step, &request, rules)?,

@@ -8,10 +8,10 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ops::random;
 use crate::ir::{Graph, Init, Op, Type, verify};
-use crate::lower::{Program, lower};
+use crate::lower::{Program, lower, lower_visibly};
 use crate::model::{Checkpoint, Saved};
 use crate::plan::print_profile;
-use crate::run::{Device, initialise};
+use crate::run::{Device, Watched, Watcher, initialise};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -72,6 +72,16 @@ impl Session {
             Some(g) => Some(open(lower(verify(g)?)?)?),
             None => None,
         };
+        Session::on(compiled, seed, step, eval)
+    }
+
+    /// A run on the CPU that shows every value the plan stores to a watcher ([`crate::train::Settings::observed`]).
+    pub fn watched(compiled: Compiled, seed: u64, watcher: Watcher) -> Result<Session> {
+        let program = lower_visibly(verify(&compiled.planned.graph)?)?;
+        Session::on(compiled, seed, Box::new(Watched::new(program, watcher)), None)
+    }
+
+    fn on(compiled: Compiled, seed: u64, step: Box<dyn Device>, eval: Option<Box<dyn Device>>) -> Result<Session> {
         let feeds = feeds(&compiled.planned.graph);
         if feeds.iter().filter(|f| !f.label && !f.buffer.contains('.')).count() > 1 {
             return Err(Error::Request(
@@ -120,6 +130,14 @@ impl Session {
         Ok(())
     }
 
+    /// The loss scale at present.
+    pub fn scale(&mut self) -> Result<f32> {
+        if self.step.program().find(names::SCALE).is_none() {
+            return Ok(1.0);
+        }
+        Ok(self.step.read(names::SCALE)?[0])
+    }
+
     pub fn device(&self) -> String {
         self.step.describe()
     }
@@ -160,15 +178,35 @@ impl Session {
         Ok(f64::from(self.step.read("loss")?[0]))
     }
 
+    /// The order of the samples in the epoch at hand.
+    fn order(&self, data: &Dataset) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..data.samples).collect();
+        let seed = self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        order
+    }
+
+    /// The first steps of an epoch, up to so many; `tick` is told after each. Returns their losses.
+    pub fn train_steps(&mut self, data: &Dataset, steps: usize, mut tick: impl FnMut()) -> Result<Vec<f64>> {
+        self.check(data, true)?;
+        let batch = self.compiled.settings.batch();
+        let order = self.order(data);
+        let mut losses = Vec::new();
+        for rows in order.chunks_exact(batch).take(steps) {
+            feed(self.step.as_mut(), &self.feeds, data, rows)?;
+            losses.push(self.step()?);
+            tick();
+        }
+        Ok(losses)
+    }
+
     /// One pass over the data in an order that depends on the seed and the epoch alone. The last, incomplete batch is
     /// left out. `tick` is told how many samples have been seen.
     pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(usize)) -> Result<EpochReport> {
         let batch = self.compiled.settings.batch();
         let steps = data.samples / batch;
         self.check(data, true)?;
-        let mut order: Vec<usize> = (0..data.samples).collect();
-        let seed = self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+        let order = self.order(data);
         for name in [names::LOSS_SUM, names::BAD_LOSSES, names::BATCHES] {
             self.step.write(name, &[0.0])?;
         }

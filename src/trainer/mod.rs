@@ -160,13 +160,14 @@ pub fn main(payload: Payload) -> Result<()> {
     let args = TrainerCli::parse().run;
     let cubins = payload.cubins.clone();
     let compiled = payload.into_compiled()?;
-    if args.data.is_none() {
+    if args.data.data.is_none() {
         return Err(Error::Request("--data is needed: .npz with x and y, .csv, or a directory of IDX files".into()));
     }
     let none = Source { features: PathBuf::new(), labels: None };
-    let plan =
+    let mut plan =
         RunPlan { name: compiled.planned.graph.name.clone(), train: none, test: None, scale: 1.0, epochs: 10, seed: 0 }
-            .with(&args)?;
+            .with(&args.data)?;
+    plan.epochs = args.epochs.unwrap_or(plan.epochs);
     let data = crate::data::load(&plan.train, plan.scale)?;
     train(compiled, data, &plan, &args, &cubins)
 }

@@ -94,13 +94,42 @@ impl CpuRunner {
         }
     }
 
-    /// Runs one kernel and frees what it was the last to read.
-    fn one(&mut self, i: usize) {
-        if self.program.kernels[i].body().wide {
-            self.kernel::<f64>(i)
-        } else {
-            self.kernel::<f32>(i)
+    /// Runs every kernel once, and shows the sources and then what each kernel stored, in the order it is computed.
+    pub fn run_watched(&mut self, watch: &mut dyn FnMut(&str, &[f32])) {
+        let floats = |b: &BufferId, p: &Program| p.buffers[*b].ty.format.is_float();
+        for b in (0..self.program.buffers.len()).filter(|b| floats(b, &self.program)) {
+            if self.program.buffers[b].source.is_some() {
+                self.show(Address::of(b), self.program.buffers[b].ty.elements(), watch);
+            }
         }
+        for i in 0..self.program.kernels.len() {
+            self.compute(i);
+            for s in &self.program.kernels[i].body().stores {
+                if floats(&s.buffer, &self.program) && self.program.buffers[s.buffer].source.is_none() {
+                    let at = Address { buffer: s.buffer, offset: s.view.offset };
+                    self.show(at, s.view.distinct(), watch);
+                }
+            }
+            self.free(i);
+        }
+    }
+
+    fn show(&self, at: Address, count: usize, watch: &mut dyn FnMut(&str, &[f32])) {
+        let values = gemm::elements::<f32>(at, count, &self.program, &self.memory);
+        watch(&self.program.buffers[at.buffer].name, &values);
+    }
+
+    fn one(&mut self, i: usize) {
+        self.compute(i);
+        self.free(i);
+    }
+
+    fn compute(&mut self, i: usize) {
+        if self.program.kernels[i].body().wide { self.kernel::<f64>(i) } else { self.kernel::<f32>(i) }
+    }
+
+    /// Frees what a kernel was the last to read.
+    fn free(&mut self, i: usize) {
         for &b in &self.last_use[i] {
             self.pool.push(std::mem::take(&mut self.memory[b]));
         }

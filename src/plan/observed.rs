@@ -1,0 +1,81 @@
+//! A step in which every value can be looked at: each is stored as f32, whatever that costs.
+
+use super::copy_name;
+use crate::error::Result;
+use crate::ir::{Body, Graph, NodeId, Op, Role, Scan, Take};
+use std::collections::BTreeMap;
+
+/// The same step with every computed value in memory, in the format its registers have. Views stay views.
+pub fn observed(step: &Graph) -> Result<Graph> {
+    store_all(step, &BTreeMap::new())
+}
+
+/// `named` are values of a body that its loop hands out, by the name they are taken by.
+fn store_all(graph: &Graph, named: &BTreeMap<String, NodeId>) -> Result<Graph> {
+    let mut out = Graph::new(&graph.name);
+    let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
+    let mut bodies: BTreeMap<NodeId, Body> = BTreeMap::new();
+    for id in graph.ids() {
+        let node = graph.node(id);
+        (out.stage, out.origin) = (node.stage, node.origin.clone());
+        let needs_memory = matches!(node.op, Op::Scan(_)) || node.op.is_product();
+        let mut x = Vec::new();
+        for input in graph.inputs(id) {
+            let at = map[input.index()];
+            x.push(if needs_memory || is_guarded(&node.op) { stored(&mut out, at)? } else { at });
+        }
+        let op = match &node.op {
+            Op::Scan(scan) => {
+                let nodes = graph.same_loop(id);
+                let body = match bodies.get(&nodes[0]) {
+                    Some(b) => b.clone(),
+                    None => observed_body(graph, scan, &nodes)?,
+                };
+                bodies.insert(nodes[0], body.clone());
+                Op::Scan(Scan { body, ..scan.clone() })
+            }
+            op => op.clone(),
+        };
+        let copy = match op {
+            Op::Const(_) => out.add(op, &x)?,
+            _ => out.add_named(node.name.clone(), op, &x)?,
+        };
+        let is_view = node.op.is_view() || matches!(node.op, Op::Const(_) | Op::Iota { .. });
+        map.push(if is_view { copy } else { stored(&mut out, copy)? });
+    }
+    for o in graph.outputs() {
+        let node = stored(&mut out, map[o.node.index()])?;
+        out.add_output(&o.name, o.role, node);
+    }
+    for (name, id) in named.iter().filter(|(n, _)| graph.output(n, Role::Output).is_none()) {
+        let node = stored(&mut out, map[id.index()])?;
+        out.add_output(name, Role::Output, node);
+    }
+    Ok(out)
+}
+
+/// Views that do not compose with each other.
+fn is_guarded(op: &Op) -> bool {
+    matches!(op, Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Reshape { .. })
+}
+
+fn stored(out: &mut Graph, id: NodeId) -> Result<NodeId> {
+    if out.op(id).is_buffer() {
+        return Ok(id);
+    }
+    let format = out.ty(id).format;
+    let put = out.add(Op::Put(format), &[id])?;
+    let name = copy_name(out.name_of(id), format);
+    out.rename(put, &name);
+    Ok(put)
+}
+
+fn observed_body(graph: &Graph, scan: &Scan, nodes: &[NodeId]) -> Result<Body> {
+    let mut named = BTreeMap::new();
+    for &n in nodes {
+        if let Op::Scan(Scan { take: Take::Stack(v), .. }) = graph.op(n) {
+            named.insert(v.clone(), scan.body.value(v).expect("checked by the type rule"));
+        }
+    }
+    Ok(Body::new(store_all(scan.body.graph(), &named)?))
+}

@@ -1,0 +1,48 @@
+//! A CPU executor that shows every value it stores to somebody.
+
+use super::cpu::CpuRunner;
+use super::device::Device;
+use crate::error::Result;
+use crate::lower::Program;
+
+/// Told a buffer's name and its values after each kernel that writes it.
+pub type Watcher = Box<dyn FnMut(&str, &[f32])>;
+
+pub struct Watched {
+    runner: CpuRunner,
+    watcher: Watcher,
+}
+
+impl Watched {
+    pub fn new(program: Program, watcher: Watcher) -> Watched {
+        Watched { runner: CpuRunner::new(program), watcher }
+    }
+}
+
+impl Device for Watched {
+    fn program(&self) -> &Program {
+        self.runner.program()
+    }
+    fn write(&mut self, name: &str, values: &[f32]) -> Result<()> {
+        self.runner.write(name, values)
+    }
+    fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.runner.write_bytes(name, bytes)
+    }
+    fn read(&mut self, name: &str) -> Result<Vec<f32>> {
+        self.runner.read(name)
+    }
+    fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.runner.read_bytes(name)
+    }
+    fn run(&mut self) -> Result<()> {
+        self.runner.run_watched(&mut self.watcher);
+        Ok(())
+    }
+    fn profile(&mut self) -> Result<Vec<f64>> {
+        self.runner.profile()
+    }
+    fn describe(&self) -> String {
+        self.runner.describe()
+    }
+}
