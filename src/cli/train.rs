@@ -103,7 +103,7 @@ impl RunPlan {
 pub(super) fn prepare(what: &Path, set: &[String], args: &DataArgs) -> Result<(PathBuf, Settings, RunPlan, Dataset)> {
     let is_run_file = what.extension().is_some_and(|e| e == "toml");
     if is_run_file {
-        let file = RunFile::read(&what, set)?;
+        let file = RunFile::read(what, set)?;
         let dir = what.parent().unwrap_or(Path::new("."));
         let name = what.parent().and_then(Path::file_name).map_or("run".into(), |n| n.to_string_lossy().into_owned());
         let plan = RunPlan {

@@ -152,6 +152,12 @@ impl Loop {
         out
     }
 
+    /// Is a store made at every element, rather than once per outer index? So it is even where all elements of `inner` get
+    /// the same value.
+    pub fn stores_elements(&self, store: usize) -> bool {
+        self.stores[store].view.dims.len() > self.outer.len()
+    }
+
     pub fn has_reduction(&self) -> bool {
         self.tape.iter().any(|i| matches!(i, Inst::Reduce(..)))
     }

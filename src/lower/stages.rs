@@ -11,8 +11,15 @@ pub struct Pass {
     pub elements: Vec<Reg>,
     /// Reductions that this pass completes.
     pub reductions: Vec<Reg>,
-    /// Indices of inner-level stores made in this pass.
+    /// Indices of the stores made at every element in this pass.
     pub stores: Vec<usize>,
+}
+
+impl Pass {
+    /// Does the pass run over the elements at all?
+    pub fn is_live(&self) -> bool {
+        !self.elements.is_empty() || !self.stores.is_empty()
+    }
 }
 
 /// The passes of a kernel, in order. Outer-level stores follow the last one. Values per element are computed again in
@@ -33,9 +40,8 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
                 .collect();
             let reductions: Vec<Reg> =
                 (0..k.tape.len()).filter(|&r| is_reduction(r) && ready[r] == stage + 1).collect();
-            let stores: Vec<usize> = (0..k.stores.len())
-                .filter(|&s| levels[k.stores[s].reg] == Level::Inner && ready[k.stores[s].reg] == stage)
-                .collect();
+            let stores: Vec<usize> =
+                (0..k.stores.len()).filter(|&s| k.stores_elements(s) && ready[k.stores[s].reg] == stage).collect();
             let mut needed = vec![false; k.tape.len()];
             reductions.iter().flat_map(|&r| k.tape[r].operands()).for_each(|r| needed[r] = true);
             stores.iter().for_each(|&s| needed[k.stores[s].reg] = true);

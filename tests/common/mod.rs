@@ -11,7 +11,7 @@ use mantissa::train::{Compiled, Settings};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 17] = [
+pub const MODELS: [(&str, &str); 18] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -89,6 +89,12 @@ pub const MODELS: [(&str, &str); 17] = [
          i = iota(dims=[3], axis=0) j = i + i u = slice(x, axis=1, stop=3) \
          a = scatter(x, j, u, axis=1, kind=mul) b = scatter(a, i, u, axis=1, kind=max) c = scatter(b, j, u * 0.5, axis=1, kind=min) \
          d = scatter(c, i, u, axis=1, kind=add) e = scatter(d, j, u, axis=1) p = e @ w loss = mse(p, y) }",
+    ),
+    (
+        "factorisation",
+        "model factorisation { input x: f32[batch, 3, 4] label y: f32[batch, 4] param w: f32[4, 4] = kaiming_uniform \
+         e = x @ w s = sum(e, axes=[1]) q = sum(e * e, axes=[1]) \
+         p = mean(s * s - q, axes=[1], keep=true) loss = mse(s * 0.1 + broadcast(p * 0.1, dims=[batch, 4]), y) }",
     ),
 ];
 

@@ -2,7 +2,7 @@
 
 use crate::format::Format;
 use crate::ir::{Binary, ReduceKind, Unary};
-use crate::lower::kernel::{Inst, Level, Load, Loop, Reg};
+use crate::lower::kernel::{Inst, Load, Loop, Reg};
 use crate::lower::stages::{Pass, passes};
 use crate::lower::view::View;
 use std::fmt::Write;
@@ -39,7 +39,6 @@ pub(super) fn memory_type(f: Format) -> &'static str {
 pub struct Functor<'a> {
     k: &'a Loop,
     shape: Shape,
-    levels: Vec<Level>,
     pub width: usize,
     reductions: Vec<Reg>,
     passes: Vec<Pass>,
@@ -48,7 +47,7 @@ pub struct Functor<'a> {
 impl<'a> Functor<'a> {
     pub fn new(k: &'a Loop, shape: Shape) -> Functor<'a> {
         let reductions = (0..k.tape.len()).filter(|&r| matches!(k.tape[r], Inst::Reduce(..))).collect();
-        let mut f = Functor { k, shape, levels: k.levels(), width: 1, reductions, passes: passes(k) };
+        let mut f = Functor { k, shape, width: 1, reductions, passes: passes(k) };
         f.width = f.choose_width();
         f
     }
@@ -148,7 +147,7 @@ impl<'a> Functor<'a> {
             out,
             "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const float* done, float* sum) const {{"
         );
-        let live = self.passes.iter().filter(|p| !p.elements.is_empty()).count();
+        let live = self.passes.iter().filter(|p| p.is_live()).count();
         for (p, pass) in self.passes.iter().take(live).enumerate() {
             let _ = writeln!(out, "        if constexpr (P == {p}) {{");
             let needed = self.needed(pass);
@@ -162,7 +161,7 @@ impl<'a> Functor<'a> {
     }
 
     fn reduction_members(&self, out: &mut String) {
-        let live = self.passes.iter().filter(|p| !p.elements.is_empty()).count();
+        let live = self.passes.iter().filter(|p| p.is_live()).count();
         let kind = |r: Reg| if let Inst::Reduce(k, _) = self.k.tape[r] { k } else { ReduceKind::Sum };
         let _ = writeln!(out, "    static constexpr int PASSES = {live}, SUMS = {};", self.reductions.len());
         let per = |f: &dyn Fn(usize, ReduceKind) -> String| {
@@ -418,8 +417,7 @@ impl<'a> Functor<'a> {
 
     /// Scalars after the last pass, and their stores.
     fn finish(&self, out: &mut String) {
-        let stores: Vec<usize> =
-            (0..self.k.stores.len()).filter(|&s| self.levels[self.k.stores[s].reg] == Level::Outer).collect();
+        let stores: Vec<usize> = (0..self.k.stores.len()).filter(|&s| !self.k.stores_elements(s)).collect();
         if stores.is_empty() {
             return;
         }

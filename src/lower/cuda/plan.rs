@@ -295,7 +295,7 @@ fn shape_of(k: &Loop) -> Shape {
     if !k.has_reduction() {
         return Shape::Pointwise;
     }
-    let live = passes(k).iter().filter(|p| !p.elements.is_empty()).count();
+    let live = passes(k).iter().filter(|p| p.is_live()).count();
     if k.outer.is_empty() && live == 1 {
         return Shape::Total;
     }

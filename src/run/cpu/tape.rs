@@ -10,7 +10,7 @@ use crate::format::Format;
 use crate::ir::ReduceKind;
 use crate::ir::ops::random::{philox, uniform};
 use crate::ir::ops::resolve;
-use crate::lower::{BufferId, Guard, Inst, Level, Load, Loop, Pass, View};
+use crate::lower::{BufferId, Guard, Inst, Load, Loop, Pass, View};
 use crate::run::Bytes;
 use rayon::prelude::*;
 
@@ -31,7 +31,6 @@ pub struct Inputs<'a, T> {
 /// A kernel made ready to run.
 pub struct Execution {
     passes: Vec<Pass>,
-    levels: Vec<Level>,
     /// Lanes run over the outer axes.
     outer_lanes: bool,
     /// Every store is one contiguous range per outer index, so threads can own their parts.
@@ -40,12 +39,11 @@ pub struct Execution {
 
 impl Execution {
     pub fn new(k: &Loop, passes: Vec<Pass>) -> Execution {
-        let levels = k.levels();
         let whole = |v: &View| v.offset == 0 && *v == View::contiguous(&v.dims);
         let outer_lanes = k.inner.is_empty() || k.is_column() || k.inner_size() < 32;
         let inner_store = k.stores.iter().any(|s| s.view.dims.len() > k.outer.len());
         let splittable = k.stores.iter().all(|s| whole(&s.view)) && !(outer_lanes && inner_store);
-        Execution { passes, levels, outer_lanes, splittable }
+        Execution { passes, outer_lanes, splittable }
     }
 
     /// Runs the kernel. `outputs` are the buffers it stores to.
@@ -138,7 +136,7 @@ impl<T: Real> Machine<'_, T> {
                 let Inst::Reduce(kind, _) = k.tape[r] else { continue };
                 self.lane_mut(r, len).fill(T::of(kind.identity()));
             }
-            if pass.elements.is_empty() {
+            if !pass.is_live() {
                 continue;
             }
             for i in 0..inner {
@@ -163,7 +161,7 @@ impl<T: Real> Machine<'_, T> {
         }
         self.fixed.fill(0);
         for s in 0..k.stores.len() {
-            if self.x.levels[k.stores[s].reg] == Level::Outer {
+            if !k.stores_elements(s) {
                 self.store(s, 0..o, start, len, outputs);
             }
         }
@@ -188,7 +186,7 @@ impl<T: Real> Machine<'_, T> {
                     sums.push((kind, r, x, [T::of(kind.identity()); PARTIALS]));
                 }
             }
-            if !pass.elements.is_empty() {
+            if pass.is_live() {
                 let mut at = 0;
                 while at < inner {
                     let len = LANES.min(inner - at);
@@ -216,7 +214,7 @@ impl<T: Real> Machine<'_, T> {
             }
         }
         for s in 0..k.stores.len() {
-            if self.x.levels[k.stores[s].reg] == Level::Outer {
+            if !k.stores_elements(s) {
                 self.store(s, 0..0, 0, 1, outputs);
             }
         }
