@@ -356,7 +356,7 @@ fn unknown_target() {
     Place::new().refuses(
         "plan small.mir -o plan.json --target sm_99",
         WRONG,
-        &["unknown target `sm_99`", "cpu, sm_70, sm_80, sm_90", "`sm_90` meant"],
+        &["unknown target `sm_99`", "cpu, sm_70, sm_75, sm_80, sm_89, sm_90, h100, sm_100", "`sm_89` meant"],
     );
 }
 

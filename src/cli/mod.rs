@@ -65,7 +65,7 @@ pub struct StepArgs {
     /// The narrow format: f16 or bf16
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
-    /// What the plan is made for: cpu, sm_70, sm_80, sm_90
+    /// What the plan is made for: cpu, sm_70 (V100), sm_75 (T4), sm_80 (A100), sm_89 (L4), sm_90 (H200), h100, sm_100 (B200)
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
     /// Samples per step

@@ -37,11 +37,15 @@ pub struct Target {
     pub product_tflops: BTreeMap<Format, f64>,
 }
 
-const FILES: [&str; 4] = [
+const FILES: [&str; 8] = [
     include_str!("targets/cpu.toml"),
     include_str!("targets/sm_70.toml"),
+    include_str!("targets/sm_75.toml"),
     include_str!("targets/sm_80.toml"),
+    include_str!("targets/sm_89.toml"),
     include_str!("targets/sm_90.toml"),
+    include_str!("targets/h100.toml"),
+    include_str!("targets/sm_100.toml"),
 ];
 
 /// Seconds of a kernel that is not generated for the target: reductions in 64 bits on a GPU.
