@@ -118,6 +118,11 @@ fn a_profile_counts_what_is_there() {
     let run = std::fs::read_to_string(example("run.toml")).unwrap();
     let files = run.replace("mlp.mir", &example("gru.mir")).replace("\"t", &format!("\"{}t", example("")));
     std::fs::write(dir.path().join("gru.toml"), files).unwrap();
+    succeed(dir.path(), &["plan", "gru.toml", "-o", "gru.json"]);
+    let plan: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(dir.path().join("gru.json")).unwrap()).unwrap();
+    let in_loop = |v: &&serde_json::Value| v["body"] == "row" && v["name"] == "q" && v["format"] == "f16";
+    assert_eq!(plan["values"].as_array().unwrap().iter().filter(in_loop).count(), 1, "{}", plan["values"]);
     let found = json(&["gru.toml"]);
     let z = &found["values"]["row: z"]["spread"];
     assert_eq!(z["count"].as_u64(), Some(3 * 8 * 32 * 32), "{z}");

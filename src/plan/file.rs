@@ -6,7 +6,6 @@ use crate::format::Format;
 use crate::ir::{Graph, Op, text};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Raised whenever an older reader would misread a newer file.
@@ -31,10 +30,34 @@ pub struct PlanFile {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlannedValue {
     pub name: String,
+    /// The loop's body it is a value of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
     pub format: Format,
     pub shape: Vec<usize>,
     pub rule: Option<String>,
     pub reason: Option<String>,
+}
+
+/// What a plan stores, its loops' bodies after the rest.
+fn values(planned: &Planned, body: Option<&str>) -> Vec<PlannedValue> {
+    let g = &planned.graph;
+    let stored = g.ids().filter(|&id| matches!(g.op(id), Op::Put(_)));
+    let mut out: Vec<PlannedValue> = stored
+        .map(|id| {
+            let value = g.name_of(g.inputs(id)[0]);
+            PlannedValue {
+                name: value.to_owned(),
+                body: body.map(str::to_owned),
+                format: g.ty(id).format,
+                shape: g.ty(id).dims(),
+                rule: planned.rules.get(value).cloned(),
+                reason: planned.reasons.get(value).cloned(),
+            }
+        })
+        .collect();
+    planned.bodies.iter().for_each(|(name, b)| out.extend(values(b, Some(name))));
+    out
 }
 
 /// SHA-256 of a graph's text, in hexadecimal.
@@ -44,18 +67,6 @@ pub fn fingerprint(graph: &Graph) -> String {
 
 impl PlanFile {
     pub fn new(step: &Graph, planned: &Planned, request: &super::Request) -> PlanFile {
-        let g = &planned.graph;
-        let lookup = |map: &BTreeMap<String, String>, name: &str| map.get(name).cloned();
-        let values = g.ids().filter(|&id| matches!(g.op(id), Op::Put(_))).map(|id| {
-            let value = g.name_of(g.inputs(id)[0]);
-            PlannedValue {
-                name: value.to_owned(),
-                format: g.ty(id).format,
-                shape: g.ty(id).dims(),
-                rule: lookup(&planned.rules, value),
-                reason: lookup(&planned.reasons, value),
-            }
-        });
         PlanFile {
             version: PLAN_VERSION,
             step_fingerprint: fingerprint(step),
@@ -64,8 +75,8 @@ impl PlanFile {
             low: request.low,
             predicted_seconds: planned.estimate.seconds,
             bytes_moved: planned.estimate.bytes,
-            values: values.collect(),
-            step: text::print(g),
+            values: values(planned, None),
+            step: text::print(&planned.graph),
         }
     }
 
