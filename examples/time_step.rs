@@ -64,7 +64,9 @@ fn run() -> Result<()> {
     println!("{line}");
     if std::env::var_os("MANTISSA_PROFILE").is_some() {
         let measured = device.profile()?;
-        eprintln!("{}", print_profile(&compiled.planned, &settings.request()?, &measured, &device.describe())?);
+        let target = settings.request()?.target;
+        let on = device.describe();
+        eprintln!("{}", print_profile(&compiled.planned, device.program(), &target, &measured, &on));
     }
     Ok(())
 }

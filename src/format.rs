@@ -136,6 +136,11 @@ impl Format {
         self.is_float() && self.bytes() < 4
     }
 
+    /// The format of the register that a number of this format is read into: narrow ones are widened to f32.
+    pub fn once_read(self) -> Format {
+        if self.is_low() || self == Format::Tf32 { Format::F32 } else { self }
+    }
+
     /// Rounds `x` to the nearest number of this format, ties to even. Integers truncate towards zero
     /// and wrap around; booleans are `x != 0`.
     pub fn round(self, x: f64, overflow: Overflow) -> f64 {

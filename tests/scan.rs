@@ -41,6 +41,29 @@ fn cell(steps: usize, reverse: bool) -> Graph {
     text::parse(&model, "loops.mir").unwrap()
 }
 
+/// A cell that multiplies two operands which all steps share: their gradients are products with an operand that has no
+/// positions.
+fn shared_product() -> Graph {
+    let model = "model shared {
+           input x: f32[3, 2, 3]
+           param h0: f32[2, 4] = normal(1)
+           param a: f32[3, 5] = normal(1)
+           param b: f32[5, 4] = normal(1)
+           body cell {
+             input x: f32[2, 3]
+             state h: f32[2, 4] = data
+             param a: f32[3, 5] = data
+             param b: f32[5, 4] = data
+             y = tanh(x @ (a @ b) + h * sum(b))
+             output y
+             update h = y
+           }
+           ys = scan(x, h0, a, b, body=cell, steps=[3], stack=y)
+           loss = sum(ys * ys)
+         }";
+    text::parse(model, "shared.mir").unwrap()
+}
+
 fn values(g: &Graph, seed: usize) -> impl Fn(NodeId) -> Tensor {
     let dims: Vec<Vec<usize>> = g.ids().map(|id| g.ty(id).dims()).collect();
     move |id| {
@@ -63,8 +86,9 @@ fn text_reads_back() {
 
 #[test]
 fn gradients_are_finite_differences() {
-    for (steps, reverse) in [(1, false), (2, true), (4, false), (4, true)] {
-        let mut g = cell(steps, reverse);
+    let cells =
+        [(1, false), (2, true), (4, false), (4, true)].map(|(n, reverse)| (format!("{n} {reverse}"), cell(n, reverse)));
+    for (case, mut g) in cells.into_iter().chain([("shared".to_owned(), shared_product())]) {
         let loss = g.find("loss").unwrap();
         let wrt: Vec<NodeId> = g.sources().collect();
         let one = g.constant(1.0).unwrap();
@@ -91,7 +115,7 @@ fn gradients_are_finite_differences() {
                 let name = g.name_of(source);
                 assert!(
                     (numeric - exact).abs() <= 1e-6 * (1.0 + exact.abs()),
-                    "{steps} steps, reverse {reverse}: d {name}[{i}] is {exact}, numerically {numeric}"
+                    "{case}: d {name}[{i}] is {exact}, numerically {numeric}"
                 );
             }
         }

@@ -8,7 +8,6 @@
 //! than in many small ones that each add to a matrix in memory.
 
 use crate::error::{Error, Result};
-use crate::format::Format;
 use crate::ir::{Binary, Body, Dim, Graph, Init, NodeId, Op, ReduceKind, Role, Scan, Shape, Stage, Take, Type};
 use std::collections::BTreeMap;
 
@@ -52,7 +51,7 @@ impl Derivative {
         for take in taken.keys() {
             let Take::Stack(name) = take else { continue };
             let value = scan.body.value(name).expect("checked by the type rule");
-            let ty = Type::new(body.shape(value).clone(), register(&body, value));
+            let ty = Type::new(body.shape(value).clone(), body.ty(value).format.once_read());
             let dy = declare(&mut body, &format!("up.{name}"), |ty| Op::Input { label: false, ty, copy_of: None }, ty)?;
             given.push((value, dy));
             by_position.insert(dy, take.clone());
@@ -85,6 +84,11 @@ impl Derivative {
         self.is_forward(id) && !(op.is_elementwise() || op.is_view())
     }
 
+    /// Is this an operand that all steps see, which has no positions to be joined?
+    fn is_shared(&self, id: NodeId) -> bool {
+        matches!(self.body.op(id), Op::Param { .. })
+    }
+
     /// The values to hand out for a sum over all steps of `id`, computed outside; none if it must be added up inside.
     fn summands(&self, id: NodeId, out: &mut Vec<NodeId>) -> bool {
         let x = self.body.inputs(id);
@@ -93,11 +97,11 @@ impl Derivative {
                 x.iter().all(|&i| self.summands(i, out))
             }
             Op::Reshape { .. } => self.summands(x[0], out),
-            Op::Reduce { kind: ReduceKind::Sum, .. } => {
+            Op::Reduce { kind: ReduceKind::Sum, .. } if !self.is_shared(x[0]) => {
                 out.push(x[0]);
                 true
             }
-            Op::MatMul { .. } if x.iter().all(|&i| self.body.shape(i).rank() == 2) => {
+            Op::MatMul { .. } if x.iter().all(|&i| self.body.shape(i).rank() == 2 && !self.is_shared(i)) => {
                 out.extend(x);
                 true
             }
@@ -113,12 +117,6 @@ fn declare(body: &mut Graph, name: &str, op: impl Fn(Type) -> Op, ty: Type) -> R
         free.push('\'');
     }
     body.add_named(free, op(ty), &[])
-}
-
-/// The format a value has once read.
-fn register(g: &Graph, id: NodeId) -> Format {
-    let f = g.ty(id).format;
-    if f.is_low() { Format::F32 } else { f }
 }
 
 /// The loop that runs the derivative, under construction.
@@ -224,7 +222,7 @@ impl Transposed<'_> {
                 });
                 let by_position = self.derivative.is_forward(id) && !matches!(op, Op::Param { .. });
                 if by_position && !matches!(op, Op::Input { .. }) {
-                    let ty = Type::new(node.ty.shape.clone(), register(&self.derivative.body, id));
+                    let ty = Type::new(node.ty.shape.clone(), node.ty.format.once_read());
                     op = Op::Input { label: false, ty, copy_of: None };
                 }
             }
@@ -303,7 +301,8 @@ impl Transposed<'_> {
 
     /// Zeros like a value of the body, in the body or outside.
     fn zeros(&mut self, like: NodeId, inside: bool) -> Result<NodeId> {
-        let (shape, format) = (self.derivative.body.shape(like).clone(), register(&self.derivative.body, like));
+        let (shape, format) =
+            (self.derivative.body.shape(like).clone(), self.derivative.body.ty(like).format.once_read());
         let g = if inside { &mut self.derivative.body } else { &mut *self.graph };
         let mut zero = g.constant(0.0)?;
         if g.ty(zero).format != format {

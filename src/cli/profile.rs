@@ -5,7 +5,7 @@ use super::{StepArgs, out, read_model};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Stage};
-use crate::plan::{Evidence, Fate, Spread, seconds};
+use crate::plan::{Evidence, Fate, Spread, clip, seconds};
 use crate::train::Session;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -226,11 +226,4 @@ fn histogram(s: &Spread) -> String {
     // What is there at all shows.
     let bar = |n: u64| if n == 0 { 0 } else { ((n as f64 / most * 8.0).ceil() as usize).clamp(1, 8) };
     counts.iter().map(|&n| BARS[bar(n)]).collect()
-}
-
-fn clip(s: &str, width: usize) -> String {
-    if s.chars().count() <= width {
-        return s.to_owned();
-    }
-    format!("{}…", s.chars().take(width - 1).collect::<String>())
 }

@@ -273,17 +273,17 @@ impl Graph {
 
     /// The same graph with every operation replaced, by its id.
     pub fn map_ids(&self, f: impl Fn(NodeId, &Op) -> Op) -> Result<Graph> {
-        self.rebuild(|id, _, inputs| (f(id, self.op(id)), inputs.to_vec()))
+        self.rebuild(|id, _, inputs| Ok((f(id, self.op(id)), inputs.to_vec())))
     }
 
     /// The same graph with every operation and its operands replaced: told a node, the new graph so far and the node's
     /// operands in it. Names, origins and outputs stay.
-    pub fn rebuild(&self, mut f: impl FnMut(NodeId, &Graph, &[NodeId]) -> (Op, Vec<NodeId>)) -> Result<Graph> {
+    pub fn rebuild(&self, mut f: impl FnMut(NodeId, &Graph, &[NodeId]) -> Result<(Op, Vec<NodeId>)>) -> Result<Graph> {
         let mut out = Graph::new(&self.name);
         for id in self.ids() {
             let node = self.node(id);
             (out.stage, out.origin) = (node.stage, node.origin.clone());
-            let (op, inputs) = f(id, &out, &self.inputs(id));
+            let (op, inputs) = f(id, &out, &self.inputs(id))?;
             let copy = out.add_named(node.name.clone(), op, &inputs)?;
             out.dag[copy].grad_of = node.grad_of;
         }

@@ -20,7 +20,7 @@ pub(super) fn steps(
     let first = region.roots[0];
     let Op::Scan(scan) = graph.op(first) else { unreachable!("a loop's roots are scans") };
     let Dim::Fixed(steps) = scan.steps else { unreachable!("a verified graph has no named extents") };
-    let takes: Vec<(&Take, BufferId)> = region.roots.iter().map(|&r| (taken(graph, r), place[&r])).collect();
+    let takes: Vec<(&Take, BufferId)> = region.roots.iter().map(|&r| (graph.take_of(r), place[&r])).collect();
     let inner = lowered(scan, &takes, extent)?;
     let operands: Vec<BufferId> = graph.inputs(first).iter().map(|&i| place[&underlying(graph, i)]).collect();
     let mut l = Unroller::new(program, scan, inner, &operands, &takes)?;
@@ -35,11 +35,6 @@ pub(super) fn steps(
         kernel.get_or_insert_with(|| InLoop { body: body.clone(), times: 1 }).times *= times;
     }
     Ok(())
-}
-
-fn taken(graph: &Graph, id: NodeId) -> &Take {
-    let Op::Scan(scan) = graph.op(id) else { unreachable!("a loop's roots are scans") };
-    &scan.take
 }
 
 /// Names of the results that stand for what is stacked and for the states' next values.

@@ -28,12 +28,11 @@ pub(super) fn plan_bodies(step: &Graph, request: &Request, rules: &RuleSet) -> R
     let mut ready: BTreeMap<(Body, Vec<Take>, Vec<Format>), Ready> = BTreeMap::new();
     let mut of_loop: BTreeMap<NodeId, Ready> = BTreeMap::new();
     let mut bodies = BTreeMap::new();
-    let mut failed = None;
     let graph = step.rebuild(|id, so_far, inputs| {
-        let Op::Scan(scan) = step.op(id) else { return (step.op(id).clone(), inputs.to_vec()) };
+        let Op::Scan(scan) = step.op(id) else { return Ok((step.op(id).clone(), inputs.to_vec())) };
         let nodes = step.same_loop(id);
         if nodes[0] == id {
-            let mut takes: Vec<Take> = nodes.iter().map(|&n| taken(step, n).clone()).collect();
+            let mut takes: Vec<Take> = nodes.iter().map(|&n| step.take_of(n).clone()).collect();
             takes.sort();
             // Operands that lie in memory already have the format they have.
             let given = inputs.iter().zip(scan.body.graph().sources()).map(|(&x, source)| {
@@ -41,39 +40,21 @@ pub(super) fn plan_bodies(step: &Graph, request: &Request, rules: &RuleSet) -> R
                 if so_far.op(x).is_buffer() && declared.is_float() { so_far.ty(x).format } else { declared }
             });
             let key = (scan.body.clone(), takes, given.collect::<Vec<_>>());
-            let known = ready.get(&key).cloned().map_or_else(
-                || {
+            let known = match ready.get(&key) {
+                Some(known) => known.clone(),
+                None => {
                     let (made, planned) = plan_body(scan, &key.1, &key.2, request, rules)?;
                     bodies.insert(scan.body.graph().name.clone(), planned);
-                    Ok(made)
-                },
-                Ok,
-            );
-            match known {
-                Ok(known) => {
-                    ready.insert(key, known.clone());
-                    of_loop.insert(id, known);
+                    ready.entry(key).or_insert(made).clone()
                 }
-                Err(e) => failed = Some(e),
-            }
+            };
+            of_loop.insert(id, known);
         }
-        match of_loop.get(&nodes[0]) {
-            Some(r) => {
-                let planned = Scan { body: r.body.clone(), ..scan.clone() };
-                (Op::Scan(planned), r.operands.iter().map(|&i| inputs[i]).collect())
-            }
-            None => (step.op(id).clone(), inputs.to_vec()),
-        }
-    });
-    match failed {
-        Some(e) => Err(e),
-        None => Ok(Looped { graph: graph?, bodies }),
-    }
-}
-
-fn taken(graph: &Graph, id: NodeId) -> &Take {
-    let Op::Scan(scan) = graph.op(id) else { unreachable!("loops are made of scans") };
-    &scan.take
+        let known = &of_loop[&nodes[0]];
+        let planned = Scan { body: known.body.clone(), ..scan.clone() };
+        Ok((Op::Scan(planned), known.operands.iter().map(|&i| inputs[i]).collect()))
+    })?;
+    Ok(Looped { graph, bodies })
 }
 
 fn plan_body(

@@ -21,7 +21,7 @@ pub use observed::observed;
 pub use policy::{Policy, Verdict, paint};
 pub use profile::print_profile;
 pub use sketch::copy_name;
-pub use table::{print_table, seconds, summary_line};
+pub use table::{clip, print_table, seconds, summary_line};
 
 use crate::cost::{Estimate, Target};
 use crate::error::Result;

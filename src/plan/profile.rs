@@ -1,11 +1,9 @@
 //! What every kernel took beside what it was predicted to take.
 
+use super::Planned;
 use super::table::{bytes, clip, kind_of, label, seconds};
-use super::{Planned, Request};
-use crate::cost::Estimate;
-use crate::error::Result;
-use crate::ir::verify;
-use crate::lower::{Program, lower};
+use crate::cost::{Estimate, Target};
+use crate::lower::Program;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -20,10 +18,8 @@ struct Row {
 /// Rows shown by name; the rest are summed up.
 const SHOWN: usize = 40;
 
-/// A table of launches, the longest first. `measured` holds the seconds of each launch of the lowered plan, on `device`.
-pub fn print_profile(planned: &Planned, request: &Request, measured: &[f64], device: &str) -> Result<String> {
-    let program = lower(verify(&planned.graph)?)?;
-    let target = &request.target;
+/// A table of launches, the longest first. `measured` holds the seconds of each launch of the plan's program, on `device`.
+pub fn print_profile(planned: &Planned, program: &Program, target: &Target, measured: &[f64], device: &str) -> String {
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut kinds: BTreeMap<String, Row> = BTreeMap::new();
     for (launch, &took) in program.launches.iter().zip(measured) {
@@ -32,7 +28,7 @@ pub fn print_profile(planned: &Planned, request: &Request, measured: &[f64], dev
             predicted += target.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
         }
         let kind = kind_of(&program.kernels[launch.start]);
-        let key = (kind.clone(), names(planned, &program, launch.clone()));
+        let key = (kind.clone(), names(planned, program, launch.clone()));
         for row in [rows.entry(key).or_default(), kinds.entry(kind).or_default()] {
             row.launches += 1;
             row.measured += took;
@@ -80,7 +76,7 @@ pub fn print_profile(planned: &Planned, request: &Request, measured: &[f64], dev
         line(&mut out, row, kind, "all of this kind");
     }
     line(&mut out, &sum(&mut kinds.values()), "", "all, one after the other");
-    Ok(out)
+    out
 }
 
 /// What a launch computes, by the names of the plan.

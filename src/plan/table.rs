@@ -81,7 +81,8 @@ pub(super) fn label(planned: &Planned, in_loop: Option<&InLoop>, buffer: &str) -
     format!("{times}{}: {value}", clip(&l.body, 16))
 }
 
-pub(super) fn clip(s: &str, width: usize) -> String {
+/// At most `width` characters.
+pub fn clip(s: &str, width: usize) -> String {
     if s.chars().count() <= width {
         s.to_owned()
     } else {

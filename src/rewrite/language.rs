@@ -200,7 +200,7 @@ impl Analysis<Term> for Facts {
 impl Fact {
     /// What a reader sees: a narrow buffer is f32 once read.
     fn read_as(self, sort: Sort) -> Fact {
-        let ty = self.ty.map(|t| if t.format.is_low() { Type::new(t.shape, Format::F32) } else { t });
+        let ty = self.ty.map(|t| Type { format: t.format.once_read(), ..t });
         Fact { sort, ty, word: None, ..self }
     }
 }

@@ -145,7 +145,9 @@ impl Session {
     /// Times every kernel of the step and says what it took beside what was predicted. The run ends with this.
     pub fn profile(mut self) -> Result<String> {
         let measured = self.step.profile()?;
-        print_profile(&self.compiled.planned, &self.compiled.settings.request()?, &measured, &self.step.describe())
+        let target = self.compiled.settings.request()?.target;
+        let step = &self.step;
+        Ok(print_profile(&self.compiled.planned, step.program(), &target, &measured, &step.describe()))
     }
 
     /// Refuses data that does not fit the model. Training data must fill a batch.

@@ -30,7 +30,7 @@ pub(super) fn infer_put_rows(axis: usize, x: &Type, index: &Type, updates: &Type
     if updates.shape != Shape(dims) {
         return Err(format!("updates {} do not fit rows of {} at {}", updates.shape, x.shape, index.shape));
     }
-    Ok(Type::new(x.shape.clone(), if x.format.is_low() { Format::F32 } else { x.format }))
+    Ok(Type::new(x.shape.clone(), x.format.once_read()))
 }
 
 pub(super) fn eval_put_rows(axis: usize, kind: ScatterKind, x: &[&Tensor]) -> Tensor {
@@ -85,7 +85,7 @@ pub(super) fn infer_gather(axis: usize, x: &Type, index: &Type) -> Result<Type, 
     check(axis, x, index)?;
     let mut dims = x.shape.0.clone();
     dims.splice(axis..=axis, index.shape.0.iter().cloned());
-    Ok(Type::new(Shape(dims), if x.format.is_low() { Format::F32 } else { x.format }))
+    Ok(Type::new(Shape(dims), x.format.once_read()))
 }
 
 pub(super) fn infer_scatter(axis: usize, size: &Dim, dy: &Type, index: &Type) -> Result<Type, String> {
@@ -97,7 +97,7 @@ pub(super) fn infer_scatter(axis: usize, size: &Dim, dy: &Type, index: &Type) ->
     }
     let mut dims = dy.shape.0.clone();
     dims.splice(axis..axis + rank, [size.clone()]);
-    Ok(Type::new(Shape(dims), if dy.format.is_low() { Format::F32 } else { dy.format }))
+    Ok(Type::new(Shape(dims), dy.format.once_read()))
 }
 
 /// The row that a position names: negative indices count from the end (ONNX Gather-13).

@@ -18,7 +18,7 @@ pub(super) fn overflow(format: Format) -> Overflow {
 
 /// The register format of a converted value: what is narrower than f32 is an f32 that the format holds.
 pub(super) fn infer_convert(format: Format, x: &Type) -> Type {
-    Type::new(x.shape.clone(), if format.is_low() || format == Format::Tf32 { Format::F32 } else { format })
+    Type::new(x.shape.clone(), format.once_read())
 }
 
 /// Row-major memory has no shape of its own.

@@ -49,7 +49,7 @@ pub(super) fn infer(kind: ReduceKind, axes: &[usize], keep: bool, x: &Type) -> R
         (true, true) => Some(Dim::Fixed(1)),
         (true, false) => None,
     });
-    let format = if x.format.is_low() { Format::F32 } else { x.format };
+    let format = x.format.once_read();
     Ok(Type::new(Shape(dims.collect()), format))
 }
 

@@ -7,7 +7,6 @@
 //! one loop, so a gradient takes what it needs from the loop that is there.
 
 use super::{Attr, Dim, Op, Shape, Type};
-use crate::format::Format;
 use crate::ir::eval::evaluate;
 use crate::ir::graph::{Graph, NodeId, Role};
 use crate::ir::tensor::Tensor;
@@ -137,13 +136,13 @@ impl Scan {
                 Op::Input { .. } => self.stacked(&ty.shape),
                 _ => ty.shape.clone(),
             };
-            if want != given.shape || register(ty.format) != register(given.format) {
+            if want != given.shape || ty.format.once_read() != given.format.once_read() {
                 return Err(format!("`{name}` of the body takes {}, not {given}", Type::new(want, ty.format)));
             }
             if matches!(body.op(source), Op::State { .. }) {
                 let next = self.body.update(name).ok_or_else(|| format!("the body never updates `{name}`"))?;
                 let next = body.ty(next);
-                if next.shape != ty.shape || register(next.format) != register(ty.format) {
+                if next.shape != ty.shape || next.format.once_read() != ty.format.once_read() {
                     return Err(format!("`{name}` is {ty} and its update {next}"));
                 }
             }
@@ -213,12 +212,16 @@ impl Scan {
     }
 }
 
-/// What a reader sees of a format.
-fn register(f: Format) -> Format {
-    if f.is_low() || f == Format::Tf32 { Format::F32 } else { f }
-}
-
 impl Graph {
+    /// What a scan takes out of its loop.
+    ///
+    /// # Panics
+    /// If the node is no scan.
+    pub fn take_of(&self, id: NodeId) -> &Take {
+        let Op::Scan(scan) = self.op(id) else { panic!("`{}` is no scan", self.name_of(id)) };
+        &scan.take
+    }
+
     /// The nodes that run the same loop as this scan, ascending.
     pub fn same_loop(&self, id: NodeId) -> Vec<NodeId> {
         let Op::Scan(scan) = self.op(id) else { return Vec::new() };

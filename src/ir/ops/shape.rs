@@ -9,7 +9,7 @@ use crate::ir::types::Dim;
 
 /// The register format a moved element has: what was narrow is f32 once read.
 fn register(x: &Type, shape: Shape) -> Type {
-    Type::new(shape, if x.format.is_low() { super::Format::F32 } else { x.format })
+    Type::new(shape, x.format.once_read())
 }
 
 fn axis_extent(x: &Type, axis: usize) -> Result<usize, String> {

@@ -380,7 +380,7 @@ impl<'a> Importer<'a> {
                     return Ok(id);
                 }
                 let trained = w.format.is_float() && !self.frozen.contains(name);
-                let format = if w.format.is_low() { Format::F32 } else { w.format };
+                let format = w.format.once_read();
                 let ty = Type::new(Shape::of(&w.dims), format);
                 let op = if trained { Op::Param { init: Init::Data, ty } } else { Op::State { init: Init::Data, ty } };
                 self.weights.insert(name.to_owned(), (*w).clone());
@@ -406,7 +406,7 @@ impl<'a> Importer<'a> {
     /// A node for a known tensor: a constant where one number will do, else a tensor among the weights.
     pub fn known_node(&mut self, k: &Rc<Known>, name: Option<&str>) -> Result<NodeId, String> {
         let (t, dims) = (&k.tensor, Shape::of(&k.tensor.dims));
-        let format = if k.format.is_low() { Format::F32 } else { k.format };
+        let format = k.format.once_read();
         let uniform = t.data.first().filter(|&&first| t.data.iter().all(|v| v.to_bits() == first.to_bits()));
         let id = match uniform {
             Some(&first) => {
