@@ -56,7 +56,7 @@ fn forward(path: &Path, dir: &Path) -> Result<()> {
     let mut bound = timed("import", || model.bind_shaped(&shapes, Purpose::Training, &BTreeMap::new()))?;
     let outputs: Vec<_> = bound.graph.outputs().iter().filter(|o| o.role == Role::Output).cloned().collect();
     bound.graph = bound.graph.prune(&outputs)?;
-    let request = Request { policy: Policy::Fp32, low: Format::F16, target: Target::named("cpu")? };
+    let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu")?);
     let planned = timed("plan", || plan(&bound.graph, &request, &RuleSet::builtin()?))?.graph;
     let program = timed("lower", || lower(verify(&planned)?))?;
     eprintln!("{} values, {} kernels", bound.graph.len(), program.kernels.len());

@@ -41,6 +41,35 @@ pub enum Overflow {
     Ieee,
 }
 
+/// A set of formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Formats(u16);
+
+impl Formats {
+    pub const NONE: Formats = Formats(0);
+    pub const ALL: Formats = Formats(u16::MAX);
+
+    pub fn contains(self, format: Format) -> bool {
+        self.0 & (1 << format as u16) != 0
+    }
+
+    /// The formats in both sets.
+    #[must_use]
+    pub fn and(self, other: Formats) -> Formats {
+        Formats(self.0 & other.0)
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = Format> {
+        Format::ALL.into_iter().filter(move |&f| self.contains(f))
+    }
+}
+
+impl FromIterator<Format> for Formats {
+    fn from_iter<I: IntoIterator<Item = Format>>(formats: I) -> Formats {
+        Formats(formats.into_iter().fold(0, |bits, f| bits | 1 << f as u16))
+    }
+}
+
 /// The parameters of a binary floating-point format.
 #[derive(Clone, Copy, Debug)]
 pub struct FloatSpec {

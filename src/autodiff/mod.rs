@@ -5,26 +5,42 @@ mod scan;
 use crate::error::{Error, Result};
 use crate::ir::ops::Context;
 use crate::ir::{Binary, Graph, NodeId, Op, Stage, Take};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Appends the gradients of the scalar `of`, times `seed`, with respect to each of `wrt`.
 ///
 /// `seed` is a scalar node: 1, or the loss scale. A value `of` does not depend on has no entry in the result.
 /// Every value's whole gradient is marked as such, so that policies can treat it like the value.
 pub fn gradients(graph: &mut Graph, of: NodeId, seed: NodeId, wrt: &[NodeId]) -> Result<BTreeMap<NodeId, NodeId>> {
+    gradients_holding(graph, of, seed, wrt, &[])
+}
+
+/// [`gradients`], with the values of `held` taken for constants.
+pub fn gradients_holding(
+    graph: &mut Graph,
+    of: NodeId,
+    seed: NodeId,
+    wrt: &[NodeId],
+    held: &[NodeId],
+) -> Result<BTreeMap<NodeId, NodeId>> {
     if graph.shape(of).rank() != 0 {
         let (name, ty) = (graph.name_of(of), graph.ty(of));
         return Err(Error::Graph(format!("`{name}` is {ty}; only a scalar can be differentiated")));
     }
     let outer = std::mem::replace(&mut graph.stage, Stage::Backward);
-    let found = pull(graph, &[(of, seed)], wrt)?;
+    let found = pull(graph, &[(of, seed)], wrt, held)?;
     graph.stage = outer;
     Ok(found)
 }
 
 /// Appends the gradients with respect to each of `wrt` of some values whose own gradients are given.
-fn pull(graph: &mut Graph, given: &[(NodeId, NodeId)], wrt: &[NodeId]) -> Result<BTreeMap<NodeId, NodeId>> {
-    let needed = reaches(graph, wrt);
+fn pull(
+    graph: &mut Graph,
+    given: &[(NodeId, NodeId)],
+    wrt: &[NodeId],
+    held: &[NodeId],
+) -> Result<BTreeMap<NodeId, NodeId>> {
+    let needed = reaches(graph, wrt, held);
     let mut pending: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     given.iter().for_each(|&(of, dy)| pending.entry(of).or_default().push(dy));
     let mut whole: BTreeMap<NodeId, NodeId> = BTreeMap::new();
@@ -81,11 +97,14 @@ fn sum(graph: &mut Graph, parts: &[NodeId]) -> Result<Option<NodeId>> {
     Ok(Some(total))
 }
 
-/// For every node: does it depend on one of `wrt`?
-fn reaches(graph: &Graph, wrt: &[NodeId]) -> Vec<bool> {
+/// For every node: does it depend on one of `wrt` other than through `held`?
+fn reaches(graph: &Graph, wrt: &[NodeId], held: &[NodeId]) -> Vec<bool> {
     let mut out = vec![false; graph.len()];
+    wrt.iter().for_each(|w| out[w.index()] = true);
+    let held: BTreeSet<NodeId> = held.iter().copied().collect();
     for id in graph.ids() {
-        out[id.index()] = wrt.contains(&id) || graph.inputs(id).iter().any(|i| out[i.index()]);
+        let depends = graph.inputs(id).iter().any(|i| out[i.index()]);
+        out[id.index()] |= depends && !held.contains(&id);
     }
     out
 }

@@ -70,7 +70,7 @@ impl Derivative {
                 wrt.push(source);
             }
         }
-        let gradients = super::pull(&mut body, &given, &wrt)?;
+        let gradients = super::pull(&mut body, &given, &wrt, &[])?;
         Ok(Derivative { body, forward, sources, gradients, by_position, by_state })
     }
 

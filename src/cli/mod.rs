@@ -4,6 +4,7 @@
 
 mod compile;
 mod doctor;
+mod evidence;
 mod export;
 mod plan;
 mod profile;
@@ -59,12 +60,15 @@ enum Command {
 /// Options that decide what is compiled.
 #[derive(Args, Clone, Debug)]
 pub struct StepArgs {
-    /// fp32, o1 (autocast's lists), o2, o3 (everything low)
+    /// fp32, o1 (autocast's lists), o2, o3 (everything low), auto (by evidence from data, within a budget)
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
-    /// The narrow format: f16 or bf16
+    /// The narrow format of the lists, and the only one of auto: f16 or bf16
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
+    /// What auto chooses from besides f32 [default: f16,bf16 where the target multiplies them]
+    #[arg(long, value_name = "FORMAT,..", value_delimiter = ',', conflicts_with = "format")]
+    formats: Vec<String>,
     /// What the plan is made for: cpu, sm_70 (V100), sm_75 (T4), sm_80 (A100), sm_89 (L4), sm_90 (H200), h100, sm_100 (B200)
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
@@ -116,13 +120,17 @@ impl StepArgs {
             s.policy = p.parse::<Policy>()?;
         }
         if let Some(f) = &self.format {
-            s.low = match f.parse::<Format>() {
-                Ok(low @ (Format::F16 | Format::Bf16)) => low,
-                Ok(other) => {
-                    return Err(Error::Request(format!("--format takes f16 or bf16; {other} cannot be planned yet")));
-                }
-                Err(_) => return Err(Error::Request(format!("unknown format `{f}`; --format takes f16 or bf16"))),
-            };
+            s.low = narrow(f)?;
+            s.formats = vec![s.low];
+        }
+        if !self.formats.is_empty() {
+            let all = self.formats.iter().filter(|f| *f != "f32");
+            s.formats = all.map(|f| narrow(f)).collect::<Result<_>>()?;
+            s.low = *s.formats.first().ok_or_else(|| {
+                Error::Request(
+                    "--formats takes at least one narrow format; for f32 alone there is --policy fp32".into(),
+                )
+            })?;
         }
         if let Some(t) = &self.target {
             s.target = t.clone();
@@ -176,6 +184,17 @@ impl StepArgs {
             Some(dir) => RuleSet::from_dir(dir),
             None => RuleSet::builtin(),
         }
+    }
+}
+
+/// A narrow format that can be planned.
+fn narrow(name: &str) -> Result<Format> {
+    match name.parse::<Format>() {
+        Ok(low @ (Format::F16 | Format::Bf16)) => Ok(low),
+        Ok(other) => {
+            Err(Error::Request(format!("formats to plan with are f16 and bf16; {other} cannot be planned yet")))
+        }
+        Err(_) => Err(Error::Request(format!("unknown format `{name}`; formats to plan with are f16 and bf16"))),
     }
 }
 

@@ -1,13 +1,14 @@
 //! `mantissa plan`.
 
+use super::evidence::EvidenceArgs;
 use super::{StepArgs, new_file, out, read_model};
-use crate::data;
+use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::{lower, outline};
 use crate::model::write_atomically;
-use crate::plan::{PlanFile, Planned, Policy, Request, plan, print_table, summary_line};
-use crate::train::{RunFile, Settings};
+use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_table, summary_line};
+use crate::train::{Compiled, RunFile, Settings};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +19,14 @@ pub struct PlanArgs {
     model: PathBuf,
     #[command(flatten)]
     step: StepArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
+    /// Data for policy auto to choose formats by: .npz with x and y, .csv, or a directory of IDX files. A run file has its own
+    #[arg(long, value_name = "DATA")]
+    calibrate: Option<PathBuf>,
+    /// Multiply the features of --calibrate by this
+    #[arg(long, value_name = "X", requires = "calibrate")]
+    scale: Option<f64>,
     /// Write the plan as JSON, for `train --plan`
     #[arg(short, long, value_name = "PLAN.json")]
     output: Option<PathBuf>,
@@ -36,14 +45,7 @@ pub struct PlanArgs {
 const STAGES: [&str; 5] = ["ir", "step", "plan", "kernels", "cuda"];
 
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let (model_path, mut settings) = if args.model.extension().is_some_and(|e| e == "toml") {
-        let file = RunFile::read(&args.model, &[])?;
-        let dir = args.model.parent().unwrap_or(Path::new("."));
-        let samples = data::load(&file.data.train.relative_to(dir), file.data.scale)?.samples;
-        (dir.join(&file.model), file.settings(samples))
-    } else {
-        (args.model.clone(), Settings::default())
-    };
+    let (model_path, mut settings, data, seed) = request(args)?;
     args.step.apply(&mut settings)?;
     if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
         return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
@@ -57,7 +59,14 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         request.target.require(settings.low)?;
     }
     let rules = args.step.rule_set()?;
-    let compiled = settings.compile(&model, &rules, None)?;
+    let compiled = match &data {
+        Some(data) if settings.policy == Policy::Auto => {
+            args.evidence.compile(&settings, &model, &args.step, data, seed)?
+        }
+        _ => settings.compile(&model, &rules, None)?,
+    };
+    let settings = compiled.settings.clone();
+    let request = settings.request()?;
     let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
     if let Some(path) = &args.output {
         write_atomically(path, file.to_json().as_bytes())?;
@@ -85,6 +94,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         "policy {} with {} on {} ({})\n\n",
         settings.policy, settings.low, request.target.name, request.target.device
     ));
+    out(&evidence_text(&compiled, &settings));
     out(&print_table(&compiled.planned, &request)?);
     out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one step", "time", "bytes", "launches"));
     let launches = |p: &Planned| Ok::<_, Error>(lower(verify(&p.graph)?)?.launches.len());
@@ -112,6 +122,49 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// What policy auto went by, and what came of it.
+fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
+    if settings.policy != Policy::Auto {
+        return String::new();
+    }
+    let (Some(c), Some(m)) = (&settings.calibration, &compiled.planned.measured) else {
+        return "without data: the formats are those of autocast's lists, chosen by cost; --calibrate DATA chooses them by evidence\n\n".into();
+    };
+    let estimated: f64 = compiled.planned.noise.iter().map(|n| n.2).sum();
+    let mut text = format!(
+        "calibrated on {} batches; {}. The plan is estimated to add {} of that; measured on {} held-out batches: {}",
+        c.batches,
+        c.budget_text(),
+        percent(estimated.sqrt()),
+        m.batches,
+        percent(m.overall())
+    );
+    if let Some((name, error)) = m.worst() {
+        text += &format!(" (most in the gradient of `{name}`: {})", percent(error));
+    }
+    text += &format!("\nloss scale {} to begin with\n", c.loss_scale);
+    for (name, format, share) in compiled.planned.noise.iter().take(3) {
+        text += &format!("  {:<28} to {format}: {} of the budget's square\n", clip(name, 28), percent(*share));
+    }
+    text + "\n"
+}
+
+/// The model, settings and data that are asked for, and the seed.
+fn request(args: &PlanArgs) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
+    let calibrate = match &args.calibrate {
+        Some(path) => Some(data::load(&Source::find(path, "train")?, args.scale.unwrap_or(1.0))?),
+        None => None,
+    };
+    if args.model.extension().is_none_or(|e| e != "toml") {
+        return Ok((args.model.clone(), Settings::default(), calibrate, 0));
+    }
+    let file = RunFile::read(&args.model, &[])?;
+    let dir = args.model.parent().unwrap_or(Path::new("."));
+    let data = data::load(&file.data.train.relative_to(dir), file.data.scale)?;
+    let settings = file.settings(data.samples);
+    Ok((dir.join(&file.model), settings, calibrate.or(Some(data)), file.train.seed))
 }
 
 fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {

@@ -1,10 +1,11 @@
 //! `mantissa train`.
 
+use super::evidence::EvidenceArgs;
 use super::{Reporter, StepArgs, out, read_model};
 use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, write_atomically};
-use crate::plan::PlanFile;
+use crate::plan::{PlanFile, Policy, percent};
 use crate::run::DeviceKind;
 use crate::train::{Compiled, RunFile, Session, Settings};
 use clap::Args;
@@ -20,6 +21,8 @@ pub struct TrainArgs {
     what: PathBuf,
     #[command(flatten)]
     step: StepArgs,
+    #[command(flatten)]
+    evidence: EvidenceArgs,
     #[command(flatten)]
     run: RunArgs,
     /// Use a plan made by `mantissa plan -o`
@@ -150,7 +153,19 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some((file, _)) = &saved {
         (settings.policy, settings.low, settings.target) = (file.policy, file.low, file.target.clone());
     }
-    let compiled = settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?;
+    let compiled = if settings.policy == Policy::Auto && saved.is_none() {
+        args.evidence.compile(&settings, &model, &args.step, &data, plan.seed)?
+    } else {
+        settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?
+    };
+    if let (Some(m), Some(c)) = (&compiled.planned.measured, &compiled.settings.calibration) {
+        eprintln!(
+            "{}; the plan adds {} of that, measured on {} held-out batches",
+            c.budget_text(),
+            percent(m.overall()),
+            m.batches
+        );
+    }
     train(compiled, data, &plan, &args.run, &HashMap::new())
 }
 

@@ -64,6 +64,8 @@ fn plan_body(
     request: &Request,
     rules: &RuleSet,
 ) -> Result<(Ready, Planned)> {
+    // Noise inside loops is not estimated, so the lists decide there; what they decide is measured with the plan.
+    let request = &Request { calibration: None, ..request.clone() };
     let body = scan.body.graph();
     let sources: Vec<NodeId> = body.sources().collect();
     let format = |id: NodeId| given[sources.iter().position(|&s| s == id).expect("a source")];
@@ -78,14 +80,14 @@ fn plan_body(
         Op::State { ty, .. } => Op::Param { init: Init::Data, ty: ty.clone() },
         op => op.clone(),
     })?;
-    let verdicts = paint(&step, request.policy);
+    let verdicts = paint(&step, request);
     let updates: Vec<Output> = step.outputs().iter().filter(|o| o.role == Role::Update).cloned().collect();
     step.clear_outputs();
     for take in takes {
         let Take::Stack(name) = take else { continue };
         let value = scan.body.value(name).expect("checked by the type rule");
-        let low = request.policy != Policy::Fp32 && verdicts[value.index()].low && !step.op(value).is_buffer();
-        let stored = if low { step.add(Op::Put(request.low), &[value])? } else { value };
+        let low = request.policy != Policy::Fp32 && verdicts[value.index()].allow.stores.contains(request.low);
+        let stored = if low && !step.op(value).is_buffer() { step.add(Op::Put(request.low), &[value])? } else { value };
         step.add_output(name, Role::Output, stored);
     }
     updates.into_iter().for_each(|o| step.add_output(o.name, Role::Update, o.node));

@@ -1,7 +1,7 @@
 //! What a value's numbers look like over some steps, and what a format would make of them.
 
 use crate::format::Format;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Exponents of the smallest and the largest f32.
@@ -9,7 +9,7 @@ const LOWEST: i32 = -149;
 const HIGHEST: i32 = 127;
 
 /// The magnitudes of a value's elements, counted by power of two.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
     pub count: u64,
     pub zeros: u64,
@@ -19,7 +19,7 @@ pub struct Spread {
     pub smallest: f32,
     pub largest: f32,
     /// How many elements have |x| in [2^e, 2^(e+1)), for e from -149 to 127.
-    #[serde(skip)]
+    #[serde(rename = "octaves", with = "octaves")]
     exponents: Vec<u64>,
 }
 
@@ -27,6 +27,23 @@ impl Default for Spread {
     fn default() -> Spread {
         let exponents = vec![0; (HIGHEST - LOWEST + 1) as usize];
         Spread { count: 0, zeros: 0, non_finite: 0, smallest: f32::INFINITY, largest: 0.0, exponents }
+    }
+}
+
+/// Octaves that hold something, by exponent.
+mod octaves {
+    use super::{HIGHEST, LOWEST};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+    use std::collections::BTreeMap;
+
+    pub fn serialize<S: Serializer>(counts: &[u64], s: S) -> Result<S::Ok, S::Error> {
+        let held = counts.iter().zip(LOWEST..).filter(|(n, _)| **n > 0);
+        held.map(|(&n, e)| (e, n)).collect::<BTreeMap<i32, u64>>().serialize(s)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<u64>, D::Error> {
+        let held = BTreeMap::<i32, u64>::deserialize(d)?;
+        Ok((LOWEST..=HIGHEST).map(|e| held.get(&e).copied().unwrap_or(0)).collect())
     }
 }
 
@@ -56,6 +73,13 @@ impl Spread {
                 self.non_finite += 1;
             }
         }
+    }
+
+    /// The spread of all elements times 2^`octaves`.
+    pub fn scaled(&self, octaves: i32) -> Spread {
+        let by = 2f32.powi(octaves);
+        let exponents = (LOWEST..=HIGHEST).map(|e| self.at(e - octaves)).collect();
+        Spread { smallest: self.smallest * by, largest: self.largest * by, exponents, ..*self }
     }
 
     /// Elements with |x| in [2^e, 2^(e+1)).
@@ -93,7 +117,7 @@ fn exponent(x: f32) -> i32 {
 }
 
 /// Spreads of a step's values, by name, over the steps observed.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
     pub steps: usize,
     pub values: BTreeMap<String, Spread>,

@@ -4,32 +4,44 @@
 //! run; cyclic choices are rejected while that graph is built. [`super::start`] says where the search begins,
 //! [`super::search`] how it goes on.
 
+use super::live::Live;
 use super::members::{Choice, Members};
+use super::noise::Noise;
 use super::search::{Costed, Search};
 use super::sketch::Sketch;
 use super::start::start;
-use crate::cost::{Estimate, Target};
+use super::{Policy, Request};
+use crate::cost::Estimate;
 use crate::error::{Error, Result};
+use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Output};
 use crate::rewrite::{EGraph, Encoded};
+use egg::Id;
 use std::collections::BTreeMap;
 
 /// The chosen graph, with what it is predicted to cost.
 pub struct Extracted {
     pub graph: Graph,
+    /// Where each value of the step is in the graph.
+    pub places: Vec<Option<NodeId>>,
     pub estimate: Estimate,
     /// Steps, and parts of the step, lowered on the way.
     pub evaluations: usize,
     /// The search ended before it had tried every kind of move.
     pub cut_short: bool,
+    /// What roundings add to the gradients' noise, the most first.
+    pub noise: Vec<(String, Format, f64)>,
     /// The rule that made each stored buffer's choice, by the buffer's name.
     pub rules: BTreeMap<String, String>,
 }
 
 /// The cheapest graph found. `egraph` is `encoded`'s after saturation.
-pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, target: &Target) -> Result<Extracted> {
-    let members = Members::new(step, encoded, egraph);
-    let mut search = Search::new(&members, target);
+pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Request) -> Result<Extracted> {
+    let mut members = Members::new(step, encoded, egraph);
+    if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
+        members.noise = Some(Noise::new(step, encoded, &members, calibration));
+    }
+    let mut search = Search::new(&members, &request.target);
     let mut best: Option<Costed> = None;
     for pass_pointwise in [true, false] {
         if let Ok(costed) = search.whole(start(&members, pass_pointwise))
@@ -48,7 +60,34 @@ pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, target: &Target
     };
     let Costed { choice, graph, estimate } = search.improve(best);
     let rules = rules(&members, &choice);
-    Ok(Extracted { graph, estimate, evaluations: search.evaluations, cut_short: search.cut_short, rules })
+    let places = Sketch::whole(&members, &choice)?.places(step)?;
+    let noise = noisiest(&members, &choice);
+    Ok(Extracted {
+        graph,
+        places,
+        noise,
+        estimate,
+        evaluations: search.evaluations,
+        cut_short: search.cut_short,
+        rules,
+    })
+}
+
+/// The roundings of a choice, in the order of what they add to the gradients' noise.
+fn noisiest(members: &Members, choice: &Choice) -> Vec<(String, Format, f64)> {
+    let Some(noise) = &members.noise else { return Vec::new() };
+    let live = Live::new(members, choice.clone());
+    let mut out: Vec<(String, Format, f64)> = (0..members.ids())
+        .map(Id::from)
+        .filter(|&b| live.noise_of(b) > 0.0)
+        .filter_map(|b| {
+            let (format, value) = noise.rounding(members, &live, b)?;
+            let name = members.name(value).unwrap_or("a value of a rewrite");
+            Some((name.to_owned(), format, live.noise_of(b)))
+        })
+        .collect();
+    out.sort_by(|a, b| b.2.total_cmp(&a.2).then_with(|| a.0.cmp(&b.0)));
+    out
 }
 
 /// The graph of the smallest members, with outputs as values: what recognition makes of a graph.

@@ -8,14 +8,41 @@ pub(super) struct Live<'a> {
     pub choice: Choice,
     /// Classes whose chosen terms read each class, once for each operand; empty where a class is not reached.
     users: Vec<Vec<Id>>,
+    /// What each buffer adds to the noise; empty where noise does not count.
+    parts: Vec<f64>,
+    noise: f64,
+    /// Buffers whose readers or terms changed.
+    changed: Vec<Id>,
 }
 
 impl<'a> Live<'a> {
     pub fn new(members: &'a Members<'a>, choice: Choice) -> Live<'a> {
-        let mut live = Live { members, choice, users: vec![Vec::new(); members.ids()] };
+        let parts = if members.noise.is_some() { vec![0.0; members.ids()] } else { Vec::new() };
+        let users = vec![Vec::new(); members.ids()];
+        let mut live = Live { members, choice, users, parts, noise: 0.0, changed: Vec::new() };
         live.users[usize::from(members.root)].push(members.root);
         live.read(members.root);
+        live.count_noise();
         live
+    }
+
+    /// What the choice adds to the gradients' noise, as a share of the budget.
+    pub fn noise(&self) -> f64 {
+        self.noise
+    }
+
+    /// What one buffer adds.
+    pub fn noise_of(&self, buffer: Id) -> f64 {
+        self.parts.get(usize::from(buffer)).copied().unwrap_or(0.0)
+    }
+
+    fn count_noise(&mut self) {
+        let changed = std::mem::take(&mut self.changed);
+        let Some(noise) = &self.members.noise else { return };
+        for c in changed {
+            let part = noise.of(self.members, self, c);
+            self.noise += part - std::mem::replace(&mut self.parts[usize::from(c)], part);
+        }
     }
 
     pub fn users(&self, class: Id) -> &[Id] {
@@ -36,6 +63,10 @@ impl<'a> Live<'a> {
         if live {
             self.read(class);
         }
+        if !self.parts.is_empty() {
+            self.changed.push(class);
+            self.count_noise();
+        }
     }
 
     /// The tensors that a class's chosen term reads. A carried copy reads the update that writes it.
@@ -54,6 +85,9 @@ impl<'a> Live<'a> {
             for operand in self.operands(class) {
                 let users = &mut self.users[usize::from(operand)];
                 users.push(class);
+                if !self.parts.is_empty() {
+                    self.changed.push(operand);
+                }
                 if users.len() == 1 {
                     stack.push(operand);
                 }
@@ -68,6 +102,9 @@ impl<'a> Live<'a> {
                 let users = &mut self.users[usize::from(operand)];
                 let at = users.iter().position(|&u| u == class).expect("a reader is a user");
                 users.swap_remove(at);
+                if !self.parts.is_empty() {
+                    self.changed.push(operand);
+                }
                 if users.is_empty() {
                     stack.push(operand);
                 }

@@ -1,5 +1,7 @@
 //! The members of every e-class, cheapest first, and a choice among them.
 
+use super::live::Live;
+use super::noise::Noise;
 use crate::format::Format;
 use crate::ir::{Graph, Op, Stage};
 use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
@@ -33,6 +35,8 @@ pub(super) struct Members<'a> {
     names: HashMap<Id, String>,
     /// Classes of values that belong to the optimizer and the scaler.
     updates: Vec<bool>,
+    /// What roundings add to the gradients' noise, where that was measured.
+    pub noise: Option<Noise>,
 }
 
 impl<'a> Members<'a> {
@@ -48,7 +52,8 @@ impl<'a> Members<'a> {
         let canonical = |t: &Term| t.clone().map_children(|c| egraph.find(c));
         let made_by = egraph.analysis.made_by.iter().map(|(t, r)| (canonical(t), r.to_string())).collect();
         let root = egraph.find(encoded.root);
-        let mut m = Members { step, encoded, root, egraph, of: vec![Vec::new(); ids], made_by, names, updates };
+        let mut m =
+            Members { step, encoded, root, egraph, of: vec![Vec::new(); ids], made_by, names, updates, noise: None };
         m.rank();
         m
     }
@@ -99,21 +104,21 @@ impl<'a> Members<'a> {
             "" => 0.0,
             "carried" | "staged" => 0.01,
             "param" | "input" | "state" => 0.5,
-            "put" | "cast" => 0.1 + 0.01 * self.format_of(t.children[0]).map_or(4, Format::bytes) as f64,
+            "put" | "cast" => {
+                let format = self.format_of(t.children[0]);
+                0.1 + 0.01 * format.map_or(4, Format::bytes) as f64 + format.map_or(0.0, finer)
+            }
             "get" | "pass" => 0.01,
             // Low products first: their operands' casts are priced above.
             name if is_product(name) => {
-                if self.format_of(t.children[0]).is_some_and(Format::is_low) {
-                    0.0
-                } else {
-                    2.0
-                }
+                let format = self.format_of(t.children[0]).unwrap_or(Format::F32);
+                if format.is_low() { finer(format) } else { 2.0 }
             }
             _ => 1.0,
         }
     }
 
-    fn format_of(&self, word: Id) -> Option<Format> {
+    pub fn format_of(&self, word: Id) -> Option<Format> {
         self.egraph[word].data.word.and_then(|w| w.as_str().parse().ok())
     }
 
@@ -159,6 +164,16 @@ impl<'a> Members<'a> {
 
     pub fn rank_of(&self, class: Id) -> Option<usize> {
         self.ty(class).map(|t| t.shape.rank())
+    }
+
+    /// Is this a loop?
+    pub fn is_loop(&self, class: Id) -> bool {
+        self.of(class).first().is_some_and(|t| t.name() == "scan")
+    }
+
+    /// The class of a parameter, state or input.
+    pub fn source(&self, name: &str) -> Option<Id> {
+        self.step.find(name).map(|id| self.find(self.encoded.classes[id.index()]))
     }
 
     pub fn word(&self, class: Id) -> &'static str {
@@ -234,6 +249,24 @@ impl<'a> Members<'a> {
         (0..members.len()).filter(|&i| members[i].name() == "get").min_by_key(|&i| bytes(&members[i]))
     }
 
+    /// The position of an edge's member that is stored in a format.
+    pub fn getting(&self, edge: Id, format: Format) -> Option<usize> {
+        let is = |t: &Term| t.name() == "get" && self.ty(t.children[0]).is_some_and(|ty| ty.format == format);
+        self.of(edge).iter().position(is)
+    }
+
+    /// The position of a product's member that multiplies in another format and is otherwise the one chosen.
+    pub fn multiplying(&self, live: &Live, product: Id, format: Format) -> Option<usize> {
+        let now = self.chosen(&live.choice, product);
+        let words = |t: &Term| -> Vec<&'static str> {
+            let words = t.children.iter().filter(|&&c| self.sort(c) == Sort::Word);
+            words.map(|&c| self.word(c)).filter(|w| w.parse::<Format>().is_err()).collect()
+        };
+        self.of(product).iter().position(|t| {
+            t.name() == now.name() && self.format_of(t.children[0]) == Some(format) && words(t) == words(now)
+        })
+    }
+
     /// The position of an edge's passed member.
     pub fn pass(&self, edge: Id) -> Option<usize> {
         self.of(edge).iter().position(|t| t.name() == "pass")
@@ -252,4 +285,9 @@ impl<'a> Members<'a> {
         out.sort_unstable();
         out
     }
+}
+
+/// Of formats that cost the same, the one with the longer mantissa goes first.
+fn finer(format: Format) -> f64 {
+    format.float().map_or(0.0, |s| 1e-3 * s.unit_roundoff())
 }

@@ -1,44 +1,74 @@
 //! Choosing a format for every value: policy, extraction, and the plan a user reads and keeps.
 
 mod bodies;
+mod calibration;
 mod evidence;
 mod extract;
 mod file;
+mod kinks;
 mod live;
+mod measured;
 mod members;
+mod noise;
 mod observed;
 mod policy;
+mod probe;
 mod profile;
+mod raise;
 mod search;
 mod sketch;
 mod start;
 mod table;
 
+pub use calibration::{Budget, Calibration, HEADROOM, Shares, percent};
 pub use evidence::{Evidence, Fate, Spread};
 pub use extract::Extracted;
 pub use file::{PLAN_VERSION, PlanFile, fingerprint};
+pub use kinks::Kink;
+pub use measured::Measured;
 pub use observed::observed;
 pub use policy::{Policy, Verdict, paint};
+pub use probe::{Probe, probe};
 pub use profile::print_profile;
 pub use sketch::copy_name;
 pub use table::{clip, print_table, seconds, summary_line};
 
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
-use crate::format::Format;
-use crate::ir::{Graph, Op, verify};
-use crate::rewrite::{Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
+use crate::format::{Format, Formats};
+use crate::ir::{Graph, NodeId, Op, verify};
+use crate::rewrite::{Allow, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// What to plan for.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub policy: Policy,
-    /// The narrow format the policy lowers to.
+    /// The narrow format that lists of operations lower to.
     pub low: Format,
+    /// The narrow formats that evidence may choose from.
+    pub formats: Formats,
     pub target: Target,
+    pub calibration: Option<Arc<Calibration>>,
+}
+
+impl Request {
+    /// A plan by a policy's lists, with one narrow format.
+    pub fn by_lists(policy: Policy, low: Format, target: Target) -> Request {
+        Request { policy, low, formats: Formats::from_iter([low]), target, calibration: None }
+    }
+
+    /// The narrow formats that a plan may use.
+    fn allowed(&self) -> Formats {
+        match self.policy {
+            Policy::Fp32 => Formats::NONE,
+            Policy::Auto if self.calibration.is_some() => self.formats,
+            _ => Formats::from_iter([self.low]),
+        }
+    }
 }
 
 /// A planned graph and how it came about.
@@ -49,6 +79,8 @@ pub struct Planned {
     pub estimate: Estimate,
     /// The policy's reason for each value, by name.
     pub reasons: BTreeMap<String, String>,
+    /// Where each value of the step is in the graph; none where the plan does without it.
+    pub places: Vec<Option<NodeId>>,
     /// The rule behind each choice, by value name.
     pub rules: BTreeMap<String, String>,
     pub phases: Vec<PhaseReport>,
@@ -57,6 +89,11 @@ pub struct Planned {
     pub bodies: BTreeMap<String, Planned>,
     /// The search for a cheaper plan ended at its limit.
     pub search_cut_short: bool,
+    /// What roundings were estimated to add to the gradients' noise, in budgets, the noisiest first, by what is rounded
+    /// and the format.
+    pub noise: Vec<(String, Format, f64)>,
+    /// What the plan was measured to do to the gradients.
+    pub measured: Option<Measured>,
 }
 
 impl Planned {
@@ -72,11 +109,14 @@ impl Planned {
             graph,
             estimate,
             reasons: BTreeMap::new(),
+            places: Vec::new(),
             rules: BTreeMap::new(),
             phases: Vec::new(),
             evaluations: 0,
             bodies: BTreeMap::new(),
             search_cut_short: false,
+            noise: Vec::new(),
+            measured: None,
         })
     }
 }
@@ -88,7 +128,7 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
         sources: graph.sources().map(|id| (graph.name_of(id).to_owned(), graph.ty(id).clone())).collect(),
         ..Facts::default()
     };
-    let mut encoded = encode(verify(graph)?, facts, &vec![true; graph.len()])?;
+    let mut encoded = encode(verify(graph)?, facts, &vec![Allow::ALL; graph.len()])?;
     let (egraph, phases) = saturate(std::mem::take(&mut encoded.egraph), rules, &RECOGNITION);
     let named = plainest(graph, &encoded, &egraph)?;
     verify(&named)?;
@@ -100,13 +140,10 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
     let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
     let step = &step;
     let verified = verify(step)?;
-    if request.policy != Policy::Fp32 {
-        request.target.require(request.low)?;
-    }
-    let verdicts = paint(step, request.policy);
-    let allow: Vec<bool> = verdicts.iter().map(|v| v.low).collect();
-    let low = request.policy != Policy::Fp32;
-    let chosen: BTreeSet<Format> = if low { BTreeSet::from([request.low]) } else { BTreeSet::new() };
+    let formats = request.allowed();
+    formats.iter().try_for_each(|f| request.target.require(f))?;
+    let verdicts = paint(step, request);
+    let allow: Vec<Allow> = verdicts.iter().map(|v| v.allow).collect();
     let updated = step.outputs().iter().filter(|o| o.role == crate::ir::Role::Update).map(|o| o.name.clone()).collect();
     let facts = Facts {
         sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
@@ -116,27 +153,26 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
             .filter(|&id| matches!(step.op(id), Op::Input { label: false, .. }) && step.ty(id).format.is_float())
             .map(|id| step.name_of(id).to_owned())
             .collect(),
-        multiplies: chosen.clone(),
-        stores: chosen,
+        formats,
         ..Facts::default()
     };
     let mut encoded = encode(verified, facts, &allow)?;
-    for id in step.ids().filter(|&id| step.op(id).multiplies_in().is_some() && !allow[id.index()]) {
-        encoded.egraph.analysis.keep_products.insert(encoded.classes[id.index()]);
-    }
     let egraph = std::mem::take(&mut encoded.egraph);
     let (egraph, phases) = saturate(egraph, rules, &PHASES);
-    let extracted = extract(step, &encoded, &egraph, &request.target)?;
+    let extracted = extract(step, &encoded, &egraph, request)?;
     verify(&extracted.graph)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {
         graph: extracted.graph,
         estimate: extracted.estimate,
         reasons,
+        places: extracted.places,
         rules: extracted.rules,
         phases,
         evaluations: extracted.evaluations,
         bodies,
         search_cut_short: extracted.cut_short,
+        noise: extracted.noise,
+        measured: None,
     })
 }

@@ -5,10 +5,12 @@
 //! backward operations run in the format their forward operation used. Reductions and the inside of softmax, norms and
 //! losses are f32 in every policy: that is the kernels' arithmetic, not a choice.
 
+use super::Request;
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{Format, Formats};
 use crate::hint::nearest;
 use crate::ir::{Graph, NodeId, Op, ReduceKind, Stage, Unary};
+use crate::rewrite::Allow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -24,31 +26,40 @@ pub enum Policy {
     O2,
     /// Everything low, weights and optimizer state too: the speed of light, not a way to train.
     O3,
+    /// By evidence, within a budget of noise; the autocast lists where there is no evidence.
+    Auto,
 }
 
 impl FromStr for Policy {
     type Err = Error;
     fn from_str(s: &str) -> Result<Policy> {
-        let all = [("fp32", Policy::Fp32), ("o1", Policy::O1), ("o2", Policy::O2), ("o3", Policy::O3)];
+        let all = Policy::ALL.map(|p| (p.name(), p));
         all.iter().find(|(n, _)| *n == s.to_lowercase()).map(|(_, p)| *p).ok_or_else(|| {
             let hint = nearest(s, all.iter().map(|a| a.0)).map_or(String::new(), |n| format!("; is `{n}` meant?"));
-            Error::Request(format!("unknown policy `{s}`; policies are fp32, o1, o2, o3{hint}"))
+            Error::Request(format!("unknown policy `{s}`; policies are {}{hint}", all.map(|a| a.0).join(", ")))
         })
     }
 }
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.pad(match self {
-            Policy::Fp32 => "fp32",
-            Policy::O1 => "o1",
-            Policy::O2 => "o2",
-            Policy::O3 => "o3",
-        })
+        f.pad(self.name())
     }
 }
 
 impl Policy {
+    pub const ALL: [Policy; 5] = [Policy::Fp32, Policy::O1, Policy::O2, Policy::O3, Policy::Auto];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Policy::Fp32 => "fp32",
+            Policy::O1 => "o1",
+            Policy::O2 => "o2",
+            Policy::O3 => "o3",
+            Policy::Auto => "auto",
+        }
+    }
+
     /// The format of parameters and optimizer state.
     pub fn master(self, low: Format) -> Format {
         if self == Policy::O3 { low } else { Format::F32 }
@@ -58,24 +69,36 @@ impl Policy {
 /// The verdict on one value.
 #[derive(Clone, Debug)]
 pub struct Verdict {
-    /// May be stored in the low format; for a product, may multiply in it.
-    pub low: bool,
+    pub allow: Allow,
     pub why: String,
 }
 
 /// A verdict for every node of a step.
-pub fn paint(graph: &Graph, policy: Policy) -> Vec<Verdict> {
-    let mut out: Vec<Verdict> = Vec::with_capacity(graph.len());
-    for id in graph.ids() {
-        let verdict = verdict(graph, policy, id, &out);
-        out.push(verdict);
+pub fn paint(graph: &Graph, request: &Request) -> Vec<Verdict> {
+    if let (Policy::Auto, Some(calibration)) = (request.policy, &request.calibration) {
+        return graph.ids().map(|id| calibration.verdict(graph, id, request.formats)).collect();
     }
-    out
+    let mut listed: Vec<Listed> = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let verdict = verdict(graph, request.policy, id, &listed);
+        listed.push(verdict);
+    }
+    let low = Formats::from_iter([request.low]);
+    let allow = |l: &Listed| if l.low { Allow::within(low) } else { Allow::NONE };
+    // A list says what is stored and what multiplies; a product may read anything in its format.
+    listed.into_iter().map(|l| Verdict { allow: Allow { casts: Formats::ALL, ..allow(&l) }, why: l.why }).collect()
 }
 
-fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdict {
+/// What a list says of one value.
+struct Listed {
+    /// May be stored in the low format; for a product, may multiply in it.
+    low: bool,
+    why: String,
+}
+
+fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Listed]) -> Listed {
     let node = graph.node(id);
-    let say = |low: bool, why: &str| Verdict { low, why: why.to_owned() };
+    let say = |low: bool, why: &str| Listed { low, why: why.to_owned() };
     if !node.ty.format.is_float() {
         return say(false, "not a floating-point value");
     }
@@ -99,7 +122,7 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
         {
             return say(false, "o2: norms, softmax and losses stay f32");
         }
-        Policy::O2 | Policy::O1 => {}
+        Policy::O2 | Policy::O1 | Policy::Auto => {}
     }
     if node.op.multiplies_in().is_some() {
         return say(true, "a product: on the list of low-precision operations");
@@ -138,7 +161,7 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Verdict]) -> Verdi
 }
 
 /// A weight's gradient is low where some product reads the weight.
-fn uses_low(graph: &Graph, param: NodeId, done: &[Verdict]) -> bool {
+fn uses_low(graph: &Graph, param: NodeId, done: &[Listed]) -> bool {
     graph
         .users(param)
         .into_iter()

@@ -8,9 +8,11 @@
 
 use super::live::Live;
 use super::members::{Choice, Members};
+use super::raise::with;
 use super::sketch::{Key, Sketch};
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
+use crate::format::Format;
 use crate::ir::{Graph, verify};
 use crate::lower::outline;
 use crate::rewrite::Sort;
@@ -32,11 +34,13 @@ const CORE: usize = 600;
 const READERS: usize = 5;
 
 /// Members taken at once.
-type Flip = Vec<(Id, usize)>;
+pub(super) type Flip = Vec<(Id, usize)>;
 
 pub(super) struct Search<'a> {
-    members: &'a Members<'a>,
+    pub members: &'a Members<'a>,
     target: &'a Target,
+    /// The noise that a choice may add, where noise counts: 1 is all of the budget.
+    limit: f64,
     known: HashMap<Key, Option<f64>>,
     /// Windows and whole steps lowered.
     pub evaluations: usize,
@@ -59,7 +63,7 @@ struct Move {
 
 impl<'a> Search<'a> {
     pub fn new(members: &'a Members<'a>, target: &'a Target) -> Search<'a> {
-        Search { members, target, known: HashMap::new(), evaluations: 0, cut_short: false }
+        Search { members, target, limit: f64::INFINITY, known: HashMap::new(), evaluations: 0, cut_short: false }
     }
 
     /// Costs a choice by lowering the whole step.
@@ -78,8 +82,22 @@ impl<'a> Search<'a> {
     /// The best choice found from `best` on.
     pub fn improve(&mut self, best: Costed) -> Costed {
         let mut left = (WHOLE / self.members.step.len().max(1)).max(FEWEST);
-        let best = self.by_windows(best, &mut left);
+        let mut best = self.by_windows(best, &mut left);
+        if self.members.noise.is_some() {
+            // First the fastest choice of all, then what keeps to the budget, then what the budget leaves room for.
+            let choice = self.raised(best.choice.clone(), 1.0);
+            self.limit = Live::new(self.members, choice.clone()).noise().max(1.0);
+            if let Ok(raised) = self.whole(choice) {
+                best = raised;
+            }
+            left = left.max(FEWEST);
+            best = self.by_windows(best, &mut left);
+        }
         self.one_by_one(best, left)
+    }
+
+    fn keeps_limit(&self, choice: &Choice) -> bool {
+        self.members.noise.is_none() || Live::new(self.members, choice.clone()).noise() <= self.limit
     }
 
     /// What windows do not see: flips costed in the whole step, scalars first, which share launches with those far away.
@@ -154,6 +172,9 @@ impl<'a> Search<'a> {
     fn better<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
         let mut choice = than.choice.clone();
         flips.for_each(|&(class, member)| choice.set(class, member));
+        if !self.keeps_limit(&choice) {
+            return None;
+        }
         let costed = self.whole(choice).ok()?;
         (costed.estimate.seconds < than.estimate.seconds * (1.0 - 1e-9)).then_some(costed)
     }
@@ -169,8 +190,9 @@ impl<'a> Search<'a> {
             }
             let mut best: Option<Move> = None;
             for flip in flips(self.members, &live, class) {
-                if let Some(saved) = self.saved(&live, &flip)
+                if let Some(saved) = self.delta(&live, &flip).map(|d| -d).filter(|&s| s > 0.0)
                     && best.as_ref().is_none_or(|b| saved > b.saved)
+                    && (self.limit.is_infinite() || with(&mut live, &flip, |l| l.noise()) <= self.limit)
                 {
                     best = Some(Move { flip, saved });
                 }
@@ -183,8 +205,8 @@ impl<'a> Search<'a> {
         moves
     }
 
-    /// Seconds that a flip saves; none if it saves nothing.
-    fn saved(&mut self, live: &Live, flip: &Flip) -> Option<f64> {
+    /// Seconds that a flip costs, or saves if they are negative; none if it cannot be taken.
+    pub fn delta(&mut self, live: &Live, flip: &Flip) -> Option<f64> {
         let m = self.members;
         let window = window(m, live, flip)?;
         let inside: HashSet<Id> = window.iter().copied().collect();
@@ -211,7 +233,8 @@ impl<'a> Search<'a> {
         let mut choice = live.choice.clone();
         flip.iter().for_each(|&(c, member)| choice.set(c, member));
         let after = cost(self, &choice)?;
-        (after < before * (1.0 - 1e-7)).then_some(before - after)
+        // Differences that are only rounding are none.
+        Some(if (after - before).abs() <= before * 1e-7 { 0.0 } else { after - before })
     }
 
     fn cost(&mut self, sketch: &Sketch) -> Option<f64> {
@@ -227,7 +250,9 @@ impl<'a> Search<'a> {
 /// Alternatives at one class: each other member, alone and with the opposite choice at one operand's edge.
 fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     if m.sort(class) != Sort::Edge {
-        return Vec::new();
+        // Where noise counts, products too have a format to choose.
+        let narrow = [Format::F16, Format::Bf16].into_iter().filter(|_| m.noise.is_some() && m.is_product(class));
+        return narrow.filter_map(|f| Some(vec![(class, m.multiplying(live, class, f)?)])).collect();
     }
     let current = live.choice.of(class);
     let others = (0..m.of(class).len()).filter(|&i| i != current);

@@ -220,6 +220,18 @@ impl<'a> Sketch<'a> {
 
     /// The sketch as a graph, with the names the step has.
     pub fn graph(&self) -> Result<Graph> {
+        self.built().map(|b| b.0)
+    }
+
+    /// Where the graph has each value of the step.
+    pub fn places(&self, step: &Graph) -> Result<Vec<Option<NodeId>>> {
+        let made = self.built()?.1;
+        let class = |id: NodeId| self.members.find(self.members.encoded.classes[id.index()]);
+        Ok(step.ids().map(|id| self.at.get(&class(id)).map(|&n| made[n as usize])).collect())
+    }
+
+    /// The graph and its node for each node of the sketch.
+    fn built(&self) -> Result<(Graph, Vec<NodeId>)> {
         let m = self.members;
         let mut graph = Graph::new(&m.step.name);
         let mut made: Vec<NodeId> = Vec::with_capacity(self.key.nodes.len());
@@ -271,7 +283,7 @@ impl<'a> Sketch<'a> {
             }
             graph.add_output(name, *role, id);
         }
-        Ok(graph)
+        Ok((graph, made))
     }
 }
 

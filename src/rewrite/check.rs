@@ -4,13 +4,13 @@
 use super::EGraph;
 use super::language::{Facts, Head, Sort, Term, decode_op};
 use super::rules::{Arrow, Rule};
-use crate::format::{Format, Overflow};
+use crate::format::{Format, Formats, Overflow};
 use crate::ir::{Num, Op, Shape, Tensor, Type};
 use egg::{ENodeOrVar, Id, Language, Runner};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// Attempts to find shapes the left side accepts, for each instance wanted.
 const ATTEMPTS: usize = 400;
@@ -46,8 +46,7 @@ struct Instance {
 }
 
 fn instance(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
-    let both = BTreeSet::from([Format::F16, Format::Bf16]);
-    let mut facts = Facts { multiplies: both.clone(), stores: both, allow_low: true, ..Facts::default() };
+    let mut facts = Facts { formats: Formats::from_iter([Format::F16, Format::Bf16]), ..Facts::default() };
     let mut tensors = BTreeMap::new();
     let convolves = rule.left.iter().any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name().starts_with("conv")));
     let shapes: &[&[usize]] = match convolves {

@@ -1,6 +1,6 @@
 //! A training step as an e-graph: sources become buffers, operations values, operands edges.
 
-use super::language::{Facts, Term, attr_leaf};
+use super::language::{Allow, Facts, Term, attr_leaf};
 use super::{EGraph, Head};
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, Op, Role, Verified};
@@ -18,12 +18,12 @@ pub struct Encoded {
     pub updates: BTreeMap<String, Id>,
 }
 
-/// Encodes a verified step. `allow_low[node]` is the policy's verdict on storing a node's value in the low format.
-pub fn encode(step: Verified, facts: Facts, allow_low: &[bool]) -> Result<Encoded> {
+/// Encodes a verified step. `allow[node]` is the policy's verdict on a node's value.
+pub fn encode(step: Verified, facts: Facts, allow: &[Allow]) -> Result<Encoded> {
     let graph = step.graph();
     let mut e = Encoder { graph, egraph: EGraph::new(facts), classes: Vec::with_capacity(graph.len()) };
     for id in graph.ids() {
-        e.egraph.analysis.allow_low = allow_low[id.index()];
+        e.egraph.analysis.allow = allow[id.index()];
         let class = e.node(id);
         e.classes.push(class);
     }
@@ -39,7 +39,7 @@ pub fn encode(step: Verified, facts: Facts, allow_low: &[bool]) -> Result<Encode
         };
         outputs.push(e.buffer(o.node, format));
     }
-    e.egraph.analysis.allow_low = true;
+    e.egraph.analysis.allow = Allow::ALL;
     let root = e.egraph.add(Term::op("step", outputs));
     e.egraph.rebuild();
     Ok(Encoded { egraph: e.egraph, root, classes: e.classes, updates })

@@ -4,7 +4,7 @@
 //! an operation reads. Attributes, formats and names are leaves, so a pattern variable can bind them.
 
 use super::EGraph;
-use crate::format::Format;
+use crate::format::{Format, Formats};
 use crate::ir::text::parse_attr;
 use crate::ir::{Attr, Attrs, Num, Op, Shape, Type};
 use egg::{Analysis, DidMerge, Id, Language, Symbol};
@@ -105,14 +105,49 @@ pub fn is_product(name: &str) -> bool {
     matches!(name, "matmul" | "conv" | "conv_input" | "conv_weight" | "scatter" | "scatter_add")
 }
 
+/// What the policy allows of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allow {
+    /// Formats it may be stored in, narrower than its own.
+    pub stores: Formats,
+    /// Formats in which products may read it.
+    pub casts: Formats,
+    /// If it is a product: formats it may be multiplied in.
+    pub multiplies: Formats,
+}
+
+impl Allow {
+    pub const ALL: Allow = Allow { stores: Formats::ALL, casts: Formats::ALL, multiplies: Formats::ALL };
+
+    pub const NONE: Allow = Allow { stores: Formats::NONE, casts: Formats::NONE, multiplies: Formats::NONE };
+
+    /// Everything in these formats.
+    pub fn within(formats: Formats) -> Allow {
+        Allow { stores: formats, casts: formats, multiplies: formats }
+    }
+
+    fn and(self, other: Allow) -> Allow {
+        Allow {
+            stores: self.stores.and(other.stores),
+            casts: self.casts.and(other.casts),
+            multiplies: self.multiplies.and(other.multiplies),
+        }
+    }
+}
+
+impl Default for Allow {
+    fn default() -> Allow {
+        Allow::ALL
+    }
+}
+
 /// What every member of an e-class agrees on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
     pub sort: Sort,
     /// Shape and format; none for words and the root.
     pub ty: Option<Type>,
-    /// The policy allows this value to be stored in the plan's low format.
-    pub low: bool,
+    pub allow: Allow,
     pub constant: Option<Num>,
     pub word: Option<Symbol>,
 }
@@ -126,14 +161,10 @@ pub struct Facts {
     pub updated: BTreeSet<String>,
     /// Inputs the loader can stage in a narrower format.
     pub staged: BTreeSet<String>,
-    /// Formats the target's matrix units multiply, that the policy allows for products.
-    pub multiplies: BTreeSet<Format>,
-    /// Formats the policy stores values in.
-    pub stores: BTreeSet<Format>,
-    /// Policy verdicts for values about to be added; `true` unless the encoder says otherwise.
-    pub allow_low: bool,
-    /// Products that must not be lowered, by value class at encoding time.
-    pub keep_products: BTreeSet<Id>,
+    /// Narrow formats that the plan may use: the target's matrix units multiply them.
+    pub formats: Formats,
+    /// What is allowed of values about to be added; everything unless somebody says otherwise.
+    pub allow: Allow,
     /// The loops, in the order they were encoded: a term of one names it by number.
     pub scans: Vec<Op>,
     /// The rule that made a term, by the term as it was made.
@@ -144,7 +175,7 @@ impl Analysis<Term> for Facts {
     type Data = Fact;
 
     fn make(egraph: &mut EGraph, term: &Term, _: Id) -> Fact {
-        let fact = |sort, ty| Fact { sort, ty, low: egraph.analysis.allow_low, constant: None, word: None };
+        let fact = |sort, ty| Fact { sort, ty, allow: egraph.analysis.allow, constant: None, word: None };
         let child = |i: usize| &egraph[term.children[i]].data;
         match term.head {
             Head::Word(w) => Fact { word: Some(w), ..fact(Sort::Word, None) },
@@ -174,12 +205,12 @@ impl Analysis<Term> for Facts {
                     _ => {
                         let ty =
                             infer(egraph, term).unwrap_or_else(|e| panic!("a rule built an ill-typed {name}: {e}"));
-                        let low = if matches!(name, "put" | "cast" | "alias") {
-                            child(1).low
+                        let allow = if matches!(name, "put" | "cast" | "alias") {
+                            child(1).allow
                         } else {
-                            egraph.analysis.allow_low
+                            egraph.analysis.allow
                         };
-                        Fact { low, ..fact(sort, Some(ty)) }
+                        Fact { allow, ..fact(sort, Some(ty)) }
                     }
                 }
             }
@@ -189,8 +220,12 @@ impl Analysis<Term> for Facts {
     /// Equal classes must agree in sort, shape and format: an unsound rule dies here, at once.
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
         assert!(a.sort == b.sort && a.ty == b.ty, "a rule equates {a:?} and {b:?}");
-        let merged =
-            Fact { low: a.low && b.low, constant: a.constant.or(b.constant), word: a.word.or(b.word), ..a.clone() };
+        let merged = Fact {
+            allow: a.allow.and(b.allow),
+            constant: a.constant.or(b.constant),
+            word: a.word.or(b.word),
+            ..a.clone()
+        };
         let changed = (merged != *a, merged != b);
         *a = merged;
         DidMerge(changed.0, changed.1)

@@ -10,7 +10,7 @@
 //! products by congruence too.
 
 use super::conditions::{CONDITIONS, holds};
-use super::language::{Facts, Head, Sort, Term};
+use super::language::{Allow, Facts, Head, Sort, Term};
 use super::sexpr::{Sexpr, read};
 use super::{EGraph, PHASES};
 use crate::error::{Error, Result, Spanned};
@@ -412,7 +412,7 @@ impl Applier<Term, Facts> for RuleApplier {
             }
         }
         // New terms inherit the policy's verdict on what they replace.
-        egraph.analysis.allow_low = egraph[class].data.low;
+        egraph.analysis.allow = egraph[class].data.allow;
         let mut ids: Vec<Id> = Vec::with_capacity(self.rule.right.len());
         for node in self.rule.right.iter() {
             ids.push(match node {
@@ -433,7 +433,7 @@ impl Applier<Term, Facts> for RuleApplier {
                 }
             });
         }
-        egraph.analysis.allow_low = true;
+        egraph.analysis.allow = Allow::ALL;
         let last = *ids.last().expect("a right side has a root");
         if egraph.union_trusted(class, last, self.name) { vec![last] } else { Vec::new() }
     }

@@ -2,18 +2,19 @@
 
 use super::loss::Objective;
 use super::recipe::Recipe;
-use super::step::build_step;
+use super::step::{Built, build_step};
 use super::task::Task;
 use crate::cost::Target;
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, text};
 use crate::model::{Model, Purpose, Weights};
-use crate::plan::{PlanFile, Planned, Policy, Request, observed, plan, recognise};
+use crate::plan::{Calibration, PlanFile, Planned, Policy, Request, observed, plan, recognise};
 use crate::rewrite::{PhaseReport, RuleSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// Everything that decides what a compiled step computes.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -28,6 +29,12 @@ pub struct Settings {
     #[serde(default)]
     pub objective: Objective,
     pub recipe: Recipe,
+    /// The narrow formats that evidence may choose from; none: those of f16 and bf16 that the target multiplies.
+    #[serde(default)]
+    pub formats: Vec<Format>,
+    /// What is known of the step on real data.
+    #[serde(skip)]
+    pub calibration: Option<Arc<Calibration>>,
     /// Steps of the whole run, for schedules without an end of their own.
     pub total_steps: u64,
 }
@@ -42,6 +49,8 @@ impl Default for Settings {
             loss: None,
             objective: Objective::default(),
             recipe: Recipe::default(),
+            formats: Vec::new(),
+            calibration: None,
             total_steps: 0,
         }
     }
@@ -51,6 +60,7 @@ impl Default for Settings {
 struct Prepared {
     task: Task,
     step: Graph,
+    gradient_of: BTreeMap<String, String>,
     weights: Weights,
     recognition: Vec<PhaseReport>,
 }
@@ -61,6 +71,8 @@ pub struct Compiled {
     pub task: Task,
     /// The step before planning.
     pub step: Graph,
+    /// The step's value that is the gradient of each trained parameter.
+    pub gradient_of: BTreeMap<String, String>,
     pub planned: Planned,
     pub eval: Option<Graph>,
     pub settings: Settings,
@@ -75,7 +87,23 @@ impl Settings {
     }
 
     pub fn request(&self) -> Result<Request> {
-        Ok(Request { policy: self.policy, low: self.low, target: Target::named(&self.target)? })
+        Ok(Request {
+            policy: self.policy,
+            low: self.low,
+            formats: self.formats().into_iter().collect(),
+            target: Target::named(&self.target)?,
+            calibration: self.calibration.clone(),
+        })
+    }
+
+    /// The narrow formats that evidence may choose from.
+    pub fn formats(&self) -> Vec<Format> {
+        if !self.formats.is_empty() {
+            return self.formats.clone();
+        }
+        let target = Target::named(&self.target).ok();
+        let able = |f: &Format| target.as_ref().is_some_and(|t| t.multiplies(*f));
+        [Format::F16, Format::Bf16].into_iter().filter(able).collect()
     }
 
     /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.
@@ -88,8 +116,8 @@ impl Settings {
         let mut bound = model.bind(&self.sizes, Purpose::Training)?;
         let (graph, recognition) = recognise(&bound.graph, rules)?;
         let task = Task::new(graph, self.loss.as_deref(), &self.objective, &mut bound.weights)?;
-        let step = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
-        Ok(Prepared { task, step, weights: bound.weights, recognition })
+        let Built { graph, gradient_of } = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
+        Ok(Prepared { task, step: graph, gradient_of, weights: bound.weights, recognition })
     }
 
     /// The forward graph that yields the prediction alone, as the model acts in inference: without dropout, with running
@@ -121,10 +149,19 @@ impl Settings {
 
     /// Builds the step with every value stored in f32, to be looked at.
     pub fn observed(&self, model: &Model, rules: &RuleSet) -> Result<Compiled> {
-        let Prepared { task, step, weights, .. } = self.prepare(model, rules)?;
+        let Prepared { task, step, gradient_of, weights, .. } = self.prepare(model, rules)?;
         let planned = Planned::from_graph(observed(&step)?, &self.request()?)?;
         let settings = self.clone().sized(&task);
-        Ok(Compiled { task, step, planned, eval: None, settings, model_fingerprint: model.fingerprint(), weights })
+        Ok(Compiled {
+            task,
+            step,
+            gradient_of,
+            planned,
+            eval: None,
+            settings,
+            model_fingerprint: model.fingerprint(),
+            weights,
+        })
     }
 
     /// With the batch size that the model has: one exported with a fixed size has that, whatever was asked for.
@@ -137,7 +174,7 @@ impl Settings {
 
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
-        let Prepared { task, step, mut weights, recognition } = self.prepare(model, rules)?;
+        let Prepared { task, step, gradient_of, mut weights, recognition } = self.prepare(model, rules)?;
         let settings = self.clone().sized(&task);
         let request = self.request()?;
         let mut planned = match saved {
@@ -149,7 +186,16 @@ impl Settings {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,
         };
-        Ok(Compiled { task, step, planned, eval, settings, model_fingerprint: model.fingerprint(), weights })
+        Ok(Compiled {
+            task,
+            step,
+            gradient_of,
+            planned,
+            eval,
+            settings,
+            model_fingerprint: model.fingerprint(),
+            weights,
+        })
     }
 }
 

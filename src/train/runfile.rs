@@ -47,13 +47,15 @@ fn one() -> f64 {
 pub struct PlanSection {
     pub policy: Policy,
     pub format: Format,
+    /// What policy auto chooses from.
+    pub formats: Vec<Format>,
     pub target: String,
 }
 
 impl Default for PlanSection {
     fn default() -> PlanSection {
         let s = Settings::default();
-        PlanSection { policy: s.policy, format: s.low, target: s.target }
+        PlanSection { policy: s.policy, format: s.low, formats: s.formats, target: s.target }
     }
 }
 
@@ -121,6 +123,8 @@ impl RunFile {
             loss: self.loss.clone(),
             objective: self.objective.clone(),
             recipe: Recipe { optimizer: r.optimizer, schedule: r.schedule, clip_norm: r.clip_norm, scaler: r.scaler },
+            formats: self.plan.formats.clone(),
+            calibration: None,
             total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
         }
     }

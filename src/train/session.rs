@@ -58,10 +58,10 @@ pub struct Session {
     feeds: Vec<Feed>,
 }
 
-struct Feed {
-    buffer: String,
-    label: bool,
-    ty: Type,
+pub(super) struct Feed {
+    pub buffer: String,
+    pub label: bool,
+    pub ty: Type,
 }
 
 impl Session {
@@ -81,7 +81,12 @@ impl Session {
         Session::on(compiled, seed, Box::new(Watched::new(program, watcher)), None)
     }
 
-    fn on(compiled: Compiled, seed: u64, step: Box<dyn Device>, eval: Option<Box<dyn Device>>) -> Result<Session> {
+    pub(super) fn on(
+        compiled: Compiled,
+        seed: u64,
+        step: Box<dyn Device>,
+        eval: Option<Box<dyn Device>>,
+    ) -> Result<Session> {
         let feeds = feeds(&compiled.planned.graph);
         if feeds.iter().filter(|f| !f.label && !f.buffer.contains('.')).count() > 1 {
             return Err(Error::Request(
@@ -181,7 +186,7 @@ impl Session {
     }
 
     /// The order of the samples in the epoch at hand.
-    fn order(&self, data: &Dataset) -> Vec<usize> {
+    pub(super) fn order(&self, data: &Dataset) -> Vec<usize> {
         let mut order: Vec<usize> = (0..data.samples).collect();
         let seed = self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
@@ -328,6 +333,26 @@ impl Session {
         self.refresh_copies()
     }
 
+    /// Overwrites parameters and states with bytes of their formats, and the copies made of them.
+    pub(super) fn take_sources(&mut self, sources: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+        for (name, bytes) in sources {
+            if self.step.program().find(name).is_some() {
+                self.step.write_bytes(name, bytes)?;
+            }
+        }
+        self.refresh_copies()
+    }
+
+    /// Feeds these samples to the step.
+    pub(super) fn feed_rows(&mut self, data: &Dataset, rows: &[usize]) -> Result<()> {
+        feed(self.step.as_mut(), &self.feeds, data, rows)
+    }
+
+    /// The bytes of a parameter or state.
+    pub(super) fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
+        self.step.read_bytes(name)
+    }
+
     /// A parameter's or state's values.
     pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         self.step.read(name)
@@ -344,12 +369,12 @@ impl Compiled {
 }
 
 /// Parameters and states, without the copies that follow from them.
-fn saved_sources(g: &Graph) -> Vec<crate::ir::NodeId> {
+pub(super) fn saved_sources(g: &Graph) -> Vec<crate::ir::NodeId> {
     let own = |op: &Op| matches!(op, Op::Param { init, .. } | Op::State { init, .. } if !matches!(init, Init::Copy(_)));
     g.sources().filter(|&id| own(g.op(id))).collect()
 }
 
-fn feeds(g: &Graph) -> Vec<Feed> {
+pub(super) fn feeds(g: &Graph) -> Vec<Feed> {
     let feed = |id| match g.op(id) {
         Op::Input { label, ty, .. } => Some(Feed { buffer: g.name_of(id).to_owned(), label: *label, ty: ty.clone() }),
         _ => None,
@@ -358,7 +383,7 @@ fn feeds(g: &Graph) -> Vec<Feed> {
 }
 
 /// Writes the samples `rows` into every input of a program.
-fn feed(device: &mut dyn Device, feeds: &[Feed], data: &Dataset, rows: &[usize]) -> Result<()> {
+pub(super) fn feed(device: &mut dyn Device, feeds: &[Feed], data: &Dataset, rows: &[usize]) -> Result<()> {
     for f in feeds {
         match (&data.labels, f.label) {
             (_, false) => device.write(&f.buffer, &gather(&data.features, data.width(), rows))?,

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Binary, Graph, Init, NodeId, Num, Op, Output, ReduceKind, Role, Shape, Stage, Type, Unary, verify};
 use crate::plan::Policy;
+use std::collections::BTreeMap;
 
 /// Names of the step's own state, as checkpoints and logs know them.
 pub mod names {
@@ -23,8 +24,15 @@ pub mod names {
     pub const BATCHES: &str = "log.batches";
 }
 
+/// A training step.
+pub struct Built {
+    pub graph: Graph,
+    /// The value that is the gradient of each trained parameter, as the optimizer reads it, by the parameter's name.
+    pub gradient_of: BTreeMap<String, String>,
+}
+
 /// Builds the training step of a task. `total_steps` is where a schedule without an end of its own ends.
-pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, total_steps: u64) -> Result<Graph> {
+pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, total_steps: u64) -> Result<Built> {
     recipe.scaler.check()?;
     let master = policy.master(low);
     let mut graph = task.graph.map_ops(|op| match op {
@@ -96,11 +104,11 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
         s.rescale(&recipe.scaler, scale, overflow)?;
     }
     s.log(task.loss, overflow)?;
-    let graph = s.g;
-    let outputs = graph.outputs().to_vec();
-    let graph = graph.prune(&outputs)?;
+    let before = s.g;
+    let graph = before.prune(before.outputs())?;
     verify(&graph)?;
-    Ok(graph)
+    let gradient_of = pairs.into_iter().map(|(p, g)| (before.name_of(p).to_owned(), before.name_of(g).to_owned()));
+    Ok(Built { gradient_of: gradient_of.collect(), graph })
 }
 
 struct Step {

@@ -5,7 +5,6 @@
 //! by reading the end of the running executable, so the file can be copied anywhere and needs nothing beside it.
 
 use crate::cli::{RunArgs, RunPlan, train};
-use crate::cost::Target;
 use crate::data::Source;
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -13,7 +12,7 @@ use crate::ir::{text, verify};
 use crate::lower::cuda::generate;
 use crate::lower::lower;
 use crate::model::{Checkpoint, Saved, Weight, Weights};
-use crate::plan::{Planned, Request};
+use crate::plan::Planned;
 use crate::run::cuda;
 use crate::train::{Compiled, Criterion, Settings, Task};
 use clap::Parser;
@@ -175,14 +174,14 @@ pub fn main(payload: Payload) -> Result<()> {
 impl Payload {
     fn into_compiled(self) -> Result<Compiled> {
         let h = self.header;
-        let target = Target::named(&h.settings.target)?;
-        let request = Request { policy: h.settings.policy, low: h.settings.low, target };
+        let request = h.settings.request()?;
         let planned = text::parse(&h.planned, "the trainer's plan")?;
         let graph = text::parse(&h.model, "the trainer's model")?;
         let lost = || Error::Request("the plan in this trainer is damaged; compile it again".into());
         Ok(Compiled {
             task: Task::restore(graph, &h.loss, h.head).ok_or_else(lost)?,
             step: text::parse(&h.step, "the trainer's step")?,
+            gradient_of: std::collections::BTreeMap::new(),
             planned: Planned::from_graph(planned, &request)?,
             eval: h.eval.map(|e| text::parse(&e, "the trainer's forward graph")).transpose()?,
             settings: h.settings,

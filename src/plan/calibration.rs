@@ -1,0 +1,185 @@
+//! What a calibration found out about a step's values, and what follows from it: the formats each may have.
+//!
+//! Two things are asked of a format. Its *range* must hold what the value was seen to be, with headroom, because nothing
+//! repairs an overflow but a skipped step. And the *noise* that rounding to it adds to the gradients must be small beside
+//! the noise they have anyway, from one batch to the next: that is what the budget is a share of. Noise adds up over a
+//! plan, so it is the search that keeps it within the budget; here only what would break the budget alone is refused.
+
+use super::evidence::{Evidence, Spread};
+use super::policy::Verdict;
+use crate::error::{Error, Result};
+use crate::format::{Format, Formats};
+use crate::ir::{Graph, NodeId, Op, Stage};
+use crate::rewrite::Allow;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+/// How much larger than anything seen a number must be to overflow: training moves on from what was seen.
+pub const HEADROOM: f64 = 4.0;
+
+/// How much noise rounding may add to each parameter's gradient (root mean square).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Budget {
+    /// As a share of the gradient's own noise from batch to batch.
+    Noise(f64),
+    /// As a share of the gradient.
+    Relative(f64),
+}
+
+impl Default for Budget {
+    fn default() -> Budget {
+        Budget::Noise(0.1)
+    }
+}
+
+impl Budget {
+    pub fn share(self) -> f64 {
+        match self {
+            Budget::Noise(x) | Budget::Relative(x) => x,
+        }
+    }
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Budget::Noise(x) => write!(f, "{} % of the gradients' noise from batch to batch", 100.0 * x),
+            Budget::Relative(x) => write!(f, "{x:e} of the gradients"),
+        }
+    }
+}
+
+impl FromStr for Budget {
+    type Err = Error;
+    fn from_str(s: &str) -> Result<Budget> {
+        let (kind, number) = s.split_once('=').unwrap_or(("noise", s));
+        let share = match number.strip_suffix('%') {
+            Some(percent) => percent.trim().parse::<f64>().map(|p| p / 100.0),
+            None => number.trim().parse::<f64>(),
+        };
+        match (kind, share) {
+            ("noise", Ok(x)) if x > 0.0 && x.is_finite() => Ok(Budget::Noise(x)),
+            ("rel", Ok(x)) if x > 0.0 && x.is_finite() => Ok(Budget::Relative(x)),
+            _ => Err(Error::Request(format!(
+                "--budget takes a share of the gradients' noise from batch to batch, as 0.1 or 10%, or of the gradients, as rel=1e-3; not `{s}`"
+            ))),
+        }
+    }
+}
+
+/// Noise by format, as a share of the budget: all that a plan rounds may add up to 1.
+pub type Shares = BTreeMap<Format, f64>;
+
+/// What some steps on real data, run in f32, say about a step's values.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Calibration {
+    pub batches: usize,
+    pub budget: Budget,
+    /// The loss scale that keeps most of the gradients in f16's range; gradients were observed at this scale.
+    pub loss_scale: f64,
+    /// Ranges of values and sources, by name.
+    pub evidence: Evidence,
+    /// Noise that storing a value adds to the gradients, by the value's name.
+    pub values: BTreeMap<String, Shares>,
+    /// The same where only one product reads it rounded, by the names of the product and of the value.
+    pub operands: BTreeMap<String, BTreeMap<String, Shares>>,
+}
+
+impl Calibration {
+    /// Does the format hold everything that was seen, with headroom?
+    pub fn in_range(spread: &Spread, format: Format) -> bool {
+        format.float().is_some_and(|s| f64::from(spread.largest) * HEADROOM <= s.max)
+    }
+
+    /// The budget in a few words.
+    pub fn budget_text(&self) -> String {
+        format!("rounding may add {}", self.budget)
+    }
+
+    /// What was seen of a value, or of the value that it shows in another shape.
+    pub fn spread(&self, graph: &Graph, id: NodeId) -> Option<&Spread> {
+        let own = self.evidence.values.get(graph.name_of(id));
+        own.or_else(|| {
+            let moves = graph.op(id).is_view();
+            graph.inputs(id).first().filter(|_| moves).and_then(|&x| self.spread(graph, x))
+        })
+    }
+
+    /// What may be done with a value, and why.
+    pub fn verdict(&self, graph: &Graph, id: NodeId, formats: Formats) -> Verdict {
+        let node = graph.node(id);
+        let refuse = |why: String| Verdict { allow: Allow::NONE, why };
+        if !node.ty.format.is_float() {
+            return refuse("not a floating-point value".into());
+        }
+        if node.stage == Stage::Update {
+            return refuse("unscaling, optimizer and loss scaler".into());
+        }
+        if node.ty.shape.rank() == 0 {
+            return refuse("a scalar: nothing to gain".into());
+        }
+        if node.ty.format.is_low() || matches!(node.op, Op::Scan(_)) {
+            return Verdict { allow: Allow::within(formats), why: "in the format it comes in".into() };
+        }
+        let name = graph.name_of(id);
+        let Some(spread) = self.spread(graph, id) else {
+            return refuse("nothing is known of its range".into());
+        };
+        let Some(shares) = self.values.get(name) else {
+            return refuse("nothing is known of what rounding it does to the gradients".into());
+        };
+        let (mut fit, mut said) = (Vec::new(), Vec::new());
+        for format in formats.iter() {
+            let share = shares.get(&format).copied().unwrap_or(f64::INFINITY);
+            if !Calibration::in_range(spread, format) {
+                said.push(format!(
+                    "{format} overflows at {:.3e}, {HEADROOM} x {:.3e}",
+                    format.float().map_or(0.0, |s| s.max),
+                    spread.largest
+                ));
+            } else if share.is_nan() || share > 1.0 {
+                said.push(format!("{format} would take {} of the budget", percent(share)));
+            } else {
+                said.push(format!("{format} takes {} of the budget", percent(share)));
+                fit.push(format);
+            }
+        }
+        let fit: Formats = fit.into_iter().collect();
+        // A product is bounded by its operands, which are judged where they are read.
+        Verdict { allow: Allow { stores: fit, casts: fit, multiplies: formats }, why: said.join("; ") }
+    }
+}
+
+/// A share as people read it.
+pub fn percent(share: f64) -> String {
+    match 100.0 * share {
+        p if p.is_nan() || p > 1e6 => "more than all".into(),
+        0.0 => "nothing".into(),
+        p if p < 0.01 => "less than 0.01 %".into(),
+        p if p < 10.0 => format!("{p:.2} %"),
+        p => format!("{p:.0} %"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn budgets_read_as_they_are_written() {
+        for (text, budget) in [
+            ("0.1", Budget::Noise(0.1)),
+            ("10%", Budget::Noise(0.1)),
+            ("noise=0.05", Budget::Noise(0.05)),
+            ("rel=1e-3", Budget::Relative(1e-3)),
+        ] {
+            assert_eq!(text.parse::<Budget>().unwrap(), budget);
+        }
+        for bad in ["", "-1", "rel=", "inf", "abs=1", "0"] {
+            assert!(bad.parse::<Budget>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What a choice's roundings add to the gradients' noise: a sum over the narrow buffers it writes.
+//!
+//! Every member of a class stands for the same ideal value, so to first order the errors of what is rounded add, and
+//! independent errors add as squares (an error Taylor series, as in Darulova et al., *Sound Mixed-Precision
+//! Optimization with Rewriting*, 2018). A buffer that operations of all kinds read counts as its value's rounding; one
+//! that only products read counts as theirs.
+
+use super::calibration::{Calibration, Shares};
+use super::live::Live;
+use super::members::Members;
+use crate::format::Format;
+use crate::ir::Graph;
+use crate::rewrite::Encoded;
+use egg::Id;
+use std::collections::{BTreeMap, HashMap};
+
+/// Stands for noise that nothing is known of, and for what overflows. Finite, so that it can be taken away again.
+const TOO_MUCH: f64 = 1e6;
+
+/// Terms that show a value in another shape.
+const VIEWS: [&str; 2] = ["transpose", "reshape"];
+
+pub(super) struct Noise {
+    /// By the class of a value or of a source.
+    values: HashMap<Id, Shares>,
+    /// By the classes of a product and of the value it reads.
+    operands: HashMap<(Id, Id), Shares>,
+}
+
+impl Noise {
+    pub fn new(step: &Graph, encoded: &Encoded, members: &Members, calibration: &Calibration) -> Noise {
+        let class = |name: &str| step.find(name).map(|id| members.find(encoded.classes[id.index()]));
+        let mut noise = Noise { values: HashMap::new(), operands: HashMap::new() };
+        for (name, shares) in &calibration.values {
+            if let Some(class) = class(name) {
+                largest(noise.values.entry(class).or_default(), shares);
+            }
+        }
+        for (product, operands) in &calibration.operands {
+            for (value, shares) in operands {
+                if let (Some(p), Some(v)) = (class(product), class(value)) {
+                    largest(noise.operands.entry((p, v)).or_default(), shares);
+                }
+            }
+        }
+        noise.look_through_views(members);
+        noise
+    }
+
+    /// A value that rules made may be one that was measured, in another shape.
+    fn look_through_views(&mut self, members: &Members) {
+        let mut pairs: Vec<(Id, Id)> = Vec::new();
+        for class in (0..members.ids()).map(Id::from) {
+            for term in members.of(class).iter().filter(|t| VIEWS.contains(&t.name())) {
+                let shown = term.children.last().and_then(|&edge| members.passed(edge));
+                pairs.extend(shown.map(|v| (class, v)));
+            }
+        }
+        let mut grew = true;
+        while grew {
+            grew = false;
+            for &(a, b) in &pairs {
+                for (from, to) in [(a, b), (b, a)] {
+                    if !self.values.contains_key(&to)
+                        && let Some(shares) = self.values.get(&from).cloned()
+                    {
+                        self.values.insert(to, shares);
+                        grew = true;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What a buffer adds under a choice, as a share of the budget.
+    pub fn of(&self, members: &Members, live: &Live, buffer: Id) -> f64 {
+        if !live.is_live(buffer) {
+            return 0.0;
+        }
+        let Some((format, value)) = self.rounding(members, live, buffer) else { return 0.0 };
+        let share = |shares: Option<&Shares>| -> Option<f64> {
+            let x = shares?.get(&format).copied()?;
+            Some(if x.is_finite() { x.min(TOO_MUCH) } else { TOO_MUCH })
+        };
+        let whole = share(self.values.get(&value)).unwrap_or(TOO_MUCH);
+        let mut sum = 0.0;
+        for &user in live.users(buffer) {
+            if members.is_loop(user) {
+                // The loop's own reading: counted with what it computes, which is measured.
+                continue;
+            }
+            match share(self.operands.get(&(user, value))) {
+                Some(x) if members.is_product(user) => sum += x,
+                _ => return whole,
+            }
+        }
+        sum
+    }
+
+    /// The narrow format that a buffer is rounded to and the class of the value or source it holds.
+    pub fn rounding(&self, members: &Members, live: &Live, buffer: Id) -> Option<(Format, Id)> {
+        let term = members.chosen(&live.choice, buffer);
+        let (format, value) = match term.name() {
+            "put" => (members.format_of(term.children[0])?, term.children[1]),
+            "cast" => {
+                let from = members.chosen(&live.choice, term.children[1]);
+                let value = if from.name() == "put" { from.children[1] } else { term.children[1] };
+                (members.format_of(term.children[0])?, value)
+            }
+            "carried" | "staged" => {
+                let (name, format) = members.copy_of(term)?;
+                (format, members.source(name)?)
+            }
+            _ => return None,
+        };
+        format.is_low().then_some((format, value))
+    }
+}
+
+/// Nodes that share a class are the same value: the larger estimate counts.
+fn largest(into: &mut Shares, from: &BTreeMap<Format, f64>) {
+    for (&format, &share) in from {
+        let known = into.entry(format).or_insert(0.0);
+        *known = known.max(share);
+    }
+}

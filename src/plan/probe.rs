@@ -1,0 +1,171 @@
+//! How much rounding a value changes the gradients: for every value at once, by differentiating the gradients.
+//!
+//! A weighted sum φ of all gradients, the weights drawn at random, is differentiated with respect to every value of the
+//! two passes. With a = ∂φ/∂v and δ = round(v) − v, the sum Σ a·δ is, to first order, what rounding v adds to φ. Over
+//! random weights of mean 0, independent and of variance 1, E (Σ a·δ)² is the squared norm of what it adds to the
+//! gradients (Hutchinson 1990), and E Σ (a·δ)² is the same if the elements' errors are independent. The second varies far
+//! less; the first also sees errors that agree, as where many small numbers are lost to zero.
+//!
+//! What first order misses is in [`super::kinks`].
+
+use super::kinks::{Kink, smoothed, spreads};
+use super::observed;
+use crate::autodiff::gradients_holding;
+use crate::error::Result;
+use crate::format::{Format, Formats};
+use crate::ir::{Binary, Graph, Init, NodeId, Op, Output, ReduceKind, Role, Stage, Unary};
+use std::collections::{BTreeMap, HashMap};
+
+/// A graph that yields the gradients, and what rounding each value would add to them.
+pub struct Probe {
+    pub graph: Graph,
+    pub gradients: Vec<Probed>,
+    pub roundings: Vec<Rounding>,
+    pub kinks: Vec<Kink>,
+    /// A graph that yields how far rounding everything moves what the kinks compare.
+    pub spreads: Graph,
+}
+
+/// A parameter, the state that weighs its gradient, and the output that holds it.
+pub struct Probed {
+    pub parameter: String,
+    pub weights: String,
+    pub gradient: String,
+}
+
+/// One way to round one value.
+pub struct Rounding {
+    pub value: String,
+    /// The only reader of the rounded value; none: everybody reads it.
+    pub product: Option<String>,
+    pub format: Format,
+    /// Outputs: Σ (a·δ)² and Σ a·δ.
+    pub squares: String,
+    pub sum: String,
+}
+
+/// A value whose rounding is looked into, in the graph under construction.
+struct Subject {
+    node: NodeId,
+    value: String,
+    product: Option<String>,
+}
+
+/// `gradient_of` names the gradient of each parameter of the step.
+pub fn probe(step: &Graph, gradient_of: &BTreeMap<String, String>, formats: Formats) -> Result<Probe> {
+    let outputs: Vec<Output> = gradient_of
+        .iter()
+        .filter_map(|(p, g)| Some(Output { name: format!("g.{p}"), role: Role::Output, node: step.find(g)? }))
+        .collect();
+    let passes = step.prune(&outputs)?;
+    let Copied { mut graph, subjects, kinks, held } = with_readers(&passes)?;
+    let one = graph.constant(1.0)?;
+    let mut phi = None;
+    let mut probed = Vec::new();
+    for o in graph.outputs().to_vec() {
+        let parameter = o.name.trim_start_matches("g.").to_owned();
+        let (weights, ty) = (format!("probe.{parameter}"), graph.ty(o.node).clone());
+        let w = graph.add_named(weights.clone(), Op::State { init: Init::zeros(), ty }, &[])?;
+        let weighed = graph.binary(Binary::Mul, o.node, w)?;
+        let sum = graph.reduce_all(ReduceKind::Sum, weighed)?;
+        phi = Some(match phi {
+            None => sum,
+            Some(rest) => graph.binary(Binary::Add, rest, sum)?,
+        });
+        probed.push(Probed { parameter, weights, gradient: o.name });
+    }
+    let phi = phi.unwrap_or(one);
+    let wrt: Vec<NodeId> = subjects.iter().map(|s| s.node).collect();
+    let adjoints = gradients_holding(&mut graph, phi, one, &wrt, &held)?;
+    for (i, s) in subjects.iter().enumerate() {
+        if let Some(&a) = adjoints.get(&s.node) {
+            graph.add_output(format!("v.{i}"), Role::Output, s.node);
+            graph.add_output(format!("a.{i}"), Role::Output, a);
+        }
+    }
+    // Everything in memory; only the sums that follow stay in registers.
+    let mut graph = observed(&graph.prune(graph.outputs())?)?;
+    let stored: HashMap<String, NodeId> = graph.outputs().iter().map(|o| (o.name.clone(), o.node)).collect();
+    graph.clear_outputs();
+    for p in &probed {
+        graph.add_output(&p.gradient, Role::Output, stored[&p.gradient]);
+    }
+    let mut roundings = Vec::new();
+    for (i, s) in subjects.into_iter().enumerate() {
+        let (Some(&v), Some(&a)) = (stored.get(&format!("v.{i}")), stored.get(&format!("a.{i}"))) else { continue };
+        for format in formats.iter() {
+            let rounded = graph.add(Op::Convert(format), &[v])?;
+            let error = graph.binary(Binary::Sub, rounded, v)?;
+            let added = graph.binary(Binary::Mul, a, error)?;
+            let square = graph.unary(Unary::Square, added)?;
+            let [squares, sum] = ["squares", "sum"].map(|what| format!("{what}.{i}.{format}"));
+            for (name, of) in [(&squares, square), (&sum, added)] {
+                let total = graph.reduce_all(ReduceKind::Sum, of)?;
+                let put = graph.add(Op::Put(Format::F32), &[total])?;
+                graph.add_output(name, Role::Output, put);
+            }
+            roundings.push(Rounding { value: s.value.clone(), product: s.product.clone(), format, squares, sum });
+        }
+    }
+    let spreads = spreads(&passes, &kinks, formats)?;
+    Ok(Probe { graph, gradients: probed, roundings, kinks, spreads })
+}
+
+/// The two passes, prepared to be differentiated.
+struct Copied {
+    graph: Graph,
+    subjects: Vec<Subject>,
+    kinks: Vec<Kink>,
+    held: Vec<NodeId>,
+}
+
+/// The graph with a node of its own for each product's reading of a value that others read too, and smoothed kinks.
+fn with_readers(graph: &Graph) -> Result<Copied> {
+    let mut readers = vec![0; graph.len()];
+    for id in graph.ids() {
+        graph.inputs(id).into_iter().for_each(|x| readers[x.index()] += 1);
+    }
+    let mut out = Graph::new(&graph.name);
+    let (mut map, mut subjects) = (Vec::with_capacity(graph.len()), Vec::new());
+    let (mut kinks, mut held) = (Vec::new(), Vec::new());
+    for id in graph.ids() {
+        let node = graph.node(id);
+        let mut inputs = Vec::new();
+        for (position, x) in graph.inputs(id).into_iter().enumerate() {
+            let mut at = map[x.index()];
+            if readers[x.index()] > 1 && node.op.multiplies_in().is_some() && graph.ty(x).format == Format::F32 {
+                // Equal to what it reads: the identity, with a derivative of its own.
+                at = out.add_named(format!("{}.reads.{position}", node.name), Op::Convert(Format::F32), &[at])?;
+                let (value, product) = (graph.name_of(x).to_owned(), Some(node.name.clone()));
+                subjects.push(Subject { node: at, value, product });
+            }
+            inputs.push(at);
+        }
+        out.stage = node.stage;
+        let copy = out.add_named(node.name.clone(), node.op.clone(), &inputs)?;
+        if is_subject(graph, id) {
+            subjects.push(Subject { node: copy, value: node.name.clone(), product: None });
+        }
+        map.push(match Kink::at(graph, id, kinks.len()) {
+            Some(kink) => {
+                let (sum, constant) = smoothed(&mut out, &kink, copy, &map)?;
+                kinks.push(kink);
+                held.push(constant);
+                sum
+            }
+            None => copy,
+        });
+    }
+    for o in graph.outputs() {
+        out.add_output(&o.name, o.role, map[o.node.index()]);
+    }
+    Ok(Copied { graph: out, subjects, kinks, held })
+}
+
+/// Is this a value that a plan might store in a narrow format?
+pub(super) fn is_subject(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let spread = matches!(node.op, Op::Broadcast { .. } | Op::Window { .. } | Op::Unwindow { .. });
+    let known = matches!(node.op, Op::Const(_) | Op::Iota { .. } | Op::Input { label: true, .. });
+    node.ty.format == Format::F32 && node.ty.shape.rank() > 0 && node.stage != Stage::Update && !spread && !known
+}

@@ -1,0 +1,99 @@
+//! Keeping to the budget: where a plan's roundings add more noise than they may, formats are raised where a second of the
+//! step buys the most.
+//!
+//! A rounding is undone for one reader, or for all at once: an operation that reads a value and the products that
+//! multiply it can each be given a wider format, and often only together is anything saved. Formats are raised in the
+//! order of noise saved for time lost, which is the greedy solution of a knapsack; the search that follows fills what is
+//! left of the budget.
+
+use super::live::Live;
+use super::members::{Choice, Members};
+use super::search::{Flip, Search};
+use crate::format::Format;
+use egg::Id;
+use std::collections::HashMap;
+
+/// Passes over all roundings.
+const ROUNDS: usize = 6;
+
+/// A way to raise formats.
+struct Raise {
+    flip: Flip,
+    /// Noise saved for a second lost; infinite if none is lost.
+    worth: f64,
+}
+
+impl Search<'_> {
+    /// The choice with formats raised until the noise is within `limit`, or nothing more can be raised.
+    pub(super) fn raised(&mut self, choice: Choice, limit: f64) -> Choice {
+        let m = self.members;
+        let edges: HashMap<Id, Id> = m.open().filter_map(|e| Some((m.passed(e)?, e))).collect();
+        let mut live = Live::new(m, choice);
+        for _ in 0..ROUNDS {
+            if live.noise() <= limit {
+                break;
+            }
+            let mut raises = Vec::new();
+            for buffer in (0..m.ids()).map(Id::from).filter(|&b| live.noise_of(b) > 0.0).collect::<Vec<_>>() {
+                for flip in ways(m, &live, &edges, buffer) {
+                    let saved = live.noise() - with(&mut live, &flip, |l| l.noise());
+                    if saved <= 0.0 {
+                        continue;
+                    }
+                    let lost = self.delta(&live, &flip).unwrap_or(f64::INFINITY);
+                    raises.push(Raise { flip, worth: saved / lost.max(1e-12) });
+                }
+            }
+            if raises.is_empty() {
+                break;
+            }
+            raises.sort_by(|a, b| b.worth.total_cmp(&a.worth));
+            for raise in &raises {
+                if live.noise() <= limit {
+                    break;
+                }
+                let before = live.noise();
+                let old: Flip = raise.flip.iter().map(|&(c, _)| (c, live.choice.of(c))).collect();
+                raise.flip.iter().for_each(|&(c, member)| live.set(c, member));
+                if live.noise() >= before {
+                    old.iter().rev().for_each(|&(c, member)| live.set(c, member));
+                }
+            }
+        }
+        live.choice
+    }
+}
+
+/// What `f` says of the choice with these members taken.
+pub(super) fn with<T>(live: &mut Live, flip: &Flip, f: impl Fn(&Live) -> T) -> T {
+    let old: Flip = flip.iter().map(|&(c, _)| (c, live.choice.of(c))).collect();
+    flip.iter().for_each(|&(c, member)| live.set(c, member));
+    let out = f(live);
+    old.iter().rev().for_each(|&(c, member)| live.set(c, member));
+    out
+}
+
+/// Ways to undo what a buffer rounds: for its edge, for each product that reads it, for all of them.
+fn ways(m: &Members, live: &Live, edges: &HashMap<Id, Id>, buffer: Id) -> Vec<Flip> {
+    let term = m.chosen(&live.choice, buffer);
+    let Some(now) = term.children.first().and_then(|&w| m.format_of(w)) else { return Vec::new() };
+    let value = term.children.get(1).copied();
+    let mut users = live.users(buffer).to_vec();
+    users.sort_unstable();
+    users.dedup();
+    let edge = value.and_then(|v| edges.get(&v)).copied().filter(|e| users.contains(e));
+    let products: Vec<Id> = users.into_iter().filter(|&u| m.is_product(u)).collect();
+    let mut out = Vec::new();
+    for to in [Format::F32, Format::F16, Format::Bf16].into_iter().filter(|&f| f != now) {
+        let stored = edge.and_then(|e| Some((e, m.getting(e, to)?)));
+        let multiplied: Flip = products.iter().filter_map(|&p| Some((p, m.multiplying(live, p, to)?))).collect();
+        out.extend(stored.map(|s| vec![s]));
+        out.extend(multiplied.iter().map(|&p| vec![p]));
+        let all: Flip = stored.into_iter().chain(multiplied).collect();
+        if all.len() > 1 {
+            out.push(all);
+        }
+    }
+    out.extend(edge.and_then(|e| Some(vec![(e, m.pass(e)?)])));
+    out
+}

@@ -1,0 +1,457 @@
+//! Calibration: what a step's values and gradients are like on real data, and what a plan does to the gradients.
+//!
+//! Some f32 steps are trained with every value in sight. Then the parameters stand still: batches that the training has
+//! not seen give the gradients' noise, a loss scale is chosen for the ranges found, and a probe ([`crate::plan::probe`])
+//! says how much rounding each value would add. Plans are measured on batches that the probe has not seen.
+
+use super::compile::{Compiled, Settings};
+use super::recipe::ScalerMode;
+use super::session::{Feed, Session, feed, feeds, saved_sources};
+use super::step::names;
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::ir::{Graph, NodeId, Op, Output, Role, Stage, verify};
+use crate::lower::{lower, lower_visibly};
+use crate::model::Model;
+use crate::plan::{
+    Budget, Calibration, Evidence, HEADROOM, Kink, Measured, Planned, Probe, Shares, Spread, observed, probe,
+};
+use crate::rewrite::RuleSet;
+use crate::run::Device;
+use crate::run::cpu::CpuRunner;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// What to calibrate with.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Batches trained on; as many again are probed, and half as many are held out.
+    pub batches: usize,
+    /// Draws of weights for each probed batch and format.
+    pub draws: usize,
+    pub budget: Budget,
+}
+
+impl Default for Effort {
+    fn default() -> Effort {
+        Effort { batches: 8, draws: 2, budget: Budget::default() }
+    }
+}
+
+/// Noise below this share of the gradient counts as this: no rounding should have to be finer.
+const LEAST_NOISE: f64 = 0.01;
+
+/// A step on the CPU in f32 at one point of its training, with batches to look at it by.
+pub struct Laboratory<'a> {
+    settings: &'a Settings,
+    data: &'a Dataset,
+    step: Graph,
+    seed: u64,
+    effort: Effort,
+    gradient_of: BTreeMap<String, String>,
+    evidence: Evidence,
+    loss_scale: f64,
+    /// Parameters and states, as bytes of their formats.
+    sources: BTreeMap<String, Vec<u8>>,
+    /// The f32 gradients alone.
+    plain: CpuRunner,
+    plain_feeds: Vec<Feed>,
+    probed: Vec<Vec<usize>>,
+    held_out: Vec<Vec<usize>>,
+    /// What a parameter's gradient error is measured in: the norm of its noise, or of the gradient.
+    unit: BTreeMap<String, f64>,
+    /// How much each parameter counts.
+    weight: BTreeMap<String, f64>,
+    /// How much larger noise is taken than it was estimated.
+    strictness: f64,
+}
+
+impl<'a> Laboratory<'a> {
+    /// Trains some steps in f32 and looks at them. `tick` is told after each of [`Laboratory::ticks`] runs.
+    pub fn new(
+        settings: &'a Settings,
+        model: &Model,
+        rules: &RuleSet,
+        data: &'a Dataset,
+        seed: u64,
+        effort: Effort,
+        tick: &dyn Fn(),
+    ) -> Result<Laboratory<'a>> {
+        let compiled = settings.observed(model, rules)?;
+        let (step, gradient_of) = (compiled.step.clone(), compiled.gradient_of.clone());
+        let evidence = Rc::new(RefCell::new(Evidence::default()));
+        let seen = evidence.clone();
+        let watcher = Box::new(move |name: &str, values: &[f32]| {
+            seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
+        });
+        let mut session = Session::watched(compiled, seed, watcher)?;
+        session.check(data, true)?;
+        let batch = session.compiled.settings.batch();
+        session.train_steps(data, effort.batches, || {
+            evidence.borrow_mut().steps += 1;
+            tick();
+        })?;
+        let rows = session.order(data);
+        let mut batches: Vec<Vec<usize>> = rows.chunks_exact(batch).map(<[usize]>::to_vec).collect();
+        // What was trained on comes last.
+        let trained = effort.batches.min(batches.len());
+        let first = trained % batches.len().max(1);
+        batches.rotate_left(first);
+        let wanted = effort.batches + effort.batches.div_ceil(2);
+        let held = if batches.len() >= wanted { effort.batches.div_ceil(2) } else { batches.len() / 3 };
+        let held_out = if held == 0 { batches.clone() } else { batches.drain(..held).collect() };
+        batches.truncate(effort.batches);
+        let g = session.compiled.planned.graph.clone();
+        let mut sources = BTreeMap::new();
+        let mut evidence = evidence.replace(Evidence::default());
+        for id in saved_sources(&g) {
+            let name = g.name_of(id);
+            sources.insert(name.to_owned(), session.read_bytes(name)?);
+            if g.ty(id).format.is_float() {
+                evidence.add(name, &session.read(name)?);
+            }
+        }
+        for f in feeds(&g).iter().filter(|f| !f.label && f.ty.format.is_float()) {
+            for rows in batches.iter().chain(&held_out) {
+                rows.iter().for_each(|&r| evidence.add(&f.buffer, &data.features[r * data.width()..][..data.width()]));
+            }
+        }
+        let loss_scale = f64::from(session.scale()?);
+        drop(session);
+        let outputs = gradient_outputs(&step, &gradient_of);
+        let plain = observed(&step.prune(&outputs)?)?;
+        let plain_feeds = feeds(&plain);
+        let plain = CpuRunner::new(lower_visibly(verify(&plain)?)?);
+        let (unit, weight) = (BTreeMap::new(), BTreeMap::new());
+        let mut lab = Laboratory {
+            settings,
+            data,
+            step,
+            seed,
+            effort,
+            gradient_of,
+            evidence,
+            loss_scale,
+            sources,
+            plain,
+            plain_feeds,
+            probed: batches,
+            held_out,
+            unit,
+            weight,
+            strictness: 1.0,
+        };
+        lab.choose_scale();
+        lab.measure_noise(tick)?;
+        Ok(lab)
+    }
+
+    /// How often `tick` is told of progress.
+    pub fn ticks(effort: &Effort, formats: usize) -> usize {
+        effort.batches * (2 + effort.draws * formats)
+    }
+
+    /// Moves a dynamic loss scale to where most of the gradients are normal numbers of f16.
+    fn choose_scale(&mut self) {
+        let low = self.settings.low;
+        if self.settings.recipe.scaler.resolved(self.settings.policy, low) != ScalerMode::Dynamic {
+            return;
+        }
+        let scaled = scaled_values(&self.step);
+        let spreads: Vec<&Spread> = scaled.iter().filter_map(|n| self.evidence.values.get(n)).collect();
+        let Some(spec) = Format::F16.float() else { return };
+        let damage = |octaves: i32| -> f64 {
+            let of = |s: &&Spread| {
+                let moved = s.scaled(octaves);
+                let fate = moved.fate(Format::F16);
+                let over = f64::from(moved.largest) * HEADROOM > spec.max;
+                if over { 1.0 } else { fate.flushed + 0.1 * fate.subnormal }
+            };
+            spreads.iter().map(of).sum()
+        };
+        let now = self.loss_scale.log2().round() as i32;
+        let cap = self.settings.recipe.scaler.cap.log2().floor() as i32;
+        // The scale it has, unless another is better by more than a thousandth of all values.
+        let mut best = (damage(0) - 1e-3 * spreads.len() as f64, 0);
+        for octaves in (0..=cap).map(|e| e - now) {
+            let d = damage(octaves);
+            if d < best.0 {
+                best = (d, octaves);
+            }
+        }
+        let octaves = best.1;
+        if octaves != 0 {
+            for name in scaled {
+                if let Some(s) = self.evidence.values.get_mut(&name) {
+                    *s = s.scaled(octaves);
+                }
+            }
+            self.loss_scale *= 2f64.powi(octaves);
+        }
+        if let Some(bytes) = self.sources.get_mut(names::SCALE) {
+            *bytes = (self.loss_scale as f32).to_le_bytes().to_vec();
+        }
+    }
+
+    /// The gradients' norms and their noise over the probed batches, which decide what errors are measured in.
+    fn measure_noise(&mut self, tick: &dyn Fn()) -> Result<()> {
+        let count = self.probed.len() as f64;
+        let mut sums: BTreeMap<String, (Vec<f32>, f64)> = BTreeMap::new();
+        for rows in &self.probed {
+            let gradients =
+                plain_gradients(&mut self.plain, &self.plain_feeds, &self.sources, self.data, rows, &self.gradient_of)?;
+            for (p, g) in gradients {
+                let (sum, squares) = sums.entry(p).or_insert_with(|| (vec![0.0; g.len()], 0.0));
+                sum.iter_mut().zip(&g).for_each(|(s, x)| *s += x);
+                *squares += norm2(&g);
+            }
+            tick();
+        }
+        for (p, (sum, squares)) in sums {
+            let (mean2, square) = (norm2(&sum) / (count * count), squares / count);
+            let unit = match self.effort.budget {
+                Budget::Relative(_) => square,
+                // One batch has no noise to measure: then the gradient itself is the measure.
+                Budget::Noise(_) if count < 2.0 => square,
+                Budget::Noise(_) => {
+                    let variance = ((square - mean2) * count / (count - 1.0)).max(0.0);
+                    variance.max(LEAST_NOISE * LEAST_NOISE * square)
+                }
+            };
+            if unit > 0.0 && unit.is_finite() {
+                self.unit.insert(p.clone(), unit.sqrt());
+                self.weight.insert(p, 1.0);
+            }
+        }
+        if self.unit.is_empty() {
+            return Err(Error::Diverged(
+                "no gradient of the f32 step is finite and other than zero, so there is nothing to calibrate by; look at the step with `mantissa profile`".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What rounding each value would add to the gradients, with everything else that is known.
+    pub fn calibration(&mut self, tick: &dyn Fn()) -> Result<Calibration> {
+        let formats = self.settings.formats();
+        let Probe { graph, gradients, roundings, kinks, spreads } =
+            probe(&self.step, &self.gradient_of, formats.iter().copied().collect())?;
+        let bands = self.bands(&kinks, &spreads, &formats)?;
+        let feeds = feeds(&graph);
+        let mut device = CpuRunner::new(lower(verify(&graph)?)?);
+        write_sources(&mut device, &self.sources)?;
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let total: f64 = self.unit.keys().map(|p| self.weight[p]).sum();
+        let mut sums = vec![(0.0, 0.0); roundings.len()];
+        for rows in &self.probed {
+            feed(&mut device, &feeds, self.data, rows)?;
+            // Kinks blur by what a format does, so each format has draws of its own.
+            for (format, _) in formats.iter().flat_map(|f| (0..self.effort.draws).map(move |n| (f, n))) {
+                for (kink, by_format) in kinks.iter().zip(&bands) {
+                    let [width, slope] = by_format[format];
+                    device.write(&kink.width, &[width as f32])?;
+                    device.write(&kink.slope, &[slope as f32])?;
+                }
+                for p in &gradients {
+                    let unit = self.unit.get(&p.parameter);
+                    let scale = unit
+                        .map_or(0.0, |u| (self.weight[&p.parameter] / total).sqrt() / (u * self.effort.budget.share()))
+                        as f32;
+                    let id = graph.find(&p.weights).expect("the probe declared it");
+                    let signs: Vec<f32> =
+                        (0..graph.ty(id).elements()).map(|_| if rng.random() { scale } else { -scale }).collect();
+                    device.write(&p.weights, &signs)?;
+                }
+                device.run()?;
+                for (s, r) in sums.iter_mut().zip(&roundings).filter(|(_, r)| r.format == *format) {
+                    let sum = f64::from(device.read(&r.sum)?[0]);
+                    s.0 += f64::from(device.read(&r.squares)?[0]);
+                    s.1 += sum * sum;
+                }
+                tick();
+            }
+        }
+        let runs = (self.probed.len() * self.effort.draws).max(1) as f64;
+        let mut values: BTreeMap<String, Shares> = BTreeMap::new();
+        let mut operands: BTreeMap<String, BTreeMap<String, Shares>> = BTreeMap::new();
+        for (r, (squares, sums)) in roundings.iter().zip(sums) {
+            // Errors that agree show in the second alone; it varies, so it counts where it is clearly larger.
+            let (independent, joint) = (squares / runs, sums / runs);
+            let share = if joint > 4.0 * independent || joint.is_nan() { joint } else { independent };
+            let share = if share.is_finite() { share * self.strictness } else { f64::INFINITY };
+            let shares = match &r.product {
+                None => values.entry(r.value.clone()).or_default(),
+                Some(p) => operands.entry(p.clone()).or_default().entry(r.value.clone()).or_default(),
+            };
+            *shares.entry(r.format).or_insert(0.0) += share;
+        }
+        self.add_what_gradients_do_not_read(&mut values);
+        Ok(Calibration {
+            batches: self.probed.len(),
+            budget: self.effort.budget,
+            loss_scale: self.loss_scale,
+            evidence: self.evidence.clone(),
+            values,
+            operands,
+        })
+    }
+
+    /// Band and slope of every kink, by format.
+    fn bands(&self, kinks: &[Kink], spreads: &Graph, formats: &[Format]) -> Result<Vec<BTreeMap<Format, [f64; 2]>>> {
+        let feeds = feeds(spreads);
+        let mut device = CpuRunner::new(lower_visibly(verify(spreads)?)?);
+        write_sources(&mut device, &self.sources)?;
+        let mut squares = vec![BTreeMap::from_iter(formats.iter().map(|&f| (f, 0.0))); kinks.len()];
+        for rows in self.probed.iter().filter(|_| !kinks.is_empty()) {
+            feed(&mut device, &feeds, self.data, rows)?;
+            device.run()?;
+            for (kink, sums) in kinks.iter().zip(&mut squares) {
+                for (&format, sum) in sums.iter_mut() {
+                    *sum += f64::from(device.read(&kink.moved(format))?[0]) / self.probed.len() as f64;
+                }
+            }
+        }
+        let band = |(f, s): (Format, f64)| (f, Kink::band(s.sqrt()));
+        Ok(squares.into_iter().map(|of| of.into_iter().map(band).collect()).collect())
+    }
+
+    /// Values of the two passes that no gradient depends on can be rounded as one likes.
+    fn add_what_gradients_do_not_read(&self, values: &mut BTreeMap<String, Shares>) {
+        let mut read = vec![false; self.step.len()];
+        self.gradient_of.values().filter_map(|g| self.step.find(g)).for_each(|g| read[g.index()] = true);
+        for id in self.step.ids().rev() {
+            if read[id.index()] {
+                self.step.inputs(id).into_iter().for_each(|x| read[x.index()] = true);
+            }
+        }
+        for id in self.step.ids().filter(|&id| !read[id.index()] && self.step.node(id).stage != Stage::Update) {
+            let free = self.settings.formats().into_iter().map(|f| (f, 0.0)).collect();
+            values.entry(self.step.name_of(id).to_owned()).or_insert(free);
+        }
+    }
+
+    /// Runs a plan on held-out batches and compares its gradients with those of f32.
+    pub fn measure(&mut self, compiled: &Compiled) -> Result<Measured> {
+        let (graph, named) = with_gradients(&compiled.planned, &self.step, &self.gradient_of)?;
+        let mut compiled = compiled.clone();
+        compiled.planned.graph = graph.clone();
+        let runner: Box<dyn Device> = Box::new(CpuRunner::new(lower(verify(&graph)?)?));
+        let mut session = Session::on(compiled, self.seed, runner, None)?;
+        let mut errors: BTreeMap<String, f64> = BTreeMap::new();
+        for rows in &self.held_out {
+            let exact =
+                plain_gradients(&mut self.plain, &self.plain_feeds, &self.sources, self.data, rows, &self.gradient_of)?;
+            session.take_sources(&self.sources)?;
+            session.feed_rows(self.data, rows)?;
+            session.step()?;
+            for (p, g) in exact {
+                let (Some(output), Some(unit)) = (named.get(&p), self.unit.get(&p)) else { continue };
+                let rounded = session.read(output)?;
+                let error: f64 = rounded.iter().zip(&g).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                let error = if error.is_nan() { f64::INFINITY } else { error };
+                *errors.entry(p).or_insert(0.0) += error / (unit * unit) / self.held_out.len() as f64;
+            }
+        }
+        let parameters = errors.into_iter().map(|(p, e)| (p, e.sqrt() / self.effort.budget.share())).collect();
+        Ok(Measured { batches: self.held_out.len(), parameters })
+    }
+
+    /// Judges roundings more strictly after a plan that kept not to the budget: all of them by what it was over, and more
+    /// those that reach the parameters it disturbed most.
+    pub fn tighten(&mut self, measured: &Measured) {
+        let over = measured.overall();
+        if over > 1.0 {
+            self.strictness *= 1.2 * over.min(1e3).powi(2);
+        }
+        for (p, &error) in &measured.parameters {
+            if let Some(w) = self.weight.get_mut(p) {
+                *w *= error.clamp(0.5, 100.0).powi(2);
+            }
+        }
+    }
+}
+
+/// The gradients of the step in f32 on some samples.
+fn plain_gradients(
+    device: &mut CpuRunner,
+    feeds: &[Feed],
+    sources: &BTreeMap<String, Vec<u8>>,
+    data: &Dataset,
+    rows: &[usize],
+    gradient_of: &BTreeMap<String, String>,
+) -> Result<Vec<(String, Vec<f32>)>> {
+    write_sources(device, sources)?;
+    feed(device, feeds, data, rows)?;
+    device.run()?;
+    gradient_of.keys().map(|p| Ok((p.clone(), device.read(&format!("g.{p}"))?))).collect()
+}
+
+fn write_sources(device: &mut CpuRunner, sources: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    for (name, bytes) in sources {
+        if device.program().find(name).is_some() {
+            device.write_bytes(name, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+fn norm2(x: &[f32]) -> f64 {
+    x.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
+}
+
+fn gradient_outputs(step: &Graph, gradient_of: &BTreeMap<String, String>) -> Vec<Output> {
+    let named = gradient_of.iter().filter_map(|(p, g)| Some((p, step.find(g)?)));
+    named.map(|(p, node)| Output { name: format!("g.{p}"), role: Role::Output, node }).collect()
+}
+
+/// Values that grow with the loss scale.
+fn scaled_values(step: &Graph) -> Vec<String> {
+    let Some(scale) = step.find(names::SCALE) else { return Vec::new() };
+    let mut scaled = vec![false; step.len()];
+    scaled[scale.index()] = true;
+    let mut out = Vec::new();
+    for id in step.ids().filter(|&id| step.node(id).stage == Stage::Backward) {
+        scaled[id.index()] = step.inputs(id).iter().any(|x| scaled[x.index()]);
+        if scaled[id.index()] {
+            out.push(step.name_of(id).to_owned());
+        }
+    }
+    out
+}
+
+/// A plan that also hands out the gradients, as the optimizer reads them, and the outputs' names by parameter.
+fn with_gradients(
+    planned: &Planned,
+    step: &Graph,
+    gradient_of: &BTreeMap<String, String>,
+) -> Result<(Graph, BTreeMap<String, String>)> {
+    let mut graph = planned.graph.clone();
+    let mut named = BTreeMap::new();
+    for (parameter, gradient) in gradient_of {
+        let Some(&value) = step.find(gradient).and_then(|id| planned.places.get(id.index())?.as_ref()) else {
+            continue;
+        };
+        let output = format!("g.{parameter}");
+        let node = as_read(&mut graph, value)?;
+        graph.add_output(&output, Role::Output, node);
+        named.insert(parameter.clone(), output);
+    }
+    Ok((graph, named))
+}
+
+/// The buffer that a value's readers see: the value itself if somebody reads it unrounded, else what is stored of it.
+fn as_read(graph: &mut Graph, value: NodeId) -> Result<NodeId> {
+    let users = graph.users(value);
+    let stored = users.iter().copied().filter(|&u| matches!(graph.op(u), Op::Put(_)));
+    let narrowest = stored.min_by_key(|&u| graph.ty(u).format.bytes());
+    let unrounded = users.iter().any(|&u| !matches!(graph.op(u), Op::Put(_)));
+    match narrowest {
+        Some(put) if !unrounded => Ok(put),
+        _ if graph.op(value).is_buffer() => Ok(value),
+        _ => graph.add(Op::Put(Format::F32), &[value]),
+    }
+}

@@ -1,0 +1,161 @@
+//! Policy auto: noise estimated against noise measured, budgets kept, and networks that lists of operations cannot train.
+
+use mantissa::data::{Dataset, Labels};
+use mantissa::error::Error;
+use mantissa::format::Format;
+use mantissa::ir::{Op, text};
+use mantissa::model::Model;
+use mantissa::plan::{Budget, Policy};
+use mantissa::rewrite::RuleSet;
+use mantissa::run::{Device, cpu::CpuRunner};
+use mantissa::train::{Compiled, Effort, Laboratory, Session, Settings, compile_by_evidence};
+use std::path::PathBuf;
+
+/// Ten noisy prototypes of 64 numbers.
+fn dataset(samples: usize) -> Dataset {
+    let mut state = 7u64;
+    let mut uniform = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    let prototypes: Vec<f32> = (0..640).map(|_| uniform()).collect();
+    let classes: Vec<i64> = (0..samples as i64).map(|i| i % 10).collect();
+    let features = classes
+        .iter()
+        .flat_map(|&c| prototypes[c as usize * 64..][..64].to_vec())
+        .map(|p| p + 0.5 * uniform())
+        .collect();
+    let path = PathBuf::from("generated");
+    Dataset { features, labels: Labels::Classes(classes), samples, sample_dims: vec![64], path }
+}
+
+fn model(source: &str) -> Model {
+    Model::from_graph(text::parse(source, "test.mir").unwrap_or_else(|e| panic!("{}", e.render(false))))
+}
+
+fn settings(formats: &[Format]) -> Settings {
+    Settings { formats: formats.to_vec(), ..Settings::default() }
+}
+
+fn auto(source: &str, formats: &[Format], effort: Effort) -> Result<Compiled, Error> {
+    let rules = RuleSet::builtin().unwrap();
+    compile_by_evidence(&settings(formats), &model(source), &rules, &dataset(960), 0, effort, &|_| ())
+}
+
+const SMOOTH: &str = "model smooth {
+    input x: f32[batch, 64]  label y: i64[batch]
+    param w1: f32[64, 48] = kaiming_uniform  param b1: f32[48] = zeros
+    param scale: f32[48] = ones  param shift: f32[48] = zeros
+    param w2: f32[48, 48] = kaiming_uniform  param w3: f32[48, 10] = kaiming_uniform
+    h = layer_norm(tanh(x @ w1 + b1), scale, shift)
+    loss = cross_entropy(gelu(h @ w2) @ w3, y)
+}";
+
+const RECTIFIED: &str = "model rectified {
+    input x: f32[batch, 64]  label y: i64[batch]
+    param w1: f32[64, 96] = kaiming_uniform  param b1: f32[96] = zeros
+    param w2: f32[96, 96] = kaiming_uniform  param w3: f32[96, 10] = kaiming_uniform
+    h = relu(x @ w1 + b1)
+    loss = cross_entropy(relu(h @ w2) @ w3, y)
+}";
+
+const CONVOLUTION: &str = "model convolution {
+    input x: f32[batch, 64]  label y: i64[batch]
+    param k1: f32[8, 1, 3, 3] = kaiming_uniform  param k2: f32[8, 8, 3, 3] = kaiming_uniform
+    param w: f32[512, 10] = kaiming_uniform
+    image = reshape(x, dims=[batch, 1, 8, 8])
+    a = relu(conv(image, k1, strides=[1, 1], lo=[1, 1], hi=[1, 1]))
+    b = relu(conv(a, k2, strides=[1, 1], lo=[1, 1], hi=[1, 1]))
+    loss = cross_entropy(reshape(b, dims=[batch, 512]) @ w, y)
+}";
+
+/// To first order and with kinks smoothed, the sum of what single roundings add is what the plan adds.
+#[test]
+fn estimated_noise_is_the_measured_noise() {
+    for (name, source) in [("smooth", SMOOTH), ("rectified", RECTIFIED), ("convolution", CONVOLUTION)] {
+        for format in [Format::F16, Format::Bf16] {
+            let effort = Effort { budget: Budget::Noise(0.5), ..Effort::default() };
+            let compiled = auto(source, &[format], effort).unwrap();
+            let noise = &compiled.planned.noise;
+            assert!(noise.len() > 8, "{name} {format}: most is rounded, not {noise:?}");
+            let estimated = noise.iter().map(|n| n.2).sum::<f64>().sqrt();
+            let measured = compiled.planned.measured.as_ref().unwrap().overall();
+            let ratio = measured / estimated;
+            assert!((0.2..3.0).contains(&ratio), "{name} {format}: estimated {estimated:.4}, measured {measured:.4}");
+        }
+    }
+}
+
+/// Bits of mantissa bought by a smaller budget.
+#[test]
+fn smaller_budgets_round_less() {
+    let mut last = f64::INFINITY;
+    let mut low = usize::MAX;
+    for share in [0.1, 3e-3, 3e-4, 1e-5] {
+        let effort = Effort { budget: Budget::Relative(share), ..Effort::default() };
+        let compiled = auto(SMOOTH, &[Format::F16, Format::Bf16], effort).unwrap();
+        let measured = compiled.planned.measured.as_ref().unwrap();
+        assert!(measured.keeps_budget(), "{share}: {measured:?}");
+        let absolute = measured.overall() * share;
+        let g = &compiled.planned.graph;
+        let stored = g.ids().filter(|&id| matches!(g.op(id), Op::Put(f) if f.is_low())).count();
+        assert!(absolute <= last && stored <= low, "{share}: {absolute:e} after {last:e}, {stored} after {low}");
+        (last, low) = (absolute, stored);
+    }
+    assert!(low <= 4, "with hardly an error allowed, {low} values are rounded");
+}
+
+#[test]
+fn the_choice_is_the_same_every_time() {
+    let plan = || text::print(&auto(RECTIFIED, &[Format::F16, Format::Bf16], Effort::default()).unwrap().planned.graph);
+    assert_eq!(plan(), plan());
+}
+
+/// What is rounded beyond the range never enters a plan, however large the budget.
+#[test]
+fn ranges_are_kept() {
+    let loud =
+        RECTIFIED.replace("h = relu(x @ w1 + b1)", "h = relu(x @ w1 + b1) * 1e5").replace("@ w3", "@ (w3 * 1e-5)");
+    let effort = Effort { budget: Budget::Noise(1e3), ..Effort::default() };
+    let compiled = auto(&loud, &[Format::F16], effort).unwrap();
+    let g = &compiled.planned.graph;
+    for id in g.ids().filter(|&id| matches!(g.op(id), Op::Put(Format::F16))) {
+        let value = g.name_of(g.inputs(id)[0]);
+        assert_ne!(value, "h", "1e5 is beyond f16");
+    }
+    assert!(compiled.planned.reasons["h"].contains("f16 overflows"), "{}", compiled.planned.reasons["h"]);
+}
+
+/// Overflow, lost gradients and large logits in one network: autocast's lists fail where evidence does not.
+#[test]
+fn a_network_that_defeats_lists_trains_by_evidence() {
+    let source = include_str!("models/hostile.mir");
+    let data = dataset(960);
+    let train = |compiled: Compiled| {
+        let open = |p| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>);
+        let mut session = Session::new(compiled, 0, &open).unwrap();
+        (0..4).map(|_| session.train_epoch(&data, |_| ())).next_back().unwrap()
+    };
+    let rules = RuleSet::builtin().unwrap();
+    let lists = Settings { policy: Policy::O1, ..Settings::default() };
+    let fp32 = Settings { policy: Policy::Fp32, ..Settings::default() };
+    let reference = train(fp32.compile(&model(source), &rules, None).unwrap()).unwrap().loss;
+    let listed = train(lists.compile(&model(source), &rules, None).unwrap());
+    assert!(listed.is_err(), "autocast's lists overflow: {listed:?}");
+    let compiled = auto(source, &[Format::F16, Format::Bf16], Effort::default()).unwrap();
+    let reasons = compiled.planned.reasons.clone();
+    let loss = train(compiled).unwrap().loss;
+    assert!((loss - reference).abs() < 0.1 * reference, "loss {loss}, {reference} in f32");
+    assert!(reasons["loud"].contains("f16 overflows"), "{}", reasons["loud"]);
+    assert!(reasons["h"].contains("would take"), "{}", reasons["h"]);
+}
+
+/// A budget that nothing can keep is refused, and says what is still rounded. f32 itself is not exact.
+#[test]
+fn data_that_cannot_calibrate_is_refused() {
+    let rules = RuleSet::builtin().unwrap();
+    let few = dataset(8);
+    let s = settings(&[Format::F16]);
+    let error = Laboratory::new(&s, &model(SMOOTH), &rules, &few, 0, Effort::default(), &|| ()).err().unwrap();
+    assert!(error.to_string().contains("batch"), "{error}");
+}
