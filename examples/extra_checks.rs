@@ -76,7 +76,7 @@ fn forward(path: &Path) -> Result<()> {
     let values = read_f32()?;
     let bound = bind(&model, values.len())?;
     let graph = &bound.graph;
-    let request = Request { policy: Policy::Fp32, low: Format::F16, target: Target::named("cpu")? };
+    let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu")?);
     let planned = plan(graph, &request, &RuleSet::builtin()?)?.graph;
     let mut cpu = CpuRunner::new(lower(verify(&planned)?)?);
     for id in planned.sources() {

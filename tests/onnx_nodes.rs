@@ -144,7 +144,7 @@ fn run_set(model: &Model, dir: &Path, rules: &RuleSet) -> Outcome {
             }
         }
     };
-    let request = Request { policy: Policy::Fp32, low: Format::F16, target: Target::named("cpu").unwrap() };
+    let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu").unwrap());
     let planned = match plan(&bound.graph, &request, rules) {
         Ok(p) => p.graph,
         Err(e) => return Outcome::Failed(format!("cannot be planned: {e}")),

@@ -28,7 +28,7 @@ pub fn run(path: &Path, loss: &str, dirs: &[&str]) -> Result<()> {
     let shapes = shapes(&model, &given(dirs[0])?);
     let bound = model.bind_shaped(&shapes, Purpose::Training, &BTreeMap::new())?;
     let task = Task::new(bound.graph, Some(loss).filter(|l| *l != "-"), &Objective::default(), &mut Weights::new())?;
-    let request = Request { policy: Policy::Fp32, low: Format::F16, target: Target::named("cpu")? };
+    let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu")?);
     let graph = plan(&differentiated(&task)?, &request, &RuleSet::builtin()?)?.graph;
     let mut cpu = CpuRunner::new(lower(verify(&graph)?)?);
     for dir in dirs {

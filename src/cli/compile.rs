@@ -1,22 +1,23 @@
 //! `mantissa compile`.
 
-use super::{StepArgs, new_file, read_model};
+use super::new_file;
+use super::plan::WhatArgs;
 use crate::error::Result;
 use crate::run::cuda;
-use crate::train::Settings;
 use crate::trainer;
 use clap::Args;
 use std::path::PathBuf;
 
 #[derive(Args)]
 pub struct CompileArgs {
-    /// A model: .mir or .onnx
+    /// A model (.mir, .onnx), or a run file (.toml) for the step that `train` would run
+    #[arg(value_name = "MODEL|RUN.toml")]
     model: PathBuf,
     /// The executable to write
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     #[command(flatten)]
-    step: StepArgs,
+    what: WhatArgs,
     /// GPU architectures to carry compiled kernels for; `none` for none
     #[arg(long, value_name = "ARCH,..", value_delimiter = ',', default_value = "sm_75,sm_80,sm_86,sm_89,sm_90a")]
     archs: Vec<String>,
@@ -26,11 +27,8 @@ pub struct CompileArgs {
 }
 
 pub fn run(args: &CompileArgs) -> Result<()> {
-    let mut settings = Settings::default();
-    args.step.apply(&mut settings)?;
     new_file(&args.output, args.force)?;
-    let model = read_model(&args.model)?;
-    let compiled = settings.compile(&model, &args.step.rule_set()?, None)?;
+    let (compiled, ..) = args.what.compile(&args.model)?;
     let archs: Vec<String> = args.archs.iter().filter(|a| *a != "none").cloned().collect();
     let cubins = if archs.is_empty() || cuda::nvrtc_present() {
         trainer::compile_kernels(&compiled, &archs)?

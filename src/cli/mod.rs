@@ -5,6 +5,7 @@
 mod compile;
 mod doctor;
 mod evidence;
+mod explain;
 mod export;
 mod plan;
 mod profile;
@@ -15,7 +16,7 @@ mod train;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::model::Model;
-use crate::plan::Policy;
+use crate::plan::{Overrides, Policy};
 use crate::rewrite::RuleSet;
 use crate::train::{Optimizer, Settings};
 use crate::trainer;
@@ -42,6 +43,8 @@ enum Command {
     Train(train::TrainArgs),
     /// Print the precision plan of a model's training step
     Plan(plan::PlanArgs),
+    /// Say why a value has the format it has, and what else there was
+    Explain(explain::ExplainArgs),
     /// Run some steps in f32 and print what every value's numbers look like
     Profile(profile::ProfileArgs),
     /// Write a trainer: one executable that needs no compiler
@@ -69,6 +72,9 @@ pub struct StepArgs {
     /// What auto chooses from besides f32 [default: f16,bf16 where the target multiplies them]
     #[arg(long, value_name = "FORMAT,..", value_delimiter = ',', conflicts_with = "format")]
     formats: Vec<String>,
+    /// Formats by name and by operation, which go before the policy's: lines such as "*.lm_head.*" = "f32" and op.softmax = "f32"
+    #[arg(long, value_name = "FILE.toml")]
+    policy_file: Option<PathBuf>,
     /// What the plan is made for: cpu, sm_70 (V100), sm_75 (T4), sm_80 (A100), sm_89 (L4), sm_90 (H200), h100, sm_100 (B200)
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
@@ -131,6 +137,9 @@ impl StepArgs {
                     "--formats takes at least one narrow format; for f32 alone there is --policy fp32".into(),
                 )
             })?;
+        }
+        if let Some(path) = &self.policy_file {
+            s.overrides = Overrides::read(path)?;
         }
         if let Some(t) = &self.target {
             s.target = t.clone();
@@ -224,6 +233,7 @@ pub fn main() -> ExitCode {
         Ok(None) => match Cli::parse().command {
             Command::Train(args) => train::run(&args),
             Command::Plan(args) => plan::run(&args),
+            Command::Explain(args) => explain::run(&args),
             Command::Profile(args) => profile::run(&args),
             Command::Compile(args) => compile::run(&args),
             Command::Export(args) => export::run(&args),

@@ -6,17 +6,16 @@ use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::{lower, outline};
-use crate::model::write_atomically;
-use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_table, summary_line};
+use crate::model::{Model, write_atomically};
+use crate::plan::{PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, summary_line};
+use crate::rewrite::RuleSet;
 use crate::train::{Compiled, RunFile, Settings};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
+/// What is planned.
 #[derive(Args)]
-pub struct PlanArgs {
-    /// A model (.mir, .onnx), or a run file (.toml) for the step that `train` would run
-    #[arg(value_name = "MODEL|RUN.toml")]
-    model: PathBuf,
+pub struct WhatArgs {
     #[command(flatten)]
     step: StepArgs,
     #[command(flatten)]
@@ -27,6 +26,18 @@ pub struct PlanArgs {
     /// Multiply the features of --calibrate by this
     #[arg(long, value_name = "X", requires = "calibrate")]
     scale: Option<f64>,
+}
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// A model (.mir, .onnx), or a run file (.toml) for the step that `train` would run
+    #[arg(value_name = "MODEL|RUN.toml", required_unless_present = "diff")]
+    model: Option<PathBuf>,
+    /// Show two written plans' differences instead
+    #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
+    diff: Vec<PathBuf>,
+    #[command(flatten)]
+    what: WhatArgs,
     /// Write the plan as JSON, for `train --plan`
     #[arg(short, long, value_name = "PLAN.json")]
     output: Option<PathBuf>,
@@ -45,26 +56,19 @@ pub struct PlanArgs {
 const STAGES: [&str; 5] = ["ir", "step", "plan", "kernels", "cuda"];
 
 pub fn run(args: &PlanArgs) -> Result<()> {
-    let (model_path, mut settings, data, seed) = request(args)?;
-    args.step.apply(&mut settings)?;
+    if let [a, b] = &args.diff[..] {
+        let (name_a, name_b) = (a.display().to_string(), b.display().to_string());
+        out(&diff((&name_a, &PlanFile::read(a)?), (&name_b, &PlanFile::read(b)?)));
+        return Ok(());
+    }
+    let Some(model_path) = &args.model else { return Err(Error::Request("name a model or a run file".into())) };
     if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
         return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
     }
     if let Some(path) = &args.output {
         new_file(path, args.force)?;
     }
-    let model = read_model(&model_path)?;
-    let request = settings.request()?;
-    if settings.policy != Policy::Fp32 {
-        request.target.require(settings.low)?;
-    }
-    let rules = args.step.rule_set()?;
-    let compiled = match &data {
-        Some(data) if settings.policy == Policy::Auto => {
-            args.evidence.compile(&settings, &model, &args.step, data, seed)?
-        }
-        _ => settings.compile(&model, &rules, None)?,
-    };
+    let (compiled, model, rules) = args.what.compile(model_path)?;
     let settings = compiled.settings.clone();
     let request = settings.request()?;
     let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
@@ -151,20 +155,40 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     text + "\n"
 }
 
-/// The model, settings and data that are asked for, and the seed.
-fn request(args: &PlanArgs) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
-    let calibrate = match &args.calibrate {
-        Some(path) => Some(data::load(&Source::find(path, "train")?, args.scale.unwrap_or(1.0))?),
-        None => None,
-    };
-    if args.model.extension().is_none_or(|e| e != "toml") {
-        return Ok((args.model.clone(), Settings::default(), calibrate, 0));
+impl WhatArgs {
+    /// Plans what is asked for; the settings it was planned with are those of the result.
+    pub fn compile(&self, what: &Path) -> Result<(Compiled, Model, RuleSet)> {
+        let (model_path, mut settings, data, seed) = self.request(what)?;
+        self.step.apply(&mut settings)?;
+        let model = read_model(&model_path)?;
+        if settings.policy != Policy::Fp32 {
+            settings.request()?.target.require(settings.low)?;
+        }
+        let rules = self.step.rule_set()?;
+        let compiled = match &data {
+            Some(data) if settings.policy == Policy::Auto => {
+                self.evidence.compile(&settings, &model, &self.step, data, seed)?
+            }
+            _ => settings.compile(&model, &rules, None)?,
+        };
+        Ok((compiled, model, rules))
     }
-    let file = RunFile::read(&args.model, &[])?;
-    let dir = args.model.parent().unwrap_or(Path::new("."));
-    let data = data::load(&file.data.train.relative_to(dir), file.data.scale)?;
-    let settings = file.settings(data.samples);
-    Ok((dir.join(&file.model), settings, calibrate.or(Some(data)), file.train.seed))
+
+    /// The model, settings and data that are asked for, and the seed.
+    fn request(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
+        let calibrate = match &self.calibrate {
+            Some(path) => Some(data::load(&Source::find(path, "train")?, self.scale.unwrap_or(1.0))?),
+            None => None,
+        };
+        if what.extension().is_none_or(|e| e != "toml") {
+            return Ok((what.to_owned(), Settings::default(), calibrate, 0));
+        }
+        let file = RunFile::read(what, &[])?;
+        let dir = what.parent().unwrap_or(Path::new("."));
+        let data = data::load(&file.data.train.relative_to(dir), file.data.scale)?;
+        let settings = file.settings(data.samples);
+        Ok((dir.join(&file.model), settings, calibrate.or(Some(data)), file.train.seed))
+    }
 }
 
 fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {

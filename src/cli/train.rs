@@ -152,6 +152,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     if let Some((file, _)) = &saved {
         (settings.policy, settings.low, settings.target) = (file.policy, file.low, file.target.clone());
+        if let Some(e) = &file.evidence {
+            settings.recipe.scaler.init = e.loss_scale;
+            settings.formats.clone_from(&e.formats);
+        }
     }
     let compiled = if settings.policy == Policy::Auto && saved.is_none() {
         args.evidence.compile(&settings, &model, &args.step, &data, plan.seed)?

@@ -37,28 +37,9 @@ pub struct Extracted {
 
 /// The cheapest graph found. `egraph` is `encoded`'s after saturation.
 pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Request) -> Result<Extracted> {
-    let mut members = Members::new(step, encoded, egraph);
-    if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
-        members.noise = Some(Noise::new(step, encoded, &members, calibration));
-    }
+    let members = members(step, encoded, egraph, request);
     let mut search = Search::new(&members, &request.target);
-    let mut best: Option<Costed> = None;
-    for pass_pointwise in [true, false] {
-        if let Ok(costed) = search.whole(start(&members, pass_pointwise))
-            && best.as_ref().is_none_or(|b| costed.estimate.seconds < b.estimate.seconds)
-        {
-            best = Some(costed);
-        }
-    }
-    let best = match best {
-        Some(best) => best,
-        // Say what is wrong with the choice that stores everything: it should always be possible.
-        None => {
-            search.whole(start(&members, false))?;
-            return Err(Error::Graph("no choice of formats can be lowered".into()));
-        }
-    };
-    let Costed { choice, graph, estimate } = search.improve(best);
+    let Costed { choice, graph, estimate } = cheapest(&mut search)?;
     let rules = rules(&members, &choice);
     let places = Sketch::whole(&members, &choice)?.places(step)?;
     let noise = noisiest(&members, &choice);
@@ -71,6 +52,36 @@ pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Reque
         cut_short: search.cut_short,
         rules,
     })
+}
+
+/// What there is to choose, with its noise where that was measured.
+pub(super) fn members<'a>(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGraph, request: &Request) -> Members<'a> {
+    let mut members = Members::new(step, encoded, egraph);
+    if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
+        members.noise = Some(Noise::new(step, encoded, &members, calibration));
+    }
+    members
+}
+
+/// The best choice that a search finds.
+pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
+    let members = search.members;
+    let mut best: Option<Costed> = None;
+    for pass_pointwise in [true, false] {
+        if let Ok(costed) = search.whole(start(members, pass_pointwise))
+            && best.as_ref().is_none_or(|b| costed.estimate.seconds < b.estimate.seconds)
+        {
+            best = Some(costed);
+        }
+    }
+    match best {
+        Some(best) => Ok(search.improve(best)),
+        // Say what is wrong with the choice that stores everything: it should always be possible.
+        None => {
+            search.whole(start(members, false))?;
+            Err(Error::Graph("no choice of formats can be lowered".into()))
+        }
+    }
 }
 
 /// The roundings of a choice, in the order of what they add to the gradients' noise.

@@ -1,6 +1,6 @@
 //! `plan.json`: a plan that can be kept, read by other programs, and fed back to `train`.
 
-use super::{Planned, Policy};
+use super::{Budget, Calibration, Measured, Planned, Policy};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Op, text};
@@ -21,10 +21,51 @@ pub struct PlanFile {
     pub low: Format,
     pub predicted_seconds: f64,
     pub bytes_moved: usize,
+    /// What policy auto went by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evidence: Option<EvidenceSummary>,
     /// Why each stored value has its format.
     pub values: Vec<PlannedValue>,
     /// The planned step in text form: the plan itself.
     pub step: String,
+}
+
+/// A plan's evidence in short.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct EvidenceSummary {
+    pub batches: usize,
+    pub budget: Budget,
+    pub loss_scale: f64,
+    /// Narrow formats there were to choose from.
+    pub formats: Vec<Format>,
+    /// Root of the summed squares of what roundings were estimated to add, in budgets.
+    pub estimated: f64,
+    /// What the plan was measured to add.
+    pub measured: Option<Measured>,
+    /// Shares of the squared budget by what is rounded.
+    pub roundings: Vec<RoundingShare>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RoundingShare {
+    pub value: String,
+    pub format: Format,
+    pub share: f64,
+}
+
+impl EvidenceSummary {
+    fn new(planned: &Planned, calibration: &Calibration, formats: Vec<Format>) -> EvidenceSummary {
+        let noise = planned.noise.iter();
+        EvidenceSummary {
+            batches: calibration.batches,
+            budget: calibration.budget,
+            loss_scale: calibration.loss_scale,
+            formats,
+            estimated: planned.noise.iter().map(|n| n.2).sum::<f64>().sqrt(),
+            measured: planned.measured.clone(),
+            roundings: noise.map(|(v, f, s)| RoundingShare { value: v.clone(), format: *f, share: *s }).collect(),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -75,6 +116,11 @@ impl PlanFile {
             low: request.low,
             predicted_seconds: planned.estimate.seconds,
             bytes_moved: planned.estimate.bytes,
+            evidence: request
+                .calibration
+                .as_ref()
+                .filter(|_| request.policy == Policy::Auto)
+                .map(|c| EvidenceSummary::new(planned, c, request.formats.iter().collect())),
             values: values(planned, None),
             step: text::print(&planned.graph),
         }

@@ -226,6 +226,11 @@ impl<'a> Members<'a> {
         decode_op(self.egraph, term)
     }
 
+    /// The edge of each value that can be passed or stored.
+    pub fn edges(&self) -> HashMap<Id, Id> {
+        self.open().filter_map(|e| Some((self.passed(e)?, e))).collect()
+    }
+
     /// The value an edge passes.
     pub fn passed(&self, edge: Id) -> Option<Id> {
         self.of(edge).iter().find(|t| t.name() == "pass").map(|t| t.children[0])

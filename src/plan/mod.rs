@@ -2,7 +2,9 @@
 
 mod bodies;
 mod calibration;
+mod diff;
 mod evidence;
+mod explain;
 mod extract;
 mod file;
 mod kinks;
@@ -11,6 +13,7 @@ mod measured;
 mod members;
 mod noise;
 mod observed;
+mod overrides;
 mod policy;
 mod probe;
 mod profile;
@@ -21,12 +24,15 @@ mod start;
 mod table;
 
 pub use calibration::{Budget, Calibration, HEADROOM, Shares, percent};
+pub use diff::diff;
 pub use evidence::{Evidence, Fate, Spread};
+pub use explain::{Alternative, Explanation, explain};
 pub use extract::Extracted;
-pub use file::{PLAN_VERSION, PlanFile, fingerprint};
+pub use file::{EvidenceSummary, PLAN_VERSION, PlanFile, fingerprint};
 pub use kinks::Kink;
 pub use measured::Measured;
 pub use observed::observed;
+pub use overrides::Overrides;
 pub use policy::{Policy, Verdict, paint};
 pub use probe::{Probe, probe};
 pub use profile::print_profile;
@@ -36,8 +42,8 @@ pub use table::{clip, print_table, seconds, summary_line};
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
 use crate::format::{Format, Formats};
-use crate::ir::{Graph, NodeId, Op, verify};
-use crate::rewrite::{Allow, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
+use crate::ir::{Graph, NodeId, Op, Role, verify};
+use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
 use std::collections::BTreeMap;
@@ -53,16 +59,24 @@ pub struct Request {
     pub formats: Formats,
     pub target: Target,
     pub calibration: Option<Arc<Calibration>>,
+    pub overrides: Overrides,
 }
 
 impl Request {
     /// A plan by a policy's lists, with one narrow format.
     pub fn by_lists(policy: Policy, low: Format, target: Target) -> Request {
-        Request { policy, low, formats: Formats::from_iter([low]), target, calibration: None }
+        Request {
+            policy,
+            low,
+            formats: Formats::from_iter([low]),
+            target,
+            calibration: None,
+            overrides: Overrides::default(),
+        }
     }
 
     /// The narrow formats that a plan may use.
-    fn allowed(&self) -> Formats {
+    pub fn allowed(&self) -> Formats {
         match self.policy {
             Policy::Fp32 => Formats::NONE,
             Policy::Auto if self.calibration.is_some() => self.formats,
@@ -135,31 +149,46 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
     Ok((named, phases))
 }
 
+/// A step with everything that it equals.
+struct Saturated {
+    step: Graph,
+    bodies: BTreeMap<String, Planned>,
+    verdicts: Vec<Verdict>,
+    encoded: Encoded,
+    egraph: EGraph,
+    phases: Vec<PhaseReport>,
+}
+
+impl Saturated {
+    fn new(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Saturated> {
+        let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
+        let verified = verify(&step)?;
+        let formats = request.allowed();
+        formats.iter().try_for_each(|f| request.target.require(f))?;
+        let verdicts = paint(&step, request);
+        let allow: Vec<Allow> = verdicts.iter().map(|v| v.allow).collect();
+        let updates = step.outputs().iter().filter(|o| o.role == Role::Update);
+        let updated = updates.map(|o| o.name.clone()).collect();
+        let is_staged =
+            |&id: &NodeId| matches!(step.op(id), Op::Input { label: false, .. }) && step.ty(id).format.is_float();
+        let facts = Facts {
+            sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
+            updated,
+            staged: step.sources().filter(is_staged).map(|id| step.name_of(id).to_owned()).collect(),
+            formats,
+            ..Facts::default()
+        };
+        let mut encoded = encode(verified, facts, &allow)?;
+        let egraph = std::mem::take(&mut encoded.egraph);
+        let (egraph, phases) = saturate(egraph, rules, &PHASES);
+        Ok(Saturated { step, bodies, verdicts, encoded, egraph, phases })
+    }
+}
+
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
 pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
-    let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
-    let step = &step;
-    let verified = verify(step)?;
-    let formats = request.allowed();
-    formats.iter().try_for_each(|f| request.target.require(f))?;
-    let verdicts = paint(step, request);
-    let allow: Vec<Allow> = verdicts.iter().map(|v| v.allow).collect();
-    let updated = step.outputs().iter().filter(|o| o.role == crate::ir::Role::Update).map(|o| o.name.clone()).collect();
-    let facts = Facts {
-        sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
-        updated,
-        staged: step
-            .sources()
-            .filter(|&id| matches!(step.op(id), Op::Input { label: false, .. }) && step.ty(id).format.is_float())
-            .map(|id| step.name_of(id).to_owned())
-            .collect(),
-        formats,
-        ..Facts::default()
-    };
-    let mut encoded = encode(verified, facts, &allow)?;
-    let egraph = std::mem::take(&mut encoded.egraph);
-    let (egraph, phases) = saturate(egraph, rules, &PHASES);
-    let extracted = extract(step, &encoded, &egraph, request)?;
+    let Saturated { step, bodies, verdicts, encoded, egraph, phases } = Saturated::new(step, request, rules)?;
+    let extracted = extract(&step, &encoded, &egraph, request)?;
     verify(&extracted.graph)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {

@@ -75,6 +75,12 @@ pub struct Verdict {
 
 /// A verdict for every node of a step.
 pub fn paint(graph: &Graph, request: &Request) -> Vec<Verdict> {
+    let mut verdicts = by_policy(graph, request);
+    request.overrides.apply(graph, &mut verdicts);
+    verdicts
+}
+
+fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
     if let (Policy::Auto, Some(calibration)) = (request.policy, &request.calibration) {
         return graph.ids().map(|id| calibration.verdict(graph, id, request.formats)).collect();
     }

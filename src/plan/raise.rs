@@ -27,7 +27,7 @@ impl Search<'_> {
     /// The choice with formats raised until the noise is within `limit`, or nothing more can be raised.
     pub(super) fn raised(&mut self, choice: Choice, limit: f64) -> Choice {
         let m = self.members;
-        let edges: HashMap<Id, Id> = m.open().filter_map(|e| Some((m.passed(e)?, e))).collect();
+        let edges = m.edges();
         let mut live = Live::new(m, choice);
         for _ in 0..ROUNDS {
             if live.noise() <= limit {

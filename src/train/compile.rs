@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Op, text};
 use crate::model::{Model, Purpose, Weights};
-use crate::plan::{Calibration, PlanFile, Planned, Policy, Request, observed, plan, recognise};
+use crate::plan::{Calibration, Overrides, PlanFile, Planned, Policy, Request, observed, plan, recognise};
 use crate::rewrite::{PhaseReport, RuleSet};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -32,6 +32,9 @@ pub struct Settings {
     /// The narrow formats that evidence may choose from; none: those of f16 and bf16 that the target multiplies.
     #[serde(default)]
     pub formats: Vec<Format>,
+    /// What is wanted otherwise than the policy.
+    #[serde(default)]
+    pub overrides: Overrides,
     /// What is known of the step on real data.
     #[serde(skip)]
     pub calibration: Option<Arc<Calibration>>,
@@ -50,6 +53,7 @@ impl Default for Settings {
             objective: Objective::default(),
             recipe: Recipe::default(),
             formats: Vec::new(),
+            overrides: Overrides::default(),
             calibration: None,
             total_steps: 0,
         }
@@ -93,6 +97,7 @@ impl Settings {
             formats: self.formats().into_iter().collect(),
             target: Target::named(&self.target)?,
             calibration: self.calibration.clone(),
+            overrides: self.overrides.clone(),
         })
     }
 
@@ -177,11 +182,15 @@ impl Settings {
         let Prepared { task, step, gradient_of, mut weights, recognition } = self.prepare(model, rules)?;
         let settings = self.clone().sized(&task);
         let request = self.request()?;
+        self.overrides.check(&step, request.allowed())?;
         let mut planned = match saved {
             None => plan(&step, &request, rules)?,
             Some((file, path)) => Planned::from_graph(file.graph_for(&step, path)?, &request)?,
         };
         planned.phases.splice(0..0, recognition);
+        // A plan that evidence chose comes without it: what the lists would round was not asked about there.
+        let unseen = saved.is_some() && self.policy == Policy::Auto && self.calibration.is_none();
+        let request = if unseen { Request { policy: Policy::Fp32, ..request } } else { request };
         let eval = match self.evaluation(model, rules, &task, &mut weights)? {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,

@@ -6,7 +6,7 @@ use super::recipe::Recipe;
 use crate::data::Source;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::plan::Policy;
+use crate::plan::{Overrides, Policy};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -50,12 +50,14 @@ pub struct PlanSection {
     /// What policy auto chooses from.
     pub formats: Vec<Format>,
     pub target: String,
+    /// As a policy file has them.
+    pub overrides: Overrides,
 }
 
 impl Default for PlanSection {
     fn default() -> PlanSection {
         let s = Settings::default();
-        PlanSection { policy: s.policy, format: s.low, formats: s.formats, target: s.target }
+        PlanSection { policy: s.policy, format: s.low, formats: s.formats, target: s.target, overrides: s.overrides }
     }
 }
 
@@ -124,6 +126,7 @@ impl RunFile {
             objective: self.objective.clone(),
             recipe: Recipe { optimizer: r.optimizer, schedule: r.schedule, clip_norm: r.clip_norm, scaler: r.scaler },
             formats: self.plan.formats.clone(),
+            overrides: self.plan.overrides.clone(),
             calibration: None,
             total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
         }

@@ -1,0 +1,279 @@
+//! Why a value has the format it has: what else there was, what it would have cost, and who offered or refused it.
+//!
+//! The step is planned, and every other way the value could travel is put in its place and costed with the whole step: in
+//! registers, in memory in each format, and, where products read it or make it, multiplied in each format.
+
+use super::calibration::{Shares, percent};
+use super::evidence::Spread;
+use super::extract::{cheapest, members};
+use super::live::Live;
+use super::members::{Choice, Members};
+use super::raise::with;
+use super::search::{Costed, Flip, Search};
+use super::table::seconds;
+use super::{Request, Saturated};
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::hint::nearest;
+use crate::ir::{Graph, Op, Stage, text};
+use crate::rewrite::RuleSet;
+use egg::Id;
+use serde::Serialize;
+use std::fmt::Write;
+
+/// One way a value could travel.
+#[derive(Clone, Debug, Serialize)]
+pub struct Alternative {
+    pub what: String,
+    pub chosen: bool,
+    /// The rules that offered it, with what they say.
+    pub rules: Vec<(String, String)>,
+    /// The whole step's predicted time with it; none where it cannot be lowered.
+    pub seconds: Option<f64>,
+    /// What it adds to the gradients' noise in budgets, where that is known.
+    pub noise: Option<f64>,
+    /// Why it was taken or lost.
+    pub why: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct Explanation {
+    pub name: String,
+    /// The value's line of text, and where it comes from.
+    pub line: String,
+    pub origin: Option<String>,
+    pub stage: &'static str,
+    pub readers: Vec<String>,
+    pub spread: Option<Spread>,
+    /// What rounding it adds to the gradients' noise, for all its readers.
+    pub shares: Shares,
+    /// The same for products that read it, by the product's name.
+    pub products: Vec<(String, Shares)>,
+    /// The policy's verdict.
+    pub verdict: String,
+    /// The step as planned.
+    pub seconds: f64,
+    pub noise: Option<f64>,
+    pub alternatives: Vec<Alternative>,
+}
+
+/// Plans a step and explains one of its values.
+pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
+    let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
+    let saturated = Saturated::new(step, request, rules)?;
+    let (step, encoded) = (&saturated.step, &saturated.encoded);
+    let m = members(step, encoded, &saturated.egraph, request);
+    let mut search = Search::new(&m, &request.target);
+    let Costed { choice, estimate, .. } = cheapest(&mut search)?;
+    let mut live = Live::new(&m, choice.clone());
+    let value = m.find(encoded.classes[id.index()]);
+    let alternatives = alternatives(&m, &mut search, &mut live, value, estimate.seconds, rules);
+    let calibration = request.calibration.as_ref();
+    let products = calibration.map_or(Vec::new(), |c| {
+        let reading = c.operands.iter().filter_map(|(p, of)| Some((p.clone(), of.get(name)?.clone())));
+        reading.collect()
+    });
+    let printed = text::print(step);
+    let line = printed.lines().map(str::trim).find(|l| {
+        let declared = l.split_once(':').map_or("", |(n, _)| n.rsplit(' ').next().unwrap_or(""));
+        declared == name
+    });
+    Ok(Explanation {
+        name: name.to_owned(),
+        line: line.unwrap_or(name).to_owned(),
+        origin: step.node(id).origin.clone(),
+        stage: match step.node(id).stage {
+            Stage::Forward => "forward",
+            Stage::Backward => "backward",
+            Stage::Update => "update",
+        },
+        readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
+        spread: calibration.and_then(|c| c.spread(step, id)).cloned(),
+        shares: calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default(),
+        products,
+        verdict: saturated.verdicts[id.index()].why.clone(),
+        seconds: estimate.seconds,
+        noise: m.noise.is_some().then(|| live.noise()),
+        alternatives,
+    })
+}
+
+fn unknown(step: &Graph, name: &str) -> Error {
+    let inside = step.ids().find_map(|id| match step.op(id) {
+        Op::Scan(s) if s.body.graph().find(name).is_some() => Some(s.body.graph().name.clone()),
+        _ => None,
+    });
+    if let Some(body) = inside {
+        return Error::Request(format!(
+            "`{name}` is computed inside the loop `{body}`, whose body is planned by itself; values of the step can be explained"
+        ));
+    }
+    let hint =
+        nearest(name, step.ids().map(|id| step.name_of(id))).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+    Error::Request(format!("the step has no value `{name}`{hint}; mantissa plan --emit step lists them"))
+}
+
+/// All ways for the value, costed, the chosen ones first.
+fn alternatives(
+    m: &Members,
+    search: &mut Search,
+    live: &mut Live,
+    value: Id,
+    now: f64,
+    rules: &RuleSet,
+) -> Vec<Alternative> {
+    let mut out = Vec::new();
+    for Way { what, class, member } in ways(m, live, value) {
+        let flip: Flip = vec![(class, member)];
+        let chosen = live.choice.of(class) == member;
+        let noise = m.noise.is_some().then(|| with(live, &flip, |l| l.noise()));
+        let mut choice: Choice = live.choice.clone();
+        choice.set(class, member);
+        let seconds = if chosen { Some(now) } else { search.whole(choice).ok().map(|c| c.estimate.seconds) };
+        let rule = m.rule(&m.of(class)[member]);
+        let doc = |n: &str| rules.rules.iter().find(|r| r.name == n).map_or(String::new(), |r| r.doc.clone());
+        let rules = rule.map(|n| (n.to_owned(), doc(n))).into_iter().collect();
+        out.push(Alternative { what, chosen, rules, seconds, noise, why: judged(chosen, seconds, now, noise) });
+    }
+    out.sort_by_key(|a| !a.chosen);
+    out
+}
+
+/// A member that could be taken.
+struct Way {
+    what: String,
+    class: Id,
+    member: usize,
+}
+
+fn ways(m: &Members, live: &Live, value: Id) -> Vec<Way> {
+    let mut out = Vec::new();
+    if let Some(edge) = m.edges().get(&value).copied().filter(|&e| live.is_live(e)) {
+        for (member, term) in m.of(edge).iter().enumerate() {
+            let what = match term.name() {
+                "pass" => "in registers, where it is read".to_owned(),
+                _ => format!("in memory as {}", m.ty(term.children[0]).map_or("?", |t| t.format.name())),
+            };
+            out.push(Way { what, class: edge, member });
+        }
+    }
+    if m.is_product(value) && live.is_live(value) {
+        for (member, term) in m.of(value).iter().enumerate() {
+            let format = m.format_of(term.children[0]).map_or("?", Format::name);
+            let sides =
+                if term.name() == "matmul" { format!(" ({})", m.word(term.children[1])) } else { String::new() };
+            out.push(Way { what: format!("multiplied in {format}{sides}"), class: value, member });
+        }
+    }
+    // Products read buffers of their own choosing.
+    for product in readers(m, live, value) {
+        let name = m.name(product).unwrap_or("a product");
+        for format in [Format::F32, Format::F16, Format::Bf16] {
+            if let Some(member) = m.multiplying(live, product, format) {
+                out.push(Way { what: format!("read in {format} by `{name}`"), class: product, member });
+            }
+        }
+    }
+    out
+}
+
+/// Products that read the value from memory, in order.
+fn readers(m: &Members, live: &Live, value: Id) -> Vec<Id> {
+    let mut out: Vec<Id> = (0..m.ids())
+        .map(Id::from)
+        .filter(|&p| m.is_product(p) && live.is_live(p))
+        .filter(|&p| {
+            m.operands(&live.choice, p).any(|b| {
+                let term = m.chosen(&live.choice, b);
+                let holds = match m.copy_of(term) {
+                    Some((name, _)) => m.source(name),
+                    None if term.name() == "put" => term.children.get(1).copied(),
+                    None => Some(b),
+                };
+                holds == Some(value)
+            })
+        })
+        .collect();
+    out.sort_unstable();
+    out
+}
+
+fn judged(chosen: bool, cost: Option<f64>, now: f64, noise: Option<f64>) -> String {
+    let Some(cost) = cost else { return "cannot be lowered to kernels".into() };
+    if chosen {
+        return "chosen".into();
+    }
+    let lost = cost - now;
+    let over = noise.is_some_and(|n| n > 1.0);
+    let by = if lost.abs() < 1e-7 { format!("{:.1} ns", 1e9 * lost.abs()) } else { seconds(lost.abs()) };
+    let time = match lost {
+        l if l.abs() < 1e-10 => "as fast".to_owned(),
+        l if l > 0.0 => format!("{by} slower"),
+        _ => format!("{by} faster, but not found by the search"),
+    };
+    if over {
+        format!("{by} {}, but the plan would be over its budget", if lost < 0.0 { "faster" } else { "slower" })
+    } else {
+        time
+    }
+}
+
+impl Explanation {
+    /// As a terminal shows it.
+    pub fn print(&self) -> String {
+        let mut out = format!("{}\n", self.line);
+        // Writing to a String cannot fail.
+        if let Some(origin) = &self.origin {
+            let _ = writeln!(out, "{:<12}{origin}", "from");
+        }
+        let _ = writeln!(out, "{:<12}{} pass, read by {}", "where", self.stage, join(&self.readers));
+        if let Some(s) = &self.spread {
+            let zeros = 100.0 * s.zeros as f64 / s.count.max(1) as f64;
+            let _ = writeln!(out, "{:<12}|x| from {:.2e} to {:.2e}, {zeros:.1} % zeros", "seen", s.smallest, s.largest);
+            for format in [Format::F16, Format::Bf16] {
+                let f = s.fate(format);
+                let p = |x: f64| format!("{:.2} %", 100.0 * x);
+                let _ = writeln!(
+                    out,
+                    "{:<12}{format}: {} above its largest number, {} below its smallest normal one, {} lost to zero",
+                    "",
+                    p(f.overflow),
+                    p(f.subnormal),
+                    p(f.flushed)
+                );
+            }
+        }
+        let shares =
+            |s: &Shares| s.iter().map(|(f, x)| format!("to {f} takes {}", percent(*x))).collect::<Vec<_>>().join(", ");
+        if !self.shares.is_empty() {
+            let _ = writeln!(out, "{:<12}rounding it for all readers {} of the budget", "noise", shares(&self.shares));
+            for (product, s) in &self.products {
+                let _ = writeln!(out, "{:<12}for `{product}` alone {}", "", shares(s));
+            }
+        }
+        let _ = writeln!(out, "{:<12}{}", "policy", self.verdict);
+        let noise = |n: Option<f64>| n.map_or(String::new(), percent);
+        let _ = writeln!(out, "\n{:<44} {:>10} {:>14}  ", "ways it could travel", "step", "noise²");
+        for a in &self.alternatives {
+            let time = a.seconds.map_or("-".to_owned(), seconds);
+            let mark = if a.chosen { '*' } else { ' ' };
+            let _ = writeln!(out, "{mark} {:<42} {time:>10} {:>14}  {}", a.what, noise(a.noise), a.why);
+            for (rule, doc) in &a.rules {
+                let _ = writeln!(out, "    {rule}: {doc}");
+            }
+        }
+        if self.alternatives.is_empty() {
+            out += "  none: the plan does without it, or it has one way to travel\n";
+        }
+        out
+    }
+}
+
+fn join(names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    if names.is_empty() {
+        return "nobody".into();
+    }
+    let more = if names.len() > SHOWN { format!(" and {} more", names.len() - SHOWN) } else { String::new() };
+    names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ") + &more
+}
