@@ -5,7 +5,7 @@ mod common;
 use common::{MODELS, noise};
 use mantissa::autodiff::gradients;
 use mantissa::format::Format;
-use mantissa::ir::{Binary, Graph, NodeId, Op, Tensor, Unary, evaluate, text};
+use mantissa::ir::{Binary, Graph, NodeId, Op, ReduceKind, Tensor, Unary, evaluate, text};
 use mantissa::model::Weights;
 use mantissa::train::{Objective, Task};
 use proptest::prelude::*;
@@ -28,19 +28,45 @@ fn sources(graph: &Graph, seed: u32) -> BTreeMap<NodeId, Tensor> {
     graph.sources().map(|id| (id, value(id))).collect()
 }
 
-/// Compares every parameter's gradient of the model's loss with finite differences at a few elements.
+/// Compares every parameter's gradient of the model's loss, and of the loss's gradients, with finite differences at a few
+/// elements.
 fn check(source: &str, seed: u32) -> Result<(), String> {
+    let (mut graph, loss, params) = task(source)?;
+    let once = append(&mut graph, loss, &params)?;
+    differences(&graph, loss, &once, seed)?;
+    let mut squares = Vec::new();
+    for &g in once.values() {
+        let square = graph.unary(Unary::Square, g).map_err(|e| e.to_string())?;
+        squares.push(graph.reduce_all(ReduceKind::Sum, square).map_err(|e| e.to_string())?);
+    }
+    let Some(length) = squares.into_iter().reduce(|a, b| graph.binary(Binary::Add, a, b).expect("scalars add")) else {
+        return Ok(());
+    };
+    let twice = append(&mut graph, length, &params)?;
+    differences(&graph, length, &twice, seed).map_err(|e| format!("the gradients' gradient: {e}"))
+}
+
+/// A model's graph, its loss and its parameters.
+fn task(source: &str) -> Result<(Graph, NodeId, Vec<NodeId>), String> {
     let graph = text::parse(source, "gradient test").map_err(|e| e.render(false))?;
     let graph = graph.bind(&BTreeMap::from([("batch".to_owned(), 3)])).map_err(|e| e.to_string())?;
-    let Task { mut graph, loss, .. } =
+    let Task { graph, loss, .. } =
         Task::new(graph, None, &Objective::default(), &mut Weights::new()).map_err(|e| e.to_string())?;
     let params: Vec<NodeId> = graph.sources().filter(|&id| matches!(graph.op(id), Op::Param { .. })).collect();
-    let seed_node = graph.constant(1.0).map_err(|e| e.to_string())?;
-    let grads = gradients(&mut graph, loss, seed_node, &params).map_err(|e| e.to_string())?;
-    let inputs = sources(&graph, seed);
-    let values = evaluate(&graph, |id| inputs[&id].clone());
-    let at = |changed: &BTreeMap<NodeId, Tensor>| evaluate(&graph, |id| changed[&id].clone())[loss.index()].data[0];
-    for (param, grad) in grads {
+    Ok((graph, loss, params))
+}
+
+fn append(graph: &mut Graph, of: NodeId, params: &[NodeId]) -> Result<BTreeMap<NodeId, NodeId>, String> {
+    let one = graph.constant(1.0).map_err(|e| e.to_string())?;
+    gradients(graph, of, one, params).map_err(|e| e.to_string())
+}
+
+/// Compares gradients of a scalar with finite differences.
+fn differences(graph: &Graph, of: NodeId, grads: &BTreeMap<NodeId, NodeId>, seed: u32) -> Result<(), String> {
+    let inputs = sources(graph, seed);
+    let values = evaluate(graph, |id| inputs[&id].clone());
+    let at = |changed: &BTreeMap<NodeId, Tensor>| evaluate(graph, |id| changed[&id].clone())[of.index()].data[0];
+    for (&param, &grad) in grads {
         let analytic = &values[grad.index()];
         if analytic.dims != inputs[&param].dims {
             return Err(format!("the gradient of `{}` has shape {:?}", graph.name_of(param), analytic.dims));

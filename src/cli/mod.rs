@@ -63,7 +63,7 @@ enum Command {
 /// Options that decide what is compiled.
 #[derive(Args, Clone, Debug)]
 pub struct StepArgs {
-    /// fp32, o1 (autocast's lists), o2, o3 (everything low), auto (by evidence from data, within a budget)
+    /// fp32, o1 (autocast's lists), o2, o3 (everything low), greedy (the lists, whatever casts cost), auto (by evidence from data, within a budget)
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
     /// The narrow format of the lists, and the only one of auto: f16 or bf16

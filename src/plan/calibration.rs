@@ -131,7 +131,7 @@ impl Calibration {
         let Some(shares) = self.values.get(name) else {
             return refuse("nothing is known of what rounding it does to the gradients".into());
         };
-        let (mut fit, mut said) = (Vec::new(), Vec::new());
+        let (mut held, mut fit, mut said) = (Vec::new(), Vec::new(), Vec::new());
         for format in formats.iter() {
             let share = shares.get(&format).copied().unwrap_or(f64::INFINITY);
             if !Calibration::in_range(spread, format) {
@@ -140,16 +140,48 @@ impl Calibration {
                     format.float().map_or(0.0, |s| s.max),
                     spread.largest
                 ));
-            } else if share.is_nan() || share > 1.0 {
-                said.push(format!("{format} would take {} of the budget", percent(share)));
-            } else {
+                continue;
+            }
+            held.push(format);
+            if share <= 1.0 {
                 said.push(format!("{format} takes {} of the budget", percent(share)));
-                fit.push(format);
+                fit.push((format, share));
+            } else {
+                said.push(format!("{format} would take {} of the budget", percent(share)));
             }
         }
-        let fit: Formats = fit.into_iter().collect();
-        // A product is bounded by its operands, which are judged where they are read.
-        Verdict { allow: Allow { stores: fit, casts: fit, multiplies: formats }, why: said.join("; ") }
+        // Formats of a size cost the same, so only the one that adds less noise is offered, and what products read.
+        let own = fit.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|f| f.0);
+        let read = graph.users(id).into_iter().filter_map(|p| self.multiplied_in(graph, p, formats));
+        let read: Vec<Format> = read.filter(|f| fit.iter().any(|known| known.0 == *f)).collect();
+        let allow = Allow {
+            stores: own.into_iter().chain(read).collect(),
+            casts: held.into_iter().collect(),
+            multiplies: self.multiplied_in(graph, id, formats).into_iter().collect(),
+        };
+        Verdict { allow, why: said.join("; ") }
+    }
+
+    /// The format in which a product's operands fit and add the least noise.
+    fn multiplied_in(&self, graph: &Graph, product: NodeId, formats: Formats) -> Option<Format> {
+        graph.op(product).multiplies_in()?;
+        let name = graph.name_of(product);
+        let noise = |format: Format| -> Option<f64> {
+            let mut sum = 0.0;
+            for x in graph.inputs(product) {
+                if graph.ty(x).format.is_low() {
+                    continue;
+                }
+                if !Calibration::in_range(self.spread(graph, x)?, format) {
+                    return None;
+                }
+                let alone = self.operands.get(name).and_then(|of| of.get(graph.name_of(x)));
+                sum += alone.or_else(|| self.values.get(graph.name_of(x)))?.get(&format)?;
+            }
+            (sum <= 1.0).then_some(sum)
+        };
+        let able = formats.iter().filter_map(|f| Some((f, noise(f)?)));
+        able.min_by(|a, b| a.1.total_cmp(&b.1)).map(|f| f.0)
     }
 }
 

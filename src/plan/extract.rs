@@ -60,6 +60,9 @@ pub(super) fn members<'a>(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGr
     if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
         members.noise = Some(Noise::new(step, encoded, &members, calibration));
     }
+    if request.policy == Policy::Greedy {
+        members.obey();
+    }
     members
 }
 

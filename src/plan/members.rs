@@ -99,6 +99,28 @@ impl<'a> Members<'a> {
         }
     }
 
+    /// Takes from the policy's verdicts their freedom: what may be narrow must be, as where operations are painted. Where a
+    /// kernel ends is still open.
+    pub fn obey(&mut self) {
+        for at in 0..self.of.len() {
+            let class = Id::from(at);
+            let allow = self.egraph[self.egraph.find(class)].data.allow;
+            let narrow = |t: &Term| self.ty(t.children[0]).is_some_and(|ty| ty.format.is_low());
+            let keep = |t: &Term| match t.name() {
+                "get" => allow.stores.iter().next().is_none() || narrow(t) || self.passed(class).is_none(),
+                name if is_product(name) => {
+                    let low = self.format_of(t.children[0]).is_some_and(Format::is_low);
+                    low || allow.multiplies.iter().next().is_none()
+                }
+                _ => true,
+            };
+            let kept: Vec<Term> = self.of[at].iter().filter(|t| keep(t)).cloned().collect();
+            if !kept.is_empty() {
+                self.of[at] = kept;
+            }
+        }
+    }
+
     fn own_price(&self, t: &Term) -> f64 {
         match t.name() {
             "" => 0.0,

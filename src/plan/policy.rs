@@ -26,6 +26,8 @@ pub enum Policy {
     O2,
     /// Everything low, weights and optimizer state too: the speed of light, not a way to train.
     O3,
+    /// What frameworks do: the autocast lists, obeyed without asking what a cast costs. A baseline.
+    Greedy,
     /// By evidence, within a budget of noise; the autocast lists where there is no evidence.
     Auto,
 }
@@ -48,7 +50,7 @@ impl fmt::Display for Policy {
 }
 
 impl Policy {
-    pub const ALL: [Policy; 5] = [Policy::Fp32, Policy::O1, Policy::O2, Policy::O3, Policy::Auto];
+    pub const ALL: [Policy; 6] = [Policy::Fp32, Policy::O1, Policy::O2, Policy::O3, Policy::Greedy, Policy::Auto];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -56,6 +58,7 @@ impl Policy {
             Policy::O1 => "o1",
             Policy::O2 => "o2",
             Policy::O3 => "o3",
+            Policy::Greedy => "greedy",
             Policy::Auto => "auto",
         }
     }
@@ -128,7 +131,7 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Listed]) -> Listed
         {
             return say(false, "o2: norms, softmax and losses stay f32");
         }
-        Policy::O2 | Policy::O1 | Policy::Auto => {}
+        Policy::O2 | Policy::O1 | Policy::Greedy | Policy::Auto => {}
     }
     if node.op.multiplies_in().is_some() {
         return say(true, "a product: on the list of low-precision operations");

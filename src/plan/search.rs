@@ -252,7 +252,9 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     if m.sort(class) != Sort::Edge {
         // Where noise counts, products too have a format to choose.
         let narrow = [Format::F16, Format::Bf16].into_iter().filter(|_| m.noise.is_some() && m.is_product(class));
-        return narrow.filter_map(|f| Some(vec![(class, m.multiplying(live, class, f)?)])).collect();
+        let now = live.choice.of(class);
+        let others = narrow.filter_map(|f| m.multiplying(live, class, f)).filter(|&i| i != now);
+        return others.map(|i| vec![(class, i)]).collect();
     }
     let current = live.choice.of(class);
     let others = (0..m.of(class).len()).filter(|&i| i != current);

@@ -2,7 +2,7 @@
 
 use super::reduce::unbroadcast;
 use super::{Context, Gradients, Op, ReduceKind, Shape, Type};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::Dim;
@@ -170,8 +170,20 @@ pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
             let parts = unwindow_into(g, dy, &spread, &window, x)?;
             g.reduce(ReduceKind::Sum, parts, &[axis + 1], false)?
         }
-        Op::Unwindow { .. } => {
-            return Err(Error::Graph("unwindow is a gradient and is not differentiated again".into()));
+        // Element k of window o was read by position o·stride + k·dilation − lo, seen as element k.
+        Op::Unwindow { axis, extent, stride, dilation, lo } => {
+            let (places, size) = (g.ty(x).dims()[*axis], g.ty(x).dims()[axis + 1]);
+            let mut parts = Vec::new();
+            for k in 0..size {
+                let part = g.add(Op::Slice { axis: axis + 1, start: k, stop: k + 1, step: 1 }, &[dy])?;
+                let before = lo.saturating_sub(k * dilation);
+                let start = k * dilation + before - lo;
+                let stop = start + places.saturating_sub(1) * stride + 1;
+                let after = stop.saturating_sub(before + extent);
+                let part = g.add(Op::Pad { axis: *axis, lo: before, hi: after, inner: 0 }, &[part])?;
+                parts.push(g.add(Op::Slice { axis: *axis, start, stop, step: *stride }, &[part])?);
+            }
+            g.add(Op::Concat { axis: axis + 1 }, &parts)?
         }
         Op::Concat { axis } => {
             let mut start = 0;
