@@ -23,7 +23,7 @@ pub struct ExplainArgs {
 }
 
 pub fn run(args: &ExplainArgs) -> Result<()> {
-    let (compiled, _, rules) = args.what.compile(&args.model)?;
+    let (compiled, _, rules) = args.what.compile(&args.model, false)?;
     let explanation = explain(&compiled.step, &compiled.settings.request()?, &rules, &args.value)?;
     if args.json {
         out(&(serde_json::to_string_pretty(&explanation).expect("an explanation is plain data") + "\n"));

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::{lower, outline};
 use crate::model::{Model, write_atomically};
-use crate::plan::{PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, summary_line};
+use crate::plan::{PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, seconds, summary_line};
 use crate::rewrite::RuleSet;
 use crate::train::{Compiled, RunFile, Settings};
 use clap::Args;
@@ -68,7 +68,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(path) = &args.output {
         new_file(path, args.force)?;
     }
-    let (compiled, model, rules) = args.what.compile(model_path)?;
+    let (compiled, model, rules) = args.what.compile(model_path, true)?;
     let settings = compiled.settings.clone();
     let request = settings.request()?;
     let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
@@ -109,7 +109,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         }
         let other = Settings { policy, ..settings.clone() };
         let (_, step) = other.build(&model, &rules)?;
-        let planned = plan(&step, &Request { policy, ..request.clone() }, &rules)?;
+        let planned = plan(&step, &Request { policy, frontier: false, ..request.clone() }, &rules)?;
         out(&format!("{}\n", summary_line(label, planned.estimate, launches(&planned)?)));
     }
     if compiled.planned.search_cut_short {
@@ -152,14 +152,22 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     for (name, format, share) in compiled.planned.noise.iter().take(3) {
         text += &format!("  {:<28} to {format}: {} of the budget's square\n", clip(name, 28), percent(*share));
     }
+    if compiled.planned.frontier.len() > 1 {
+        text += "what other budgets would cost (estimated noise in budgets: time of the step)\n ";
+        for (noise, s) in &compiled.planned.frontier {
+            text += &format!(" {}: {}", percent(noise.sqrt()), seconds(*s));
+        }
+        text += "\n";
+    }
     text + "\n"
 }
 
 impl WhatArgs {
     /// Plans what is asked for; the settings it was planned with are those of the result.
-    pub fn compile(&self, what: &Path) -> Result<(Compiled, Model, RuleSet)> {
+    pub fn compile(&self, what: &Path, frontier: bool) -> Result<(Compiled, Model, RuleSet)> {
         let (model_path, mut settings, data, seed) = self.request(what)?;
         self.step.apply(&mut settings)?;
+        settings.frontier = frontier;
         let model = read_model(&model_path)?;
         if settings.policy != Policy::Fp32 {
             settings.request()?.target.require(settings.low)?;

@@ -9,7 +9,7 @@ use super::members::{Choice, Members};
 use super::noise::Noise;
 use super::search::{Costed, Search};
 use super::sketch::Sketch;
-use super::start::start;
+use super::start::{start, widest};
 use super::{Policy, Request};
 use crate::cost::Estimate;
 use crate::error::{Error, Result};
@@ -31,6 +31,8 @@ pub struct Extracted {
     pub cut_short: bool,
     /// What roundings add to the gradients' noise, the most first.
     pub noise: Vec<(String, Format, f64)>,
+    /// What other budgets would cost: noise in budgets' squares, and seconds; where that was asked for.
+    pub frontier: Vec<(f64, f64)>,
     /// The rule that made each stored buffer's choice, by the buffer's name.
     pub rules: BTreeMap<String, String>,
 }
@@ -43,7 +45,12 @@ pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Reque
     let rules = rules(&members, &choice);
     let places = Sketch::whole(&members, &choice)?.places(step)?;
     let noise = noisiest(&members, &choice);
+    let frontier = match search.fastest.take().filter(|_| request.frontier) {
+        Some(fastest) => search.frontier(fastest),
+        None => Vec::new(),
+    };
     Ok(Extracted {
+        frontier,
         graph,
         places,
         noise,
@@ -66,6 +73,11 @@ pub(super) fn members<'a>(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGr
     members
 }
 
+/// A choice this much slower than another may still become the faster one.
+const NEAR: f64 = 1.1;
+/// Narrow formats are kept for the memory they save unless wide ones are faster by more than this.
+const PAYS: f64 = 0.99;
+
 /// The best choice that a search finds.
 pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
     let members = search.members;
@@ -78,7 +90,18 @@ pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
         }
     }
     match best {
-        Some(best) => Ok(search.improve(best)),
+        Some(best) => {
+            let wide = members.noise.is_some().then(|| widest(members, &best.choice));
+            let narrow = search.improve(best);
+            // Where kernels are small, casts and narrow products may not pay at all.
+            let Some(wide) = wide.and_then(|w| search.whole(w).ok()) else { return Ok(narrow) };
+            if wide.estimate.seconds > narrow.estimate.seconds * NEAR {
+                return Ok(narrow);
+            }
+            let wide = search.polish(wide);
+            let pays = wide.estimate.seconds < narrow.estimate.seconds * PAYS;
+            Ok(if pays { wide } else { narrow })
+        }
         // Say what is wrong with the choice that stores everything: it should always be possible.
         None => {
             search.whole(start(members, false))?;

@@ -42,6 +42,9 @@ pub struct EvidenceSummary {
     pub estimated: f64,
     /// What the plan was measured to add.
     pub measured: Option<Measured>,
+    /// Root of the noise in budgets and seconds of the step, for other budgets.
+    #[serde(default)]
+    pub frontier: Vec<(f64, f64)>,
     /// Shares of the squared budget by what is rounded.
     pub roundings: Vec<RoundingShare>,
 }
@@ -63,6 +66,7 @@ impl EvidenceSummary {
             formats,
             estimated: planned.noise.iter().map(|n| n.2).sum::<f64>().sqrt(),
             measured: planned.measured.clone(),
+            frontier: planned.frontier.iter().map(|&(n, s)| (n.sqrt(), s)).collect(),
             roundings: noise.map(|(v, f, s)| RoundingShare { value: v.clone(), format: *f, share: *s }).collect(),
         }
     }

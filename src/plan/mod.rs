@@ -60,6 +60,8 @@ pub struct Request {
     pub target: Target,
     pub calibration: Option<Arc<Calibration>>,
     pub overrides: Overrides,
+    /// Find out what other budgets would cost.
+    pub frontier: bool,
 }
 
 impl Request {
@@ -72,6 +74,7 @@ impl Request {
             target,
             calibration: None,
             overrides: Overrides::default(),
+            frontier: false,
         }
     }
 
@@ -106,6 +109,8 @@ pub struct Planned {
     /// What roundings were estimated to add to the gradients' noise, in budgets, the noisiest first, by what is rounded
     /// and the format.
     pub noise: Vec<(String, Format, f64)>,
+    /// What other budgets would cost: noise in budgets' squares, and seconds; where that was asked for.
+    pub frontier: Vec<(f64, f64)>,
     /// What the plan was measured to do to the gradients.
     pub measured: Option<Measured>,
 }
@@ -130,6 +135,7 @@ impl Planned {
             bodies: BTreeMap::new(),
             search_cut_short: false,
             noise: Vec::new(),
+            frontier: Vec::new(),
             measured: None,
         })
     }
@@ -202,6 +208,7 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         bodies,
         search_cut_short: extracted.cut_short,
         noise: extracted.noise,
+        frontier: extracted.frontier,
         measured: None,
     })
 }

@@ -16,6 +16,9 @@ use std::collections::HashMap;
 /// Passes over all roundings.
 const ROUNDS: usize = 6;
 
+/// Points of a frontier, at most.
+const POINTS: usize = 14;
+
 /// A way to raise formats.
 struct Raise {
     flip: Flip,
@@ -61,6 +64,27 @@ impl Search<'_> {
             }
         }
         live.choice
+    }
+}
+
+impl Search<'_> {
+    /// Times of the step at less and less noise, as (noise, seconds), from a choice to where nothing is rounded: formats
+    /// raised for limits that halve. Points that another beats in both are left out.
+    pub(super) fn frontier(&mut self, from: Choice) -> Vec<(f64, f64)> {
+        let mut choice = from;
+        let mut points: Vec<(f64, f64)> = Vec::new();
+        for _ in 0..POINTS {
+            let noise = Live::new(self.members, choice.clone()).noise();
+            let Ok(costed) = self.whole(choice) else { break };
+            let seconds = costed.estimate.seconds;
+            points.retain(|p| p.1 < seconds);
+            points.push((noise, seconds));
+            if noise == 0.0 {
+                break;
+            }
+            choice = self.raised(costed.choice, noise / 2.0);
+        }
+        points
     }
 }
 

@@ -42,6 +42,8 @@ pub(super) struct Search<'a> {
     /// The noise that a choice may add, where noise counts: 1 is all of the budget.
     limit: f64,
     known: HashMap<Key, Option<f64>>,
+    /// The fastest choice found before noise was asked about.
+    pub fastest: Option<Choice>,
     /// Windows and whole steps lowered.
     pub evaluations: usize,
     /// Ended before every kind of move was tried.
@@ -63,7 +65,15 @@ struct Move {
 
 impl<'a> Search<'a> {
     pub fn new(members: &'a Members<'a>, target: &'a Target) -> Search<'a> {
-        Search { members, target, limit: f64::INFINITY, known: HashMap::new(), evaluations: 0, cut_short: false }
+        Search {
+            members,
+            target,
+            limit: f64::INFINITY,
+            fastest: None,
+            known: HashMap::new(),
+            evaluations: 0,
+            cut_short: false,
+        }
     }
 
     /// Costs a choice by lowering the whole step.
@@ -85,6 +95,7 @@ impl<'a> Search<'a> {
         let mut best = self.by_windows(best, &mut left);
         if self.members.noise.is_some() {
             // First the fastest choice of all, then what keeps to the budget, then what the budget leaves room for.
+            self.fastest = Some(best.choice.clone());
             let choice = self.raised(best.choice.clone(), 1.0);
             self.limit = Live::new(self.members, choice.clone()).noise().max(1.0);
             if let Ok(raised) = self.whole(choice) {
@@ -93,6 +104,13 @@ impl<'a> Search<'a> {
             left = left.max(FEWEST);
             best = self.by_windows(best, &mut left);
         }
+        self.one_by_one(best, left)
+    }
+
+    /// Goes on from another choice, within the limit.
+    pub fn polish(&mut self, from: Costed) -> Costed {
+        let mut left = (WHOLE / self.members.step.len().max(1)).max(FEWEST);
+        let best = self.by_windows(from, &mut left);
         self.one_by_one(best, left)
     }
 

@@ -1,6 +1,8 @@
 //! Where the search for a choice starts.
 
+use super::live::Live;
 use super::members::{Choice, Members};
+use crate::format::Format;
 use crate::rewrite::Sort;
 use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +35,23 @@ pub(super) fn start(members: &Members, pass_pointwise: bool) -> Choice {
         let pass = pass_pointwise && cheap && !spread.contains(&edge) && !read_in_place.contains(&edge);
         let pick = if pass { members.pass(edge) } else { members.narrowest(edge) };
         choice.set(edge, pick.unwrap_or(0));
+    }
+    choice
+}
+
+/// The same choice with nothing rounded: what is narrow is f32.
+pub(super) fn widest(members: &Members, from: &Choice) -> Choice {
+    let live = Live::new(members, from.clone());
+    let mut choice = from.clone();
+    for class in members.open() {
+        let wide = match members.sort(class) {
+            Sort::Edge if members.chosen(from, class).name() == "get" => members.getting(class, Format::F32),
+            Sort::Value if members.is_product(class) => members.multiplying(&live, class, Format::F32),
+            _ => None,
+        };
+        if let Some(member) = wide {
+            choice.set(class, member);
+        }
     }
     choice
 }

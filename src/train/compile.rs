@@ -35,6 +35,9 @@ pub struct Settings {
     /// What is wanted otherwise than the policy.
     #[serde(default)]
     pub overrides: Overrides,
+    /// Find out what other budgets than the one given would cost.
+    #[serde(skip)]
+    pub frontier: bool,
     /// What is known of the step on real data.
     #[serde(skip)]
     pub calibration: Option<Arc<Calibration>>,
@@ -54,6 +57,7 @@ impl Default for Settings {
             recipe: Recipe::default(),
             formats: Vec::new(),
             overrides: Overrides::default(),
+            frontier: false,
             calibration: None,
             total_steps: 0,
         }
@@ -98,6 +102,7 @@ impl Settings {
             target: Target::named(&self.target)?,
             calibration: self.calibration.clone(),
             overrides: self.overrides.clone(),
+            frontier: self.frontier,
         })
     }
 

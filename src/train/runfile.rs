@@ -127,6 +127,7 @@ impl RunFile {
             recipe: Recipe { optimizer: r.optimizer, schedule: r.schedule, clip_norm: r.clip_norm, scaler: r.scaler },
             formats: self.plan.formats.clone(),
             overrides: self.plan.overrides.clone(),
+            frontier: false,
             calibration: None,
             total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
         }
