@@ -78,6 +78,9 @@ fn estimated_noise_is_the_measured_noise() {
             let compiled = auto(source, &[format], effort).unwrap();
             let noise = &compiled.planned.noise;
             assert!(noise.len() > 8, "{name} {format}: most is rounded, not {noise:?}");
+            // What is read in another shape is known too.
+            let staged = format!("x.{format}");
+            assert!(compiled.planned.graph.find(&staged).is_some(), "{name} {format}: the loader rounds the batch");
             let estimated = noise.iter().map(|n| n.2).sum::<f64>().sqrt();
             let measured = compiled.planned.measured.as_ref().unwrap().overall();
             let ratio = measured / estimated;

@@ -102,11 +102,7 @@ impl Noise {
         let term = members.chosen(&live.choice, buffer);
         let (format, value) = match term.name() {
             "put" => (members.format_of(term.children[0])?, term.children[1]),
-            "cast" => {
-                let from = members.chosen(&live.choice, term.children[1]);
-                let value = if from.name() == "put" { from.children[1] } else { term.children[1] };
-                (members.format_of(term.children[0])?, value)
-            }
+            "cast" => (members.format_of(term.children[0])?, held(members, live, term.children[1])),
             "carried" | "staged" => {
                 let (name, format) = members.copy_of(term)?;
                 (format, members.source(name)?)
@@ -114,6 +110,16 @@ impl Noise {
             _ => return None,
         };
         format.is_low().then_some((format, value))
+    }
+}
+
+/// The value or source whose numbers lie in a buffer.
+fn held(members: &Members, live: &Live, buffer: Id) -> Id {
+    let term = members.chosen(&live.choice, buffer);
+    match term.name() {
+        "put" => term.children[1],
+        "cast" | "alias" => held(members, live, term.children[1]),
+        _ => buffer,
     }
 }
 
