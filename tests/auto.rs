@@ -34,12 +34,19 @@ fn model(source: &str) -> Model {
 }
 
 fn settings(formats: &[Format]) -> Settings {
-    Settings { formats: formats.to_vec(), ..Settings::default() }
+    // Large enough for narrow formats to pay.
+    let sizes = [("batch".to_owned(), 128)].into();
+    Settings { formats: formats.to_vec(), sizes, ..Settings::default() }
+}
+
+/// Few batches, which are large.
+fn effort(budget: Budget) -> Effort {
+    Effort { budget, batches: 4, ..Effort::default() }
 }
 
 fn auto(source: &str, formats: &[Format], effort: Effort) -> Result<Compiled, Error> {
     let rules = RuleSet::builtin().unwrap();
-    compile_by_evidence(&settings(formats), &model(source), &rules, &dataset(960), 0, effort, &|_| ())
+    compile_by_evidence(&settings(formats), &model(source), &rules, &dataset(1536), 0, effort, &|_| ())
 }
 
 const SMOOTH: &str = "model smooth {
@@ -74,13 +81,10 @@ const CONVOLUTION: &str = "model convolution {
 fn estimated_noise_is_the_measured_noise() {
     for (name, source) in [("smooth", SMOOTH), ("rectified", RECTIFIED), ("convolution", CONVOLUTION)] {
         for format in [Format::F16, Format::Bf16] {
-            let effort = Effort { budget: Budget::Noise(0.5), ..Effort::default() };
+            let effort = self::effort(Budget::Noise(0.5));
             let compiled = auto(source, &[format], effort).unwrap();
             let noise = &compiled.planned.noise;
             assert!(noise.len() > 8, "{name} {format}: most is rounded, not {noise:?}");
-            // What is read in another shape is known too.
-            let staged = format!("x.{format}");
-            assert!(compiled.planned.graph.find(&staged).is_some(), "{name} {format}: the loader rounds the batch");
             let estimated = noise.iter().map(|n| n.2).sum::<f64>().sqrt();
             let measured = compiled.planned.measured.as_ref().unwrap().overall();
             let ratio = measured / estimated;
@@ -89,12 +93,26 @@ fn estimated_noise_is_the_measured_noise() {
     }
 }
 
+/// The loader rounds what a product reads in another shape; the cast is the input's rounding.
+#[test]
+fn the_noise_of_a_reshaped_input_is_known() {
+    let source = "model reshaped {
+        input x: f32[batch, 64]  label y: i64[batch]
+        param w1: f32[64, 512] = kaiming_uniform  param w2: f32[512, 10] = kaiming_uniform
+        h = tanh(reshape(x, dims=[batch, 1, 64]) @ w1)
+        loss = cross_entropy(mean(h, axes=[1]) @ w2, y)
+    }";
+    let compiled = auto(source, &[Format::F16], effort(Budget::Noise(0.5))).unwrap();
+    assert!(compiled.planned.graph.find("x.f16").is_some(), "{}", text::print(&compiled.planned.graph));
+    assert!(compiled.planned.noise.iter().any(|n| n.0 == "x"), "{:?}", compiled.planned.noise);
+}
+
 /// Every plan keeps to its budget, and the smaller it is, the less is rounded.
 #[test]
 fn smaller_budgets_round_less() {
     let mut stored = Vec::new();
     for share in [0.1, 3e-3, 3e-4, 1e-5] {
-        let effort = Effort { budget: Budget::Relative(share), ..Effort::default() };
+        let effort = self::effort(Budget::Relative(share));
         let compiled = auto(SMOOTH, &[Format::F16, Format::Bf16], effort).unwrap();
         let measured = compiled.planned.measured.as_ref().unwrap();
         assert!(measured.keeps_budget(), "{share}: {measured:?}");
@@ -107,7 +125,9 @@ fn smaller_budgets_round_less() {
 
 #[test]
 fn the_choice_is_the_same_every_time() {
-    let plan = || text::print(&auto(RECTIFIED, &[Format::F16, Format::Bf16], Effort::default()).unwrap().planned.graph);
+    let plan = || {
+        text::print(&auto(RECTIFIED, &[Format::F16, Format::Bf16], effort(Budget::default())).unwrap().planned.graph)
+    };
     assert_eq!(plan(), plan());
 }
 
@@ -116,7 +136,7 @@ fn the_choice_is_the_same_every_time() {
 fn ranges_are_kept() {
     let loud =
         RECTIFIED.replace("h = relu(x @ w1 + b1)", "h = relu(x @ w1 + b1) * 1e5").replace("@ w3", "@ (w3 * 1e-5)");
-    let effort = Effort { budget: Budget::Noise(1e3), ..Effort::default() };
+    let effort = self::effort(Budget::Noise(1e3));
     let compiled = auto(&loud, &[Format::F16], effort).unwrap();
     let g = &compiled.planned.graph;
     for id in g.ids().filter(|&id| matches!(g.op(id), Op::Put(Format::F16))) {
@@ -130,24 +150,24 @@ fn ranges_are_kept() {
 #[test]
 fn a_network_that_defeats_lists_trains_by_evidence() {
     let source = include_str!("models/hostile.mir");
-    let data = dataset(960);
+    let data = dataset(1536);
     let train = |compiled: Compiled| {
         let open = |p| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>);
         let mut session = Session::new(compiled, 0, &open).unwrap();
-        (0..4).map(|_| session.train_epoch(&data, |_| ())).next_back().unwrap()
+        (0..8).map(|_| session.train_epoch(&data, |_| ())).next_back().unwrap()
     };
     let rules = RuleSet::builtin().unwrap();
-    let lists = Settings { policy: Policy::O1, ..Settings::default() };
-    let fp32 = Settings { policy: Policy::Fp32, ..Settings::default() };
+    let lists = Settings { policy: Policy::O1, ..settings(&[]) };
+    let fp32 = Settings { policy: Policy::Fp32, ..settings(&[]) };
     let reference = train(fp32.compile(&model(source), &rules, None).unwrap()).unwrap().loss;
     let listed = train(lists.compile(&model(source), &rules, None).unwrap());
     assert!(listed.is_err(), "autocast's lists overflow: {listed:?}");
-    let compiled = auto(source, &[Format::F16, Format::Bf16], Effort::default()).unwrap();
+    let compiled = auto(source, &[Format::F16, Format::Bf16], effort(Budget::default())).unwrap();
     let reasons = compiled.planned.reasons.clone();
+    assert!(compiled.planned.noise.len() > 8, "some of it is rounded: {:?}", compiled.planned.noise);
     let loss = train(compiled).unwrap().loss;
     assert!((loss - reference).abs() < 0.1 * reference, "loss {loss}, {reference} in f32");
     assert!(reasons["loud"].contains("f16 overflows"), "{}", reasons["loud"]);
-    assert!(reasons["h"].contains("would take"), "{}", reasons["h"]);
 }
 
 /// A budget that nothing can keep is refused, and says what is still rounded. f32 itself is not exact.
