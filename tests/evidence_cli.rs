@@ -143,3 +143,26 @@ fn budgets_and_formats_that_cannot_be_are_refused() {
         assert!(error.contains(says), "{args:?}: {error}");
     }
 }
+
+/// The page holds everything it shows, and asks nothing of anybody.
+#[test]
+fn a_report_is_one_page() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["plan", &digits("run.toml"), "--policy", "auto", "--batch", "256", "--report", "plan.html"];
+    succeed(dir.path(), &args);
+    let page = std::fs::read_to_string(dir.path().join("plan.html")).unwrap();
+    for outside in ["src=", "href=", "@import", "url(", "fetch(", "https://"] {
+        assert!(!page.contains(outside), "the page reaches outside by `{outside}`");
+    }
+    let from = page.find("type=\"application/json\">").unwrap() + "type=\"application/json\">".len();
+    let json = &page[from..from + page[from..].find("</script>").unwrap()];
+    let data: serde_json::Value = serde_json::from_str(json).unwrap();
+    let launches = data["launches"].as_array().unwrap();
+    assert!(launches.iter().all(|l| l["seconds"].as_f64() >= l["floor"].as_f64()), "no kernel beats its floor");
+    assert!(data["edges"].as_array().unwrap().len() >= launches.len() / 2);
+    let values = data["values"].as_array().unwrap();
+    let w1 = values.iter().find(|v| v["name"] == "w1").unwrap();
+    assert_eq!(w1["formats"], serde_json::json!(["f16", "f32"]), "the master and its copy");
+    assert!(w1["spread"]["octaves"].as_object().unwrap().len() > 3 && w1["shares"]["f16"].as_f64().is_some());
+    assert!(refuse(dir.path(), &args).contains("--force"));
+}

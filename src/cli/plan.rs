@@ -7,7 +7,9 @@ use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::{lower, outline};
 use crate::model::{Model, write_atomically};
-use crate::plan::{PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, seconds, summary_line};
+use crate::plan::{
+    PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, report, seconds, summary_line,
+};
 use crate::rewrite::RuleSet;
 use crate::train::{Compiled, RunFile, Settings};
 use clap::Args;
@@ -41,7 +43,10 @@ pub struct PlanArgs {
     /// Write the plan as JSON, for `train --plan`
     #[arg(short, long, value_name = "PLAN.json")]
     output: Option<PathBuf>,
-    /// Overwrite the output file
+    /// Write the plan as one page to look at: graph, time, memory, histograms, values
+    #[arg(long, value_name = "PLAN.html")]
+    report: Option<PathBuf>,
+    /// Overwrite output files
     #[arg(long)]
     force: bool,
     /// Print stages of the compiler instead of the table: ir, step, plan, kernels, cuda
@@ -65,7 +70,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
         return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
     }
-    if let Some(path) = &args.output {
+    for path in args.output.iter().chain(&args.report) {
         new_file(path, args.force)?;
     }
     let (compiled, model, rules) = args.what.compile(model_path, true)?;
@@ -74,6 +79,16 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
     if let Some(path) = &args.output {
         write_atomically(path, file.to_json().as_bytes())?;
+        eprintln!("written to {}", path.display());
+    }
+    let others = if args.report.is_some() || (args.emit.is_empty() && !args.json) {
+        others(&settings, &model, &rules, &request)?
+    } else {
+        Vec::new()
+    };
+    if let Some(path) = &args.report {
+        let times = others.iter().map(|(label, p)| ((*label).to_owned(), p.estimate.seconds)).collect();
+        write_atomically(path, report(&compiled.step, &compiled.planned, &request, times)?.as_bytes())?;
         eprintln!("written to {}", path.display());
     }
     if !args.emit.is_empty() {
@@ -103,14 +118,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one step", "time", "bytes", "launches"));
     let launches = |p: &Planned| Ok::<_, Error>(lower(verify(&p.graph)?)?.launches.len());
     out(&format!("{}\n", summary_line("this plan", compiled.planned.estimate, launches(&compiled.planned)?)));
-    for (label, policy) in [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)] {
-        if policy == settings.policy || (policy == Policy::O3 && !request.target.multiplies(settings.low)) {
-            continue;
-        }
-        let other = Settings { policy, ..settings.clone() };
-        let (_, step) = other.build(&model, &rules)?;
-        let planned = plan(&step, &Request { policy, frontier: false, ..request.clone() }, &rules)?;
-        out(&format!("{}\n", summary_line(label, planned.estimate, launches(&planned)?)));
+    for (label, planned) in &others {
+        out(&format!("{}\n", summary_line(label, planned.estimate, launches(planned)?)));
     }
     if compiled.planned.search_cut_short {
         out(&format!(
@@ -126,6 +135,26 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Plans to compare with: everything f32, and everything low.
+fn others(
+    settings: &Settings,
+    model: &Model,
+    rules: &RuleSet,
+    request: &Request,
+) -> Result<Vec<(&'static str, Planned)>> {
+    let mut out = Vec::new();
+    for (label, policy) in [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)] {
+        if policy == settings.policy || (policy == Policy::O3 && !request.target.multiplies(settings.low)) {
+            continue;
+        }
+        let other = Settings { policy, ..settings.clone() };
+        let (_, step) = other.build(model, rules)?;
+        let request = Request { policy, frontier: false, ..request.clone() };
+        out.push((label, plan(&step, &request, rules)?));
+    }
+    Ok(out)
 }
 
 /// What policy auto went by, and what came of it.

@@ -140,6 +140,15 @@ impl Target {
         }
     }
 
+    /// Seconds that no kernel for the same work can beat: its bytes at the full bandwidth, or its products at the full rate.
+    pub fn floor(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> f64 {
+        let moved = kernel.bytes(&format_of) as f64 / (self.bandwidth_gb_s * 1e9);
+        match kernel {
+            Kernel::Product(p) => moved.max(products::least(self, &p.contraction)),
+            Kernel::Loop(_) => moved,
+        }
+    }
+
     /// Bytes that a kernel's accesses move. Neighbouring lanes that are not neighbours in memory each move a sector of
     /// their own; where the buffer fits the cache, most of these are found there.
     fn traffic(&self, k: &Loop) -> f64 {

@@ -26,6 +26,17 @@ pub(super) fn seconds(target: &Target, c: &Contraction, format_of: impl Fn(Buffe
     }
 }
 
+/// Seconds of the arithmetic alone, with every multiprocessor busy.
+pub(super) fn least(target: &Target, c: &Contraction) -> f64 {
+    let (extents, format) = match c {
+        Contraction::Gemm(g) => ([g.batch, g.m, g.n, g.k], g.format),
+        Contraction::Conv(c) => (as_product(c), c.format),
+        Contraction::Scatter(_) => return 0.0,
+    };
+    let rate = target.product_tflops.get(&format).copied().unwrap_or(f64::INFINITY) * 1e12;
+    2.0 * extents.iter().map(|&n| n as f64).product::<f64>() / rate
+}
+
 /// Do rows of a narrow operand begin where a wide load cannot?
 fn is_misaligned(g: &Gemm, format_of: impl Fn(BufferId) -> Format) -> bool {
     let odd = |extent: usize, f: Format| f.is_low() && !(extent * f.bytes()).is_multiple_of(16);

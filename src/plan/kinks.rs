@@ -53,7 +53,7 @@ impl Kink {
         Some(Kink { a, b, chosen: [x[1], x[2]], width, slope })
     }
 
-    /// The output of [`spreads`] with the mean square of the operand's errors.
+    /// The output of the probe's `spreads` with the mean square of the operand's errors.
     pub fn moved(&self, format: Format) -> String {
         format!("{}.{format}", self.width)
     }

@@ -18,6 +18,7 @@ mod policy;
 mod probe;
 mod profile;
 mod raise;
+mod report;
 mod search;
 mod sketch;
 mod start;
@@ -36,6 +37,7 @@ pub use overrides::Overrides;
 pub use policy::{Policy, Verdict, paint};
 pub use probe::{Probe, probe};
 pub use profile::print_profile;
+pub use report::report;
 pub use sketch::copy_name;
 pub use table::{clip, print_table, seconds, summary_line};
 

@@ -48,6 +48,17 @@ check env MANTISSA_ONNX_TESTS="$(echo "$PWD"/$venv/lib/python3*/site-packages/on
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_gradients.py "$helper"
 check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
 check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
+# A browser, where there is one or it can be installed.
+chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
+if [ -z "$chromium" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    (apt-get update && apt-get install -y chromium) >/dev/null 2>&1 || true
+    chromium=$(command -v chromium || true)
+fi
+if [ -n "$chromium" ]; then
+    check $python tests/extra/report.py target/release/mantissa "$chromium" target/report.png
+else
+    echo "skipped: no Chromium to open a report in"
+fi
 
 failed=$(grep -c '^FAILED' "$log" || true)
 echo "$(grep -c '^ok ' "$log" || true) passed, $failed failed"
