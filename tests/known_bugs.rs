@@ -1,0 +1,138 @@
+//! Classes of bug that mixed precision has had elsewhere and that planning can cause or prevent, a test for each. What they
+//! are, and where they were seen, stands above each test.
+
+use mantissa::data::{Dataset, Labels};
+use mantissa::format::Format;
+use mantissa::ir::{Graph, NodeId, Op, text};
+use mantissa::model::Model;
+use mantissa::plan::Policy;
+use mantissa::rewrite::RuleSet;
+use mantissa::run::{Device, cpu::CpuRunner};
+use mantissa::train::{Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+fn model(source: &str) -> Model {
+    Model::from_graph(text::parse(source, "test.mir").unwrap_or_else(|e| panic!("{}", e.render(false))))
+}
+
+fn settings(policy: Policy) -> Settings {
+    Settings { policy, sizes: [("batch".to_owned(), 64)].into(), ..Settings::default() }
+}
+
+fn compile(source: &str, settings: &Settings) -> Compiled {
+    settings.compile(&model(source), &RuleSet::builtin().unwrap(), None).unwrap()
+}
+
+fn dataset(samples: usize, width: usize, classes: i64) -> Dataset {
+    let noise = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / 4.3e9;
+    let features = (0..samples * width).map(|i| noise(i) + ((i / width) as i64 % classes) as f32 * 0.1).collect();
+    let labels = Labels::Classes((0..samples as i64).map(|i| i % classes).collect());
+    Dataset { features, labels, samples, sample_dims: vec![width], path: PathBuf::from("generated") }
+}
+
+fn session(compiled: Compiled) -> Session {
+    Session::new(compiled, 0, &|p| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>)).unwrap()
+}
+
+/// Values stored in a narrow format.
+fn narrow(g: &Graph) -> Vec<NodeId> {
+    g.ids().filter(|&id| matches!(g.op(id), Op::Put(f) if f.is_low())).collect()
+}
+
+const NORMED: &str = "model normed {
+    input x: f32[batch, 256]  label y: i64[batch]
+    param w1: f32[256, 512] = kaiming_uniform  param s: f32[512] = ones  param b: f32[512] = zeros
+    param w2: f32[512, 512] = kaiming_uniform  param w3: f32[512, 8] = kaiming_uniform
+    h = layer_norm(x @ w1, s, b)
+    loss = cross_entropy(gelu(h @ w2) @ w3, y)
+}";
+
+/// Norms forced to f32 double what the backward pass keeps and add casts (pytorch#188955, timm#1340): their operands and
+/// results may be narrow, their statistics never are.
+#[test]
+fn norms_are_narrow_outside_and_wide_inside() {
+    let rules = RuleSet::builtin().unwrap();
+    let data = dataset(512, 256, 8);
+    let s = Settings { formats: vec![Format::F16], ..settings(Policy::Auto) };
+    let effort = Effort { batches: 3, ..Effort::default() };
+    let compiled = compile_by_evidence(&s, &model(NORMED), &rules, &data, 0, effort, &|_| ()).unwrap();
+    let g = &compiled.planned.graph;
+    let norm = g.ids().find(|&id| matches!(g.op(id), Op::LayerNorm { .. })).expect("it stays whole");
+    assert_eq!(g.ty(g.inputs(norm)[0]).format, Format::F16, "{}", text::print(g));
+    let stored = g.users(norm).into_iter().find(|&u| matches!(g.op(u), Op::Put(_))).expect("a product reads it");
+    assert_eq!(g.ty(stored).format, Format::F16);
+}
+
+/// Casts left where they fall make autocast slower than f32 (diffusers#511, pytorch#118499), weights cast in every step
+/// most of all (sglang-omni#2262): a tensor is rounded to a format once, where it is written.
+#[test]
+fn nothing_is_cast_twice_and_weights_not_at_all() {
+    let g = compile(NORMED, &settings(Policy::O1)).planned.graph;
+    let mut seen = BTreeSet::new();
+    for id in narrow(&g) {
+        assert!(seen.insert((g.inputs(id)[0], g.ty(id).format)), "`{}` is rounded twice", g.name_of(id));
+    }
+    let casts: Vec<&str> = g.ids().filter(|&id| matches!(g.op(id), Op::Cast(_))).map(|id| g.name_of(id)).collect();
+    assert!(casts.is_empty(), "copies of what lies in memory: {casts:?}");
+}
+
+/// Underflow is silent (TF#27655, gpt-neox#477): gradients that f16 loses without a loss scale stay out of f16.
+#[test]
+fn gradients_that_a_format_loses_are_not_stored_in_it() {
+    let rules = RuleSet::builtin().unwrap();
+    let data = dataset(512, 256, 8);
+    let quiet = NORMED.replace("@ w3, y)", "@ w3, y) * 1e-7");
+    let mut s = Settings { formats: vec![Format::F16], ..settings(Policy::Auto) };
+    s.recipe.scaler.mode = ScalerMode::Off;
+    let effort = Effort { batches: 3, ..Effort::default() };
+    let compiled = compile_by_evidence(&s, &model(&quiet), &rules, &data, 0, effort, &|_| ()).unwrap();
+    let g = &compiled.planned.graph;
+    let kept: Vec<&str> = narrow(g).into_iter().map(|id| g.name_of(id)).filter(|n| n.starts_with("d.")).collect();
+    assert!(kept.is_empty(), "gradients near 1e-10 in f16: {kept:?}");
+    assert!(compiled.planned.measured.unwrap().keeps_budget());
+    // With a scale they are representable, and the scale is found.
+    let scaled = Settings { formats: vec![Format::F16], ..settings(Policy::Auto) };
+    let compiled = compile_by_evidence(&scaled, &model(&quiet), &rules, &data, 0, effort, &|_| ()).unwrap();
+    assert!(compiled.settings.recipe.scaler.init >= 65536.0, "{}", compiled.settings.recipe.scaler.init);
+}
+
+/// Masks of −1e9 and finfo.min become −inf in f16, and rows where all is masked NaN (transformers#17306, NeMo#2658,
+/// rten#1321): constants are computed with in f32, and a row without a finite entry attends to nothing.
+#[test]
+fn masks_beyond_the_range_do_no_harm() {
+    let source = "model masked {
+        input x: f32[batch, 32]  label y: i64[batch]
+        param q: f32[32, 32] = kaiming_uniform  param w: f32[32, 4] = kaiming_uniform
+        s = x @ q
+        allowed = lt(iota(dims=[batch, 32], axis=1), iota(dims=[batch, 32], axis=0))
+        p = softmax(select(allowed, s, -3e38) + select(allowed, 0, -3e38), axis=1)
+        loss = cross_entropy((p * s) @ w, y)
+    }";
+    for policy in [Policy::O1, Policy::O2, Policy::O3] {
+        for low in [Format::F16, Format::Bf16] {
+            let compiled = compile(source, &Settings { low, ..settings(policy) });
+            let report = session(compiled).train_epoch(&dataset(256, 32, 4), |_| ()).unwrap();
+            assert!(report.loss.is_finite() && report.skipped == 0, "{policy} {low}: {report:?}");
+        }
+    }
+}
+
+/// Sums added up in a narrow format stop growing (pytorch#2391, candle#3717, Liger#830): 4096 terms of 0.05
+/// in f16 end at 128. Accumulators are f32 whatever the operands are, and gradients of biases and embeddings with them.
+#[test]
+fn accumulators_are_wide() {
+    let source = "model long {
+        input x: f32[batch, 4096]
+        param g: f32[4096] = ones  param b: f32[2] = zeros  param w: f32[1, 2] = ones
+        total = reshape(sum(x * 0 + g * 0.05, axes=[1]), dims=[batch, 1])
+        loss = mean(square(total @ w + b))
+    }";
+    for policy in [Policy::O1, Policy::O3] {
+        let mut s = session(compile(source, &settings(policy)));
+        s.feed("x", &vec![0.0; 64 * 4096]).unwrap();
+        let loss = s.step().unwrap();
+        let exact = 204.8f64 * 204.8;
+        assert!((loss - exact).abs() < 3e-3 * exact, "{policy}: {loss}");
+    }
+}
