@@ -46,6 +46,8 @@ fn a_plan_by_evidence_is_kept_and_trained_with() {
     // Without data the lists decide, and the plan says so.
     let out = succeed(dir.path(), &["plan", &model, "--policy", "auto"]);
     assert!(out.contains("without data"), "{out}");
+    let json = succeed(dir.path(), &["plan", &digits("gru.mir"), "--policy", "auto", "--json"]);
+    assert!(json.contains("lies between -1.000e0 and 1.000e0, which f16 holds"), "gates are bounded: {json}");
     // Other data than the run's.
     let out = succeed(
         dir.path(),

@@ -163,7 +163,7 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
         return String::new();
     }
     let (Some(c), Some(m)) = (&settings.calibration, &compiled.planned.measured) else {
-        return "without data: the formats are those of autocast's lists, chosen by cost; --calibrate DATA chooses them by evidence\n\n".into();
+        return "without data: the formats are those of autocast's lists, and of values whose operations bound them, chosen by cost;\n--calibrate DATA chooses them by evidence\n\n".into();
     };
     let estimated: f64 = compiled.planned.noise.iter().map(|n| n.2).sum();
     let mut text = format!(

@@ -7,6 +7,7 @@ mod evidence;
 mod explain;
 mod extract;
 mod file;
+mod interval;
 mod kinks;
 mod live;
 mod measured;

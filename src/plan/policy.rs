@@ -6,6 +6,7 @@
 //! losses are f32 in every policy: that is the kernels' arithmetic, not a choice.
 
 use super::Request;
+use super::interval::{Interval, bounds};
 use crate::error::{Error, Result};
 use crate::format::{Format, Formats};
 use crate::hint::nearest;
@@ -88,8 +89,10 @@ fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
         return graph.ids().map(|id| calibration.verdict(graph, id, request.formats)).collect();
     }
     let mut listed: Vec<Listed> = Vec::with_capacity(graph.len());
+    // Without data there is still what follows from the operations.
+    let known = if request.policy == Policy::Auto { bounds(graph) } else { vec![None; graph.len()] };
     for id in graph.ids() {
-        let verdict = verdict(graph, request.policy, id, &listed);
+        let verdict = verdict(graph, request, id, &listed, known[id.index()]);
         listed.push(verdict);
     }
     let low = Formats::from_iter([request.low]);
@@ -105,7 +108,8 @@ struct Listed {
     why: String,
 }
 
-fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Listed]) -> Listed {
+fn verdict(graph: &Graph, request: &Request, id: NodeId, done: &[Listed], known: Option<Interval>) -> Listed {
+    let policy = request.policy;
     let node = graph.node(id);
     let say = |low: bool, why: &str| Listed { low, why: why.to_owned() };
     if !node.ty.format.is_float() {
@@ -150,6 +154,15 @@ fn verdict(graph: &Graph, policy: Policy, id: NodeId, done: &[Listed]) -> Listed
     }
     if policy == Policy::O2 {
         return say(true, "o2: the model is cast to the low format");
+    }
+    if let (Some((lo, hi)), Some(spec)) = (known, request.low.float()) {
+        let fits = lo.abs().max(hi.abs()) <= spec.max;
+        let what = format!(
+            "lies between {lo:.3e} and {hi:.3e}, which {} {}",
+            request.low,
+            if fits { "holds" } else { "does not hold" }
+        );
+        return say(fits, &what);
     }
     if on_f32_list(&node.op) {
         return say(false, &format!("{} is on the list of f32 operations", node.op.name()));
