@@ -167,11 +167,11 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     };
     let estimated: f64 = compiled.planned.noise.iter().map(|n| n.2).sum();
     let mut text = format!(
-        "calibrated on {} batches; {}. The plan is estimated to add {} of that; measured on {} held-out batches: {}",
+        "calibrated on {} batches; {}. The plan is estimated to add {} of that; measured on {}: {}",
         c.batches,
         c.budget_text(),
         percent(estimated.sqrt()),
-        m.batches,
+        m.on(),
         percent(m.overall())
     );
     if let Some((name, error)) = m.worst() {

@@ -6,13 +6,11 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Stage};
 use crate::plan::{Evidence, Fate, Spread, clip, seconds};
-use crate::train::Session;
+use crate::train::{Observed, observe};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::rc::Rc;
 use std::time::Instant;
 
 #[derive(Args)]
@@ -58,13 +56,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
             settings.batch()
         )));
     }
-    let compiled = settings.observed(&read_model(&model_path)?, &args.step.rule_set()?)?;
-    let evidence = Rc::new(RefCell::new(Evidence::default()));
-    let seen = evidence.clone();
-    let watcher = Box::new(move |name: &str, values: &[f32]| {
-        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
-    });
-    let mut session = Session::watched(compiled, plan.seed, watcher)?;
+    let (model, rules) = (read_model(&model_path)?, args.step.rule_set()?);
     let bar = std::io::stderr().is_terminal().then(|| {
         let bar = ProgressBar::new(args.batches as u64);
         let style = ProgressStyle::with_template("{bar:24.cyan/dim} step {pos} of {len}  {elapsed}");
@@ -72,10 +64,9 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
         bar
     });
     let start = Instant::now();
-    let losses = session.train_steps(&data, args.batches, || {
-        evidence.borrow_mut().steps += 1;
-        bar.iter().for_each(|b| b.inc(1));
-    })?;
+    let tick = || bar.iter().for_each(|b| b.inc(1));
+    let Observed { mut session, evidence, losses } =
+        observe(&settings, &model, &rules, &data, plan.seed, args.batches, &tick)?;
     bar.iter().for_each(ProgressBar::finish_and_clear);
     let evidence = evidence.borrow();
     let low = session.compiled.settings.low;

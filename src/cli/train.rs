@@ -163,12 +163,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?
     };
     if let (Some(m), Some(c)) = (&compiled.planned.measured, &compiled.settings.calibration) {
-        eprintln!(
-            "{}; the plan adds {} of that, measured on {} held-out batches",
-            c.budget_text(),
-            percent(m.overall()),
-            m.batches
-        );
+        eprintln!("{}; the plan adds {} of that, measured on {}", c.budget_text(), percent(m.overall()), m.on());
     }
     train(compiled, data, &plan, &args.run, &HashMap::new())
 }

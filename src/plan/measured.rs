@@ -6,15 +6,26 @@ use std::collections::BTreeMap;
 /// A single parameter may get this many times the budget, as long as all together keep to it.
 const WORST: f64 = 3.0;
 
-/// Errors of a plan's gradients against those of f32, on batches that nothing was chosen by.
+/// Errors of a plan's gradients against those of f32, on batches that nothing was chosen by, where there are such.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub batches: usize,
+    /// The batches are others than those that formats were chosen by; too little data leaves none.
+    pub fresh: bool,
     /// Root mean square error of each parameter's gradient, in budgets.
     pub parameters: BTreeMap<String, f64>,
 }
 
 impl Measured {
+    /// What it was measured on, in words.
+    pub fn on(&self) -> String {
+        let plural = if self.batches == 1 { "batch" } else { "batches" };
+        match self.fresh {
+            true => format!("{} held-out {plural}", self.batches),
+            false => format!("the same {} {plural}, for want of more data", self.batches),
+        }
+    }
+
     /// Root mean square over the parameters, in budgets.
     pub fn overall(&self) -> f64 {
         let squares: f64 = self.parameters.values().map(|e| e * e).sum();

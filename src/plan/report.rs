@@ -84,7 +84,7 @@ struct Evidence {
     loss_scale: f64,
     estimated: f64,
     measured: Option<f64>,
-    held_out: usize,
+    measured_on: String,
     parameters: BTreeMap<String, f64>,
     frontier: Vec<(f64, f64)>,
 }
@@ -102,7 +102,7 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
         loss_scale: c.loss_scale,
         estimated: planned.noise.iter().map(|n| n.2).sum::<f64>().sqrt(),
         measured: planned.measured.as_ref().map(super::Measured::overall),
-        held_out: planned.measured.as_ref().map_or(0, |m| m.batches),
+        measured_on: planned.measured.as_ref().map_or(String::new(), super::Measured::on),
         parameters: planned.measured.as_ref().map_or(BTreeMap::new(), |m| m.parameters.clone()),
         frontier: planned.frontier.iter().map(|&(n, s)| (n.sqrt(), s)).collect(),
     });

@@ -42,6 +42,63 @@ impl Default for Effort {
     }
 }
 
+/// Some steps of training in f32, and what its values were like.
+pub struct Observed {
+    pub session: Session,
+    /// Shared with the session, which goes on looking.
+    pub evidence: Rc<RefCell<Evidence>>,
+    pub losses: Vec<f64>,
+}
+
+impl Observed {
+    fn taken(self) -> (Session, Evidence) {
+        (self.session, self.evidence.replace(Evidence::default()))
+    }
+}
+
+/// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.
+pub fn observe(
+    settings: &Settings,
+    model: &Model,
+    rules: &RuleSet,
+    data: &Dataset,
+    seed: u64,
+    steps: usize,
+    tick: &dyn Fn(),
+) -> Result<Observed> {
+    let evidence = Rc::new(RefCell::new(Evidence::default()));
+    let seen = evidence.clone();
+    let watcher = Box::new(move |name: &str, values: &[f32]| {
+        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
+    });
+    let mut session = Session::watched(settings.observed(model, rules)?, seed, watcher)?;
+    let losses = session.train_steps(data, steps, || {
+        evidence.borrow_mut().steps += 1;
+        tick();
+    })?;
+    Ok(Observed { session, evidence, losses })
+}
+
+/// Batches that nothing was trained on, as far as there are such.
+struct Split {
+    probed: Vec<Vec<usize>>,
+    held_out: Vec<Vec<usize>>,
+    fresh: bool,
+}
+
+impl Split {
+    /// Splits an epoch's order of samples, the first batches of which were trained on.
+    fn new(order: &[usize], batch: usize, wanted: usize) -> Split {
+        let mut batches: Vec<Vec<usize>> = order.chunks_exact(batch).map(<[usize]>::to_vec).collect();
+        let trained = wanted % batches.len().max(1);
+        batches.rotate_left(trained);
+        let held = wanted.div_ceil(2).min(batches.len() / 3);
+        let held_out = if held == 0 { batches.clone() } else { batches.drain(..held).collect() };
+        batches.truncate(wanted);
+        Split { probed: batches, held_out, fresh: held > 0 }
+    }
+}
+
 /// Noise below this share of the gradient counts as this: no rounding should have to be finer.
 const LEAST_NOISE: f64 = 0.01;
 
@@ -62,6 +119,8 @@ pub struct Laboratory<'a> {
     plain_feeds: Vec<Feed>,
     probed: Vec<Vec<usize>>,
     held_out: Vec<Vec<usize>>,
+    /// Has nothing been chosen by what is held out?
+    fresh: bool,
     /// What a parameter's gradient error is measured in: the norm of its noise, or of the gradient.
     unit: BTreeMap<String, f64>,
     /// How much each parameter counts.
@@ -81,33 +140,12 @@ impl<'a> Laboratory<'a> {
         effort: Effort,
         tick: &dyn Fn(),
     ) -> Result<Laboratory<'a>> {
-        let compiled = settings.observed(model, rules)?;
-        let (step, gradient_of) = (compiled.step.clone(), compiled.gradient_of.clone());
-        let evidence = Rc::new(RefCell::new(Evidence::default()));
-        let seen = evidence.clone();
-        let watcher = Box::new(move |name: &str, values: &[f32]| {
-            seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
-        });
-        let mut session = Session::watched(compiled, seed, watcher)?;
-        session.check(data, true)?;
-        let batch = session.compiled.settings.batch();
-        session.train_steps(data, effort.batches, || {
-            evidence.borrow_mut().steps += 1;
-            tick();
-        })?;
-        let rows = session.order(data);
-        let mut batches: Vec<Vec<usize>> = rows.chunks_exact(batch).map(<[usize]>::to_vec).collect();
-        // What was trained on comes last.
-        let trained = effort.batches.min(batches.len());
-        let first = trained % batches.len().max(1);
-        batches.rotate_left(first);
-        let wanted = effort.batches + effort.batches.div_ceil(2);
-        let held = if batches.len() >= wanted { effort.batches.div_ceil(2) } else { batches.len() / 3 };
-        let held_out = if held == 0 { batches.clone() } else { batches.drain(..held).collect() };
-        batches.truncate(effort.batches);
+        let (mut session, mut evidence) = observe(settings, model, rules, data, seed, effort.batches, tick)?.taken();
+        let (step, gradient_of) = (session.compiled.step.clone(), session.compiled.gradient_of.clone());
+        let Split { probed, held_out, fresh } =
+            Split::new(&session.order(data), session.compiled.settings.batch(), effort.batches);
         let g = session.compiled.planned.graph.clone();
         let mut sources = BTreeMap::new();
-        let mut evidence = evidence.replace(Evidence::default());
         for id in saved_sources(&g) {
             let name = g.name_of(id);
             sources.insert(name.to_owned(), session.read_bytes(name)?);
@@ -116,7 +154,7 @@ impl<'a> Laboratory<'a> {
             }
         }
         for f in feeds(&g).iter().filter(|f| !f.label && f.ty.format.is_float()) {
-            for rows in batches.iter().chain(&held_out) {
+            for rows in probed.iter().chain(&held_out) {
                 rows.iter().for_each(|&r| evidence.add(&f.buffer, &data.features[r * data.width()..][..data.width()]));
             }
         }
@@ -139,8 +177,9 @@ impl<'a> Laboratory<'a> {
             sources,
             plain,
             plain_feeds,
-            probed: batches,
+            probed,
             held_out,
+            fresh,
             unit,
             weight,
             strictness: 1.0,
@@ -357,7 +396,7 @@ impl<'a> Laboratory<'a> {
             }
         }
         let parameters = errors.into_iter().map(|(p, e)| (p, e.sqrt() / self.effort.budget.share())).collect();
-        Ok(Measured { batches: self.held_out.len(), parameters })
+        Ok(Measured { batches: self.held_out.len(), fresh: self.fresh, parameters })
     }
 
     /// Judges roundings more strictly after a plan that kept not to the budget: all of them by what it was over, and more

@@ -11,7 +11,7 @@ mod step;
 mod task;
 
 pub use auto::{Stage, compile_by_evidence};
-pub use calibrate::{Effort, Laboratory};
+pub use calibrate::{Effort, Laboratory, Observed, observe};
 pub use compile::{Compiled, Settings};
 pub use loss::{Criterion, LossKind, Objective, Score};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
