@@ -100,6 +100,9 @@ impl FloatSpec {
 use Format::*;
 
 impl Format {
+    /// The narrow formats that plans are made of.
+    pub const PLANNED: [Format; 2] = [Format::F16, Format::Bf16];
+
     pub const ALL: [Format; 16] =
         [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I16, I32, I64, U8, U16, U32, U64, Bool];
 

@@ -1,41 +1,32 @@
 //! The commands a user types, end to end.
 
-use std::path::Path;
-use std::process::{Command, Output};
+#[path = "common/command.rs"]
+mod command;
 
-fn mantissa(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mantissa")).args(args).current_dir(dir).output().expect("the binary runs")
-}
+use command::{digits, mantissa, succeed, text_of};
+use std::process::Command;
 
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn succeed(dir: &Path, args: &[&str]) -> String {
-    let out = mantissa(dir, args);
-    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
-    text(&out.stdout)
-}
-
-fn example(file: &str) -> String {
-    format!("{}/examples/digits/{file}", env!("CARGO_MANIFEST_DIR"))
+#[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let Ok(full) = std::fs::File::create("/dev/full") else { return };
+    let out = Command::new(env!("CARGO_BIN_EXE_mantissa")).args(["rules", "list"]).stdout(full).output().unwrap();
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text_of(&out.stderr).contains("cannot write the result"), "{}", text_of(&out.stderr));
 }
 
 #[test]
 fn plan_then_train_with_it() {
     let dir = tempfile::tempdir().unwrap();
-    let table = succeed(dir.path(), &["plan", &example("run.toml"), "-o", "plan.json"]);
+    let table = succeed(dir.path(), &["plan", &digits("run.toml"), "-o", "plan.json"]);
     for part in ["store-f16", "this plan", "everything f32", "everything low", "casts: 0 standing alone"] {
         assert!(table.contains(part), "no `{part}` in\n{table}");
     }
-    let out = succeed(
-        dir.path(),
-        &["train", &example("run.toml"), "--plan", "plan.json", "--device", "cpu", "--out", "with"],
-    );
+    let out =
+        succeed(dir.path(), &["train", &digits("run.toml"), "--plan", "plan.json", "--device", "cpu", "--out", "with"]);
     assert!(out.contains("test accuracy"), "{out}");
     succeed(
         dir.path(),
-        &["train", &example("run.toml"), "--device", "cpu", "--epochs", "2", "--out", "short", "--json"],
+        &["train", &digits("run.toml"), "--device", "cpu", "--epochs", "2", "--out", "short", "--json"],
     );
     let metrics = std::fs::read_to_string(dir.path().join("short/metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 2);
@@ -43,16 +34,7 @@ fn plan_then_train_with_it() {
     assert!(line["test_accuracy"].as_f64().unwrap() > 0.5);
     let resumed = succeed(
         dir.path(),
-        &[
-            "train",
-            &example("run.toml"),
-            "--device",
-            "cpu",
-            "--epochs",
-            "3",
-            "--resume",
-            "short/checkpoint.safetensors",
-        ],
+        &["train", &digits("run.toml"), "--device", "cpu", "--epochs", "3", "--resume", "short/checkpoint.safetensors"],
     );
     assert!(resumed.contains("trained 3 epochs"), "{resumed}");
 }
@@ -60,17 +42,17 @@ fn plan_then_train_with_it() {
 #[test]
 fn a_trainer_stands_alone() {
     let build = tempfile::tempdir().unwrap();
-    succeed(build.path(), &["compile", &example("mlp.mir"), "-o", "trainer", "--archs", "none"]);
+    succeed(build.path(), &["compile", &digits("mlp.mir"), "-o", "trainer", "--archs", "none"]);
     let alone = tempfile::tempdir().unwrap();
     std::fs::copy(build.path().join("trainer"), alone.path().join("trainer")).unwrap();
     let out = Command::new(alone.path().join("trainer"))
-        .args(["--data", &example(""), "--scale", "0.0625", "--epochs", "8", "--device", "cpu"])
+        .args(["--data", &digits(""), "--scale", "0.0625", "--epochs", "8", "--device", "cpu"])
         .current_dir(alone.path())
         .env_clear()
         .output()
         .unwrap();
-    assert!(out.status.success(), "{}", text(&out.stderr));
-    assert!(text(&out.stdout).contains("test accuracy"), "{}", text(&out.stdout));
+    assert!(out.status.success(), "{}", text_of(&out.stderr));
+    assert!(text_of(&out.stdout).contains("test accuracy"), "{}", text_of(&out.stdout));
     assert!(alone.path().join("runs/mlp-001/checkpoint.safetensors").exists());
 }
 
@@ -84,7 +66,7 @@ fn stages_print() {
         ("kernels", "launch 0"),
         ("cuda", "__global__"),
     ] {
-        let out = succeed(dir.path(), &["plan", &example("mlp.mir"), "--emit", stage]);
+        let out = succeed(dir.path(), &["plan", &digits("mlp.mir"), "--emit", stage]);
         assert!(out.contains(part), "{stage}: {out}");
     }
     let doctor = succeed(dir.path(), &["doctor"]);
@@ -100,7 +82,7 @@ fn a_profile_counts_what_is_there() {
         let out = succeed(dir.path(), &[&["profile", "--json", "--batches", "3"], args].concat());
         serde_json::from_str(&out).unwrap()
     };
-    let found = json(&[&example("run.toml")]);
+    let found = json(&[&digits("run.toml")]);
     // Pixels are 0 to 16, scaled by 1/16.
     let x = &found["values"]["x"]["spread"];
     assert_eq!((x["count"].as_u64(), x["largest"].as_f64()), (Some(3 * 32 * 64), Some(1.0)), "{x}");
@@ -109,14 +91,14 @@ fn a_profile_counts_what_is_there() {
     // Squares of gradients times the loss scale are what f16 cannot hold.
     let v = &found["values"]["optimizer.v.w1"]["formats"];
     assert!(v["f16"]["flushed"].as_f64() > Some(0.1) && v["bf16"]["flushed"].as_f64() == Some(0.0), "{v}");
-    let table = succeed(dir.path(), &["profile", &example("run.toml"), "--all"]);
+    let table = succeed(dir.path(), &["profile", &digits("run.toml"), "--all"]);
     for part in ["d.logits", "backward", "optimizer.v.w1", "|-------------|", "█"] {
         assert!(table.contains(part), "no `{part}` in\n{table}");
     }
 
     // A loop's values are those of all its steps.
-    let run = std::fs::read_to_string(example("run.toml")).unwrap();
-    let files = run.replace("mlp.mir", &example("gru.mir")).replace("\"t", &format!("\"{}t", example("")));
+    let run = std::fs::read_to_string(digits("run.toml")).unwrap();
+    let files = run.replace("mlp.mir", &digits("gru.mir")).replace("\"t", &format!("\"{}t", digits("")));
     std::fs::write(dir.path().join("gru.toml"), files).unwrap();
     succeed(dir.path(), &["plan", "gru.toml", "-o", "gru.json"]);
     let plan: serde_json::Value =
@@ -140,5 +122,5 @@ fn a_profile_names_the_first_value_that_is_not_finite() {
     assert!(out.contains("the first value that was not finite: `bad`, in step 1"), "{out}");
     assert!(out.contains("1 not finite"), "{out}");
     let out = mantissa(dir.path(), &["profile", "m.mir", "--data", "d.csv", "--batch", "8"]);
-    assert!(text(&out.stderr).contains("fewer than a batch of 8") && out.status.code() == Some(2));
+    assert!(text_of(&out.stderr).contains("fewer than a batch of 8") && out.status.code() == Some(2));
 }

@@ -1,31 +1,9 @@
 //! Planning by evidence from the command line: plan, explain, diff, policy files.
 
-use std::path::Path;
-use std::process::{Command, Output};
+#[path = "common/command.rs"]
+mod command;
 
-fn mantissa(dir: &Path, args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mantissa")).args(args).current_dir(dir).output().expect("the binary runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn succeed(dir: &Path, args: &[&str]) -> String {
-    let out = mantissa(dir, args);
-    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
-    text(&out.stdout)
-}
-
-fn refuse(dir: &Path, args: &[&str]) -> String {
-    let out = mantissa(dir, args);
-    assert_eq!(out.status.code(), Some(2), "{args:?}: {}", text(&out.stdout));
-    text(&out.stderr)
-}
-
-fn digits(file: &str) -> String {
-    format!("{}/examples/digits/{file}", env!("CARGO_MANIFEST_DIR"))
-}
+use command::{digits, refuse, succeed};
 
 #[test]
 fn a_plan_by_evidence_is_kept_and_trained_with() {

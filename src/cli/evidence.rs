@@ -1,13 +1,12 @@
 //! Options and progress of planning by evidence.
 
 use super::StepArgs;
+use super::show::bar;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::train::{Compiled, Effort, Laboratory, Settings, Stage, compile_by_evidence};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 
 #[derive(Args, Clone, Debug)]
 pub struct EvidenceArgs {
@@ -45,14 +44,8 @@ impl EvidenceArgs {
         seed: u64,
     ) -> Result<Compiled> {
         let effort = self.effort()?;
-        let bar = if std::io::stderr().is_terminal() {
-            let bar = ProgressBar::new(Laboratory::ticks(&effort, settings.formats().len()) as u64);
-            let style = ProgressStyle::with_template("{bar:24.cyan/dim} {msg} {pos} of {len}  {elapsed}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar
-        } else {
-            ProgressBar::hidden()
-        };
+        let ticks = Laboratory::ticks(&effort, settings.formats().len());
+        let bar = bar(ticks, "{msg} {pos} of {len}");
         bar.set_message("calibrating, run");
         let progress = |stage: Stage| match stage {
             Stage::Ran => bar.inc(1),

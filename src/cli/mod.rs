@@ -199,7 +199,7 @@ impl StepArgs {
 /// A narrow format that can be planned.
 fn narrow(name: &str) -> Result<Format> {
     match name.parse::<Format>() {
-        Ok(low @ (Format::F16 | Format::Bf16)) => Ok(low),
+        Ok(low) if Format::PLANNED.contains(&low) => Ok(low),
         Ok(other) => {
             Err(Error::Request(format!("formats to plan with are f16 and bf16; {other} cannot be planned yet")))
         }

@@ -1,8 +1,9 @@
 //! `mantissa plan`.
 
 use super::evidence::EvidenceArgs;
+use super::train::{DataArgs, prepare};
 use super::{StepArgs, new_file, out, read_model};
-use crate::data::{self, Dataset, Source};
+use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::ir::verify;
 use crate::lower::{lower, outline};
@@ -11,7 +12,7 @@ use crate::plan::{
     PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, report, seconds, summary_line,
 };
 use crate::rewrite::RuleSet;
-use crate::train::{Compiled, RunFile, Settings};
+use crate::train::{Compiled, Settings};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -165,12 +166,11 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     let (Some(c), Some(m)) = (&settings.calibration, &compiled.planned.measured) else {
         return "without data: the formats are those of autocast's lists, and of values whose operations bound them, chosen by cost;\n--calibrate DATA chooses them by evidence\n\n".into();
     };
-    let estimated: f64 = compiled.planned.noise.iter().map(|n| n.2).sum();
     let mut text = format!(
         "calibrated on {} batches; {}. The plan is estimated to add {} of that; measured on {}: {}",
         c.batches,
         c.budget_text(),
-        percent(estimated.sqrt()),
+        percent(compiled.planned.estimated_noise()),
         m.on(),
         percent(m.overall())
     );
@@ -184,7 +184,7 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     if compiled.planned.frontier.len() > 1 {
         text += "what other budgets would cost (estimated noise in budgets: time of the step)\n ";
         for (noise, s) in &compiled.planned.frontier {
-            text += &format!(" {}: {}", percent(noise.sqrt()), seconds(*s));
+            text += &format!(" {}: {}", percent(*noise), seconds(*s));
         }
         text += "\n";
     }
@@ -213,22 +213,16 @@ impl WhatArgs {
 
     /// The model, settings and data that are asked for, and the seed.
     fn request(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
-        let calibrate = match &self.calibrate {
-            Some(path) => Some(data::load(&Source::find(path, "train")?, self.scale.unwrap_or(1.0))?),
-            None => None,
-        };
-        if what.extension().is_none_or(|e| e != "toml") {
-            return Ok((what.to_owned(), Settings::default(), calibrate, 0));
+        if self.calibrate.is_none() && what.extension().is_none_or(|e| e != "toml") {
+            return Ok((what.to_owned(), Settings::default(), None, 0));
         }
-        let file = RunFile::read(what, &[])?;
-        let dir = what.parent().unwrap_or(Path::new("."));
-        let data = data::load(&file.data.train.relative_to(dir), file.data.scale)?;
-        let settings = file.settings(data.samples);
-        Ok((dir.join(&file.model), settings, calibrate.or(Some(data)), file.train.seed))
+        let data = DataArgs { data: self.calibrate.clone(), test: None, scale: self.scale, seed: None };
+        let (model, settings, plan, data) = prepare(what, &[], &data)?;
+        Ok((model, settings, Some(data), plan.seed))
     }
 }
 
-fn emit(compiled: &crate::train::Compiled, stage: &str) -> Result<String> {
+fn emit(compiled: &Compiled, stage: &str) -> Result<String> {
     if let Some(text) = compiled.emit(stage) {
         return Ok(text);
     }

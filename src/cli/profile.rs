@@ -1,5 +1,6 @@
 //! `mantissa profile`.
 
+use super::show::bar;
 use super::train::{DataArgs, prepare};
 use super::{StepArgs, out, read_model};
 use crate::error::{Error, Result};
@@ -8,8 +9,6 @@ use crate::ir::{Graph, Stage};
 use crate::plan::{Evidence, Fate, Spread, clip, seconds};
 use crate::train::{Observed, observe};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -57,17 +56,12 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
         )));
     }
     let (model, rules) = (read_model(&model_path)?, args.step.rule_set()?);
-    let bar = std::io::stderr().is_terminal().then(|| {
-        let bar = ProgressBar::new(args.batches as u64);
-        let style = ProgressStyle::with_template("{bar:24.cyan/dim} step {pos} of {len}  {elapsed}");
-        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar
-    });
+    let bar = bar(args.batches, "step {pos} of {len}");
     let start = Instant::now();
-    let tick = || bar.iter().for_each(|b| b.inc(1));
+    let tick = || bar.inc(1);
     let Observed { mut session, evidence, losses } =
         observe(&settings, &model, &rules, &data, plan.seed, args.batches, &tick)?;
-    bar.iter().for_each(ProgressBar::finish_and_clear);
+    bar.finish_and_clear();
     let evidence = evidence.borrow();
     let low = session.compiled.settings.low;
     if args.json {
@@ -147,12 +141,7 @@ fn table(evidence: &Evidence, step: &Graph, low: Format, all: bool) -> String {
     );
     let shown: Vec<&Row> = rows.iter().filter(listed).collect();
     for r in &shown {
-        let stage = match r.stage {
-            Some(Stage::Forward) => "forward",
-            Some(Stage::Backward) => "backward",
-            Some(Stage::Update) => "update",
-            None => "loop",
-        };
+        let stage = r.stage.map_or("loop", Stage::name);
         let s = r.spread;
         let none = s.smallest > s.largest;
         let number = |x: f32| if none { "-".to_owned() } else { format!("{x:.2e}") };

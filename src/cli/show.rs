@@ -7,53 +7,55 @@ use std::time::Duration;
 
 /// Prints results. A reader that has gone away (`| head`) ends the program quietly, as it does other tools.
 pub fn out(text: &str) {
-    if std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()).is_err() {
-        std::process::exit(0);
+    if let Err(e) = std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
+        if e.kind() == std::io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        eprintln!("error: cannot write the result to standard output: {e}");
+        std::process::exit(1);
     }
+}
+
+/// A bar on stderr; hidden where that is no terminal. `text` says what stands beside it, in indicatif's placeholders.
+pub fn bar(length: usize, text: &str) -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template(&format!("{{bar:24.cyan/dim}} {text}  {{elapsed}}"));
+    ProgressBar::new(length as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
 /// Shows epochs as they pass.
 pub struct Reporter {
-    bar: Option<ProgressBar>,
+    bar: ProgressBar,
     epochs: usize,
     samples: usize,
 }
 
 impl Reporter {
     pub fn new(epochs: usize, samples: usize) -> Reporter {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new((epochs * samples) as u64);
-            let style = ProgressStyle::with_template("{bar:24.cyan/dim} {percent:>3}%  {msg}  {elapsed}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.enable_steady_tick(Duration::from_millis(200));
-            bar
-        });
+        let bar = bar(epochs * samples, "{percent:>3}%  {msg}");
+        bar.enable_steady_tick(Duration::from_millis(200));
         Reporter { bar, epochs, samples }
     }
 
     /// `seen` samples of epoch `epoch` (from 0) have been trained on.
     pub fn tick(&self, epoch: usize, seen: usize) {
-        if let Some(bar) = &self.bar {
-            bar.set_position((epoch * self.samples + seen) as u64);
-        }
+        self.bar.set_position((epoch * self.samples + seen) as u64);
     }
 
     /// An epoch has ended. Without a terminal, about twenty lines are printed over the whole run.
     pub fn epoch(&self, r: &EpochReport) {
         let line = epoch_line(r, self.epochs);
-        match &self.bar {
-            Some(bar) => bar.set_message(line),
-            None if r.epoch.is_multiple_of(self.epochs.div_ceil(20)) || r.epoch == 1 || r.epoch == self.epochs => {
-                eprintln!("{line}")
-            }
-            None => {}
+        if !self.bar.is_hidden() {
+            self.bar.set_message(line);
+        } else if r.epoch.is_multiple_of(self.epochs.div_ceil(20)) || r.epoch == 1 || r.epoch == self.epochs {
+            eprintln!("{line}");
         }
     }
 
     pub fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
+        self.bar.finish_and_clear();
     }
 }
 

@@ -7,7 +7,7 @@ mod products;
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::hint::nearest;
+use crate::hint::is_meant;
 use crate::lower::{BufferId, Exit, Kernel, Loop, Program, View};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ impl Target {
             return Ok(t.clone());
         }
         let names: Vec<&str> = all.iter().map(|t| t.name.as_str()).collect();
-        let hint = nearest(name, names.iter().copied()).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+        let hint = is_meant(name, names.iter().copied());
         Err(Error::Request(format!("unknown target `{name}`; targets are {}{hint}", names.join(", "))))
     }
 

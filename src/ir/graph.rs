@@ -19,6 +19,16 @@ pub enum Stage {
     Update,
 }
 
+impl Stage {
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::Forward => "forward",
+            Stage::Backward => "backward",
+            Stage::Update => "update",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Node {
     pub op: Op,

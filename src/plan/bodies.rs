@@ -2,7 +2,7 @@
 //! own. What the body would rather read in a narrow format becomes an operand in that format, for the step around it to
 //! make; what it hands out is stored as narrow as the policy allows.
 
-use super::{Planned, Policy, Request, paint, plan};
+use super::{Planned, Request, paint, plan};
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Body, Graph, Init, NodeId, Op, Output, Role, Scan, Take, Type};
@@ -86,7 +86,7 @@ fn plan_body(
     for take in takes {
         let Take::Stack(name) = take else { continue };
         let value = scan.body.value(name).expect("checked by the type rule");
-        let low = request.policy != Policy::Fp32 && verdicts[value.index()].allow.stores.contains(request.low);
+        let low = verdicts[value.index()].allow.stores.contains(request.low);
         let stored = if low && !step.op(value).is_buffer() { step.add(Op::Put(request.low), &[value])? } else { value };
         step.add_output(name, Role::Output, stored);
     }

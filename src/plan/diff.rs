@@ -30,34 +30,29 @@ pub fn diff(a: (&str, &PlanFile), b: (&str, &PlanFile)) -> String {
     }
     let (in_a, in_b) = (formats(&a.1.values), formats(&b.1.values));
     let names: BTreeSet<&String> = in_a.keys().chain(in_b.keys()).collect();
-    let differing: Vec<&&String> = names.iter().filter(|n| in_a.get(**n) != in_b.get(**n)).collect();
+    let shown =
+        |of: &BTreeMap<String, Stored>, name: &str| of.get(name).map_or("-".to_owned(), |s| s.formats.join("+"));
+    let differing: Vec<&&String> = names.iter().filter(|n| shown(&in_a, n) != shown(&in_b, n)).collect();
     if differing.is_empty() {
         let _ = writeln!(out, "\nboth store the same {} values in the same formats", names.len());
         return out;
     }
     let _ = writeln!(out, "\n{:<36} {:<12} {:<12} why, in the plan that stores it narrower", "value", "a", "b");
     for name in &differing {
-        let shown = |of: &BTreeMap<String, Stored>| of.get(**name).map_or("-".to_owned(), |s| s.formats.join("+"));
         let narrower = |of: &BTreeMap<String, Stored>| of.get(**name).map(|s| (s.bytes, s.why.clone()));
         let why =
             [narrower(&in_a), narrower(&in_b)].into_iter().flatten().min_by_key(|w| w.0).map_or(String::new(), |w| w.1);
-        let _ = writeln!(out, "{:<36} {:<12} {:<12} {why}", clip(name, 36), shown(&in_a), shown(&in_b));
+        let _ = writeln!(out, "{:<36} {:<12} {:<12} {why}", clip(name, 36), shown(&in_a, name), shown(&in_b, name));
     }
     let _ = writeln!(out, "\n{} of {} stored values differ; - is not in memory", differing.len(), names.len());
     out
 }
 
-/// How a plan stores a value. Equal where the formats are.
+/// How a plan stores a value.
 struct Stored {
     formats: Vec<&'static str>,
     bytes: usize,
     why: String,
-}
-
-impl PartialEq for Stored {
-    fn eq(&self, other: &Stored) -> bool {
-        self.formats == other.formats
-    }
 }
 
 fn formats(values: &[PlannedValue]) -> BTreeMap<String, Stored> {

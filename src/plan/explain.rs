@@ -6,16 +6,15 @@
 use super::calibration::{Shares, percent};
 use super::evidence::Spread;
 use super::extract::{cheapest, members};
-use super::live::Live;
+use super::live::{Flip, Live};
 use super::members::{Choice, Members};
-use super::raise::with;
-use super::search::{Costed, Flip, Search};
+use super::search::{Costed, Search};
 use super::table::seconds;
 use super::{Request, Saturated};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::hint::nearest;
-use crate::ir::{Graph, Op, Stage, text};
+use crate::hint::is_meant;
+use crate::ir::{Graph, Op, text};
 use crate::rewrite::RuleSet;
 use egg::Id;
 use serde::Serialize;
@@ -82,11 +81,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         name: name.to_owned(),
         line: line.unwrap_or(name).to_owned(),
         origin: step.node(id).origin.clone(),
-        stage: match step.node(id).stage {
-            Stage::Forward => "forward",
-            Stage::Backward => "backward",
-            Stage::Update => "update",
-        },
+        stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
         spread: calibration.and_then(|c| c.spread(step, id)).cloned(),
         shares: calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default(),
@@ -108,8 +103,7 @@ fn unknown(step: &Graph, name: &str) -> Error {
             "`{name}` is computed inside the loop `{body}`, whose body is planned by itself; values of the step can be explained"
         ));
     }
-    let hint =
-        nearest(name, step.ids().map(|id| step.name_of(id))).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+    let hint = is_meant(name, step.ids().map(|id| step.name_of(id)));
     Error::Request(format!("the step has no value `{name}`{hint}; mantissa plan --emit step lists them"))
 }
 
@@ -126,7 +120,7 @@ fn alternatives(
     for Way { what, class, member } in ways(m, live, value) {
         let flip: Flip = vec![(class, member)];
         let chosen = live.choice.of(class) == member;
-        let noise = m.noise.is_some().then(|| with(live, &flip, |l| l.noise()));
+        let noise = m.noise.is_some().then(|| live.noise_with(&flip));
         let mut choice: Choice = live.choice.clone();
         choice.set(class, member);
         let seconds = if chosen { Some(now) } else { search.whole(choice).ok().map(|c| c.estimate.seconds) };
@@ -168,7 +162,7 @@ fn ways(m: &Members, live: &Live, value: Id) -> Vec<Way> {
     // Products read buffers of their own choosing.
     for product in readers(m, live, value) {
         let name = m.name(product).unwrap_or("a product");
-        for format in [Format::F32, Format::F16, Format::Bf16] {
+        for format in [Format::F32].into_iter().chain(Format::PLANNED) {
             if let Some(member) = m.multiplying(live, product, format) {
                 out.push(Way { what: format!("read in {format} by `{name}`"), class: product, member });
             }
@@ -182,17 +176,7 @@ fn readers(m: &Members, live: &Live, value: Id) -> Vec<Id> {
     let mut out: Vec<Id> = (0..m.ids())
         .map(Id::from)
         .filter(|&p| m.is_product(p) && live.is_live(p))
-        .filter(|&p| {
-            m.operands(&live.choice, p).any(|b| {
-                let term = m.chosen(&live.choice, b);
-                let holds = match m.copy_of(term) {
-                    Some((name, _)) => m.source(name),
-                    None if term.name() == "put" => term.children.get(1).copied(),
-                    None => Some(b),
-                };
-                holds == Some(value)
-            })
-        })
+        .filter(|&p| m.operands(&live.choice, p).any(|b| m.held(&live.choice, b) == value))
         .collect();
     out.sort_unstable();
     out
@@ -204,17 +188,13 @@ fn judged(chosen: bool, cost: Option<f64>, now: f64, noise: Option<f64>) -> Stri
         return "chosen".into();
     }
     let lost = cost - now;
-    let over = noise.is_some_and(|n| n > 1.0);
     let by = if lost.abs() < 1e-7 { format!("{:.1} ns", 1e9 * lost.abs()) } else { seconds(lost.abs()) };
-    let time = match lost {
-        l if l.abs() < 1e-10 => "as fast".to_owned(),
-        l if l > 0.0 => format!("{by} slower"),
-        _ => format!("{by} faster, but not found by the search"),
-    };
-    if over {
-        format!("{by} {}, but the plan would be over its budget", if lost < 0.0 { "faster" } else { "slower" })
-    } else {
-        time
+    let time = if lost < 0.0 { format!("{by} faster") } else { format!("{by} slower") };
+    match lost {
+        _ if noise.is_some_and(|n| n > 1.0) => format!("{time}, but the plan would be over its budget"),
+        l if l.abs() < 1e-10 => "as fast".into(),
+        l if l < 0.0 => format!("{time}, but not found by the search"),
+        _ => time,
     }
 }
 
@@ -230,7 +210,7 @@ impl Explanation {
         if let Some(s) = &self.spread {
             let zeros = 100.0 * s.zeros as f64 / s.count.max(1) as f64;
             let _ = writeln!(out, "{:<12}|x| from {:.2e} to {:.2e}, {zeros:.1} % zeros", "seen", s.smallest, s.largest);
-            for format in [Format::F16, Format::Bf16] {
+            for format in Format::PLANNED {
                 let f = s.fate(format);
                 let p = |x: f64| format!("{:.2} %", 100.0 * x);
                 let _ = writeln!(

@@ -31,7 +31,7 @@ pub struct Extracted {
     pub cut_short: bool,
     /// What roundings add to the gradients' noise, the most first.
     pub noise: Vec<(String, Format, f64)>,
-    /// What other budgets would cost: noise in budgets' squares, and seconds; where that was asked for.
+    /// What other budgets would cost: noise in budgets, and seconds; where that was asked for.
     pub frontier: Vec<(f64, f64)>,
     /// The rule that made each stored buffer's choice, by the buffer's name.
     pub rules: BTreeMap<String, String>,

@@ -64,9 +64,9 @@ impl EvidenceSummary {
             budget: calibration.budget,
             loss_scale: calibration.loss_scale,
             formats,
-            estimated: planned.noise.iter().map(|n| n.2).sum::<f64>().sqrt(),
+            estimated: planned.estimated_noise(),
             measured: planned.measured.clone(),
-            frontier: planned.frontier.iter().map(|&(n, s)| (n.sqrt(), s)).collect(),
+            frontier: planned.frontier.clone(),
             roundings: noise.map(|(v, f, s)| RoundingShare { value: v.clone(), format: *f, share: *s }).collect(),
         }
     }

@@ -3,6 +3,9 @@
 use super::members::{Choice, Members};
 use egg::Id;
 
+/// Members taken at once: classes, and what is taken in each.
+pub(super) type Flip = Vec<(Id, usize)>;
+
 pub(super) struct Live<'a> {
     members: &'a Members<'a>,
     pub choice: Choice,
@@ -67,6 +70,21 @@ impl<'a> Live<'a> {
             self.changed.push(class);
             self.count_noise();
         }
+    }
+
+    /// Takes other members; what it returns takes them back.
+    pub fn take(&mut self, flip: &Flip) -> Flip {
+        let before: Flip = flip.iter().rev().map(|&(c, _)| (c, self.choice.of(c))).collect();
+        flip.iter().for_each(|&(c, member)| self.set(c, member));
+        before
+    }
+
+    /// The noise with other members taken.
+    pub fn noise_with(&mut self, flip: &Flip) -> f64 {
+        let back = self.take(flip);
+        let noise = self.noise;
+        self.take(&back);
+        noise
     }
 
     /// The tensors that a class's chosen term reads. A carried copy reads the update that writes it.

@@ -219,6 +219,16 @@ impl<'a> Members<'a> {
         is_copy.then(|| (self.word(term.children[1]), self.format_of(term.children[0]).expect("a format leads")))
     }
 
+    /// The value or source whose numbers lie in a buffer.
+    pub fn held(&self, choice: &Choice, buffer: Id) -> Id {
+        let term = self.chosen(choice, buffer);
+        match term.name() {
+            "put" => term.children[1],
+            "cast" | "alias" => self.held(choice, term.children[1]),
+            _ => self.copy_of(term).and_then(|(name, _)| self.source(name)).unwrap_or(buffer),
+        }
+    }
+
     /// The tensors that a class's chosen term reads.
     pub fn operands(&self, choice: &Choice, class: Id) -> impl DoubleEndedIterator<Item = Id> {
         let children = self.chosen(choice, class).children.iter().copied();

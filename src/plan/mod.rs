@@ -36,7 +36,7 @@ pub use measured::Measured;
 pub use observed::observed;
 pub use overrides::Overrides;
 pub use policy::{Policy, Verdict, paint};
-pub use probe::{Probe, probe};
+pub use probe::{Probe, gradient_output, gradient_outputs, probe};
 pub use profile::print_profile;
 pub use report::report;
 pub use sketch::copy_name;
@@ -112,7 +112,7 @@ pub struct Planned {
     /// What roundings were estimated to add to the gradients' noise, in budgets, the noisiest first, by what is rounded
     /// and the format.
     pub noise: Vec<(String, Format, f64)>,
-    /// What other budgets would cost: noise in budgets' squares, and seconds; where that was asked for.
+    /// What other budgets would cost: noise in budgets, and seconds; where that was asked for.
     pub frontier: Vec<(f64, f64)>,
     /// What the plan was measured to do to the gradients.
     pub measured: Option<Measured>,
@@ -122,6 +122,11 @@ impl Planned {
     /// The plan of a loop's body, here or in the body of another loop.
     pub fn body(&self, name: &str) -> Option<&Planned> {
         self.bodies.get(name).or_else(|| self.bodies.values().find_map(|b| b.body(name)))
+    }
+
+    /// What all roundings were estimated to add, in budgets: noise adds as squares.
+    pub fn estimated_noise(&self) -> f64 {
+        self.noise.iter().map(|n| n.2).sum::<f64>().sqrt()
     }
 
     /// A plan made before, costed for a target.

@@ -100,26 +100,11 @@ impl Noise {
     /// The narrow format that a buffer is rounded to and the class of the value or source it holds.
     pub fn rounding(&self, members: &Members, live: &Live, buffer: Id) -> Option<(Format, Id)> {
         let term = members.chosen(&live.choice, buffer);
-        let (format, value) = match term.name() {
-            "put" => (members.format_of(term.children[0])?, term.children[1]),
-            "cast" => (members.format_of(term.children[0])?, held(members, live, term.children[1])),
-            "carried" | "staged" => {
-                let (name, format) = members.copy_of(term)?;
-                (format, members.source(name)?)
-            }
-            _ => return None,
-        };
-        format.is_low().then_some((format, value))
-    }
-}
-
-/// The value or source whose numbers lie in a buffer.
-fn held(members: &Members, live: &Live, buffer: Id) -> Id {
-    let term = members.chosen(&live.choice, buffer);
-    match term.name() {
-        "put" => term.children[1],
-        "cast" | "alias" => held(members, live, term.children[1]),
-        _ => buffer,
+        if !matches!(term.name(), "put" | "cast" | "carried" | "staged") {
+            return None;
+        }
+        let format = members.format_of(term.children[0])?;
+        format.is_low().then(|| (format, members.held(&live.choice, buffer)))
     }
 }
 

@@ -13,7 +13,7 @@
 use super::policy::Verdict;
 use crate::error::{Error, Result};
 use crate::format::{Format, Formats};
-use crate::hint::nearest;
+use crate::hint::is_meant;
 use crate::ir::{Graph, NodeId, Op};
 use crate::rewrite::Allow;
 use serde::{Deserialize, Serialize};
@@ -62,14 +62,14 @@ impl Overrides {
         let nodes = || graphs.iter().flat_map(|g| g.ids().map(move |id| (*g, id)));
         for op in self.op.keys() {
             if !nodes().any(|(g, id)| g.op(id).name() == op) {
-                let hint = nearest(op, nodes().map(|(g, id)| g.op(id).name())).map_or(String::new(), is_meant);
+                let hint = is_meant(op, nodes().map(|(g, id)| g.op(id).name()));
                 return bad(format!("the step has no operation `{op}`{hint}"));
             }
         }
         for pattern in self.names.keys() {
             let matcher = WildMatch::new(pattern);
             if !nodes().any(|(g, id)| matcher.matches(g.name_of(id))) {
-                let hint = nearest(pattern, nodes().map(|(g, id)| g.name_of(id))).map_or(String::new(), is_meant);
+                let hint = is_meant(pattern, nodes().map(|(g, id)| g.name_of(id)));
                 return bad(format!("no value's name matches `{pattern}`{hint}; --emit step lists them"));
             }
         }
@@ -114,10 +114,6 @@ impl Overrides {
                 if format == Format::F32 { Allow::NONE } else { Allow::within(Formats::from_iter([format])) };
         }
     }
-}
-
-fn is_meant(name: &str) -> String {
-    format!("; is `{name}` meant?")
 }
 
 /// A graph and the bodies of its loops.

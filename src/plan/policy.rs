@@ -9,7 +9,7 @@ use super::Request;
 use super::interval::{Interval, bounds};
 use crate::error::{Error, Result};
 use crate::format::{Format, Formats};
-use crate::hint::nearest;
+use crate::hint::is_meant;
 use crate::ir::{Graph, NodeId, Op, ReduceKind, Stage, Unary};
 use crate::rewrite::Allow;
 use serde::{Deserialize, Serialize};
@@ -38,7 +38,7 @@ impl FromStr for Policy {
     fn from_str(s: &str) -> Result<Policy> {
         let all = Policy::ALL.map(|p| (p.name(), p));
         all.iter().find(|(n, _)| *n == s.to_lowercase()).map(|(_, p)| *p).ok_or_else(|| {
-            let hint = nearest(s, all.iter().map(|a| a.0)).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+            let hint = is_meant(s, all.iter().map(|a| a.0));
             Error::Request(format!("unknown policy `{s}`; policies are {}{hint}", all.map(|a| a.0).join(", ")))
         })
     }

@@ -26,11 +26,10 @@ pub struct Probe {
     pub spreads: Graph,
 }
 
-/// A parameter, the state that weighs its gradient, and the output that holds it.
+/// A parameter, and the state that weighs its gradient.
 pub struct Probed {
     pub parameter: String,
     pub weights: String,
-    pub gradient: String,
 }
 
 /// One way to round one value.
@@ -51,20 +50,30 @@ struct Subject {
     product: Option<String>,
 }
 
+const GRADIENT: &str = "g.";
+
+/// The output that hands out the gradient of a parameter.
+pub fn gradient_output(parameter: &str) -> String {
+    format!("{GRADIENT}{parameter}")
+}
+
+/// A step's gradients as outputs. `gradient_of` names the gradient of each parameter.
+pub fn gradient_outputs(step: &Graph, gradient_of: &BTreeMap<String, String>) -> Vec<Output> {
+    let named = gradient_of.iter().filter_map(|(p, g)| Some((p, step.find(g)?)));
+    named.map(|(p, node)| Output { name: gradient_output(p), role: Role::Output, node }).collect()
+}
+
 /// `gradient_of` names the gradient of each parameter of the step.
 pub fn probe(step: &Graph, gradient_of: &BTreeMap<String, String>, formats: Formats) -> Result<Probe> {
-    let outputs: Vec<Output> = gradient_of
-        .iter()
-        .filter_map(|(p, g)| Some(Output { name: format!("g.{p}"), role: Role::Output, node: step.find(g)? }))
-        .collect();
-    let passes = step.prune(&outputs)?;
+    let passes = step.prune(&gradient_outputs(step, gradient_of))?;
     let Copied { mut graph, subjects, kinks, held } = with_readers(&passes)?;
     let one = graph.constant(1.0)?;
     let mut phi = None;
     let mut probed = Vec::new();
     for o in graph.outputs().to_vec() {
-        let parameter = o.name.trim_start_matches("g.").to_owned();
-        let (weights, ty) = (format!("probe.{parameter}"), graph.ty(o.node).clone());
+        let Some(parameter) = o.name.strip_prefix(GRADIENT) else { continue };
+        let (parameter, ty) = (parameter.to_owned(), graph.ty(o.node).clone());
+        let weights = format!("probe.{parameter}");
         let w = graph.add_named(weights.clone(), Op::State { init: Init::zeros(), ty }, &[])?;
         let weighed = graph.binary(Binary::Mul, o.node, w)?;
         let sum = graph.reduce_all(ReduceKind::Sum, weighed)?;
@@ -72,8 +81,9 @@ pub fn probe(step: &Graph, gradient_of: &BTreeMap<String, String>, formats: Form
             None => sum,
             Some(rest) => graph.binary(Binary::Add, rest, sum)?,
         });
-        probed.push(Probed { parameter, weights, gradient: o.name });
+        probed.push(Probed { parameter, weights });
     }
+    graph.clear_outputs();
     let phi = phi.unwrap_or(one);
     let wrt: Vec<NodeId> = subjects.iter().map(|s| s.node).collect();
     let adjoints = gradients_holding(&mut graph, phi, one, &wrt, &held)?;
@@ -87,9 +97,6 @@ pub fn probe(step: &Graph, gradient_of: &BTreeMap<String, String>, formats: Form
     let mut graph = observed(&graph.prune(graph.outputs())?)?;
     let stored: HashMap<String, NodeId> = graph.outputs().iter().map(|o| (o.name.clone(), o.node)).collect();
     graph.clear_outputs();
-    for p in &probed {
-        graph.add_output(&p.gradient, Role::Output, stored[&p.gradient]);
-    }
     let mut roundings = Vec::new();
     for (i, s) in subjects.into_iter().enumerate() {
         let (Some(&v), Some(&a)) = (stored.get(&format!("v.{i}")), stored.get(&format!("a.{i}"))) else { continue };

@@ -6,9 +6,9 @@
 //! order of noise saved for time lost, which is the greedy solution of a knapsack; the search that follows fills what is
 //! left of the budget.
 
-use super::live::Live;
+use super::live::{Flip, Live};
 use super::members::{Choice, Members};
-use super::search::{Flip, Search};
+use super::search::Search;
 use crate::format::Format;
 use egg::Id;
 use std::collections::HashMap;
@@ -39,7 +39,7 @@ impl Search<'_> {
             let mut raises = Vec::new();
             for buffer in (0..m.ids()).map(Id::from).filter(|&b| live.noise_of(b) > 0.0).collect::<Vec<_>>() {
                 for flip in ways(m, &live, &edges, buffer) {
-                    let saved = live.noise() - with(&mut live, &flip, |l| l.noise());
+                    let saved = live.noise() - live.noise_with(&flip);
                     if saved <= 0.0 {
                         continue;
                     }
@@ -56,10 +56,9 @@ impl Search<'_> {
                     break;
                 }
                 let before = live.noise();
-                let old: Flip = raise.flip.iter().map(|&(c, _)| (c, live.choice.of(c))).collect();
-                raise.flip.iter().for_each(|&(c, member)| live.set(c, member));
+                let back = live.take(&raise.flip);
                 if live.noise() >= before {
-                    old.iter().rev().for_each(|&(c, member)| live.set(c, member));
+                    live.take(&back);
                 }
             }
         }
@@ -68,7 +67,7 @@ impl Search<'_> {
 }
 
 impl Search<'_> {
-    /// Times of the step at less and less noise, as (noise, seconds), from a choice to where nothing is rounded: formats
+    /// Times of the step at less and less noise, as (noise in budgets, seconds), from a choice to where nothing is rounded: formats
     /// raised for limits that halve. Points that another beats in both are left out.
     pub(super) fn frontier(&mut self, from: Choice) -> Vec<(f64, f64)> {
         let mut choice = from;
@@ -78,7 +77,7 @@ impl Search<'_> {
             let Ok(costed) = self.whole(choice) else { break };
             let seconds = costed.estimate.seconds;
             points.retain(|p| p.1 < seconds);
-            points.push((noise, seconds));
+            points.push((noise.sqrt(), seconds));
             if noise == 0.0 {
                 break;
             }
@@ -86,15 +85,6 @@ impl Search<'_> {
         }
         points
     }
-}
-
-/// What `f` says of the choice with these members taken.
-pub(super) fn with<T>(live: &mut Live, flip: &Flip, f: impl Fn(&Live) -> T) -> T {
-    let old: Flip = flip.iter().map(|&(c, _)| (c, live.choice.of(c))).collect();
-    flip.iter().for_each(|&(c, member)| live.set(c, member));
-    let out = f(live);
-    old.iter().rev().for_each(|&(c, member)| live.set(c, member));
-    out
 }
 
 /// Ways to undo what a buffer rounds: for its edge, for each product that reads it, for all of them.
@@ -108,7 +98,7 @@ fn ways(m: &Members, live: &Live, edges: &HashMap<Id, Id>, buffer: Id) -> Vec<Fl
     let edge = value.and_then(|v| edges.get(&v)).copied().filter(|e| users.contains(e));
     let products: Vec<Id> = users.into_iter().filter(|&u| m.is_product(u)).collect();
     let mut out = Vec::new();
-    for to in [Format::F32, Format::F16, Format::Bf16].into_iter().filter(|&f| f != now) {
+    for to in [Format::F32].into_iter().chain(Format::PLANNED).filter(|&f| f != now) {
         let stored = edge.and_then(|e| Some((e, m.getting(e, to)?)));
         let multiplied: Flip = products.iter().filter_map(|&p| Some((p, m.multiplying(live, p, to)?))).collect();
         out.extend(stored.map(|s| vec![s]));

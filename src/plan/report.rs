@@ -80,12 +80,10 @@ struct FormatRange {
 #[derive(Serialize)]
 struct Evidence {
     budget: String,
-    batches: usize,
     loss_scale: f64,
     estimated: f64,
     measured: Option<f64>,
     measured_on: String,
-    parameters: BTreeMap<String, f64>,
     frontier: Vec<(f64, f64)>,
 }
 
@@ -98,13 +96,11 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
     let calibration = request.calibration.as_ref();
     let evidence = calibration.map(|c| Evidence {
         budget: c.budget_text(),
-        batches: c.batches,
         loss_scale: c.loss_scale,
-        estimated: planned.noise.iter().map(|n| n.2).sum::<f64>().sqrt(),
+        estimated: planned.estimated_noise(),
         measured: planned.measured.as_ref().map(super::Measured::overall),
         measured_on: planned.measured.as_ref().map_or(String::new(), super::Measured::on),
-        parameters: planned.measured.as_ref().map_or(BTreeMap::new(), |m| m.parameters.clone()),
-        frontier: planned.frontier.iter().map(|&(n, s)| (n.sqrt(), s)).collect(),
+        frontier: planned.frontier.clone(),
     });
     let range = |f: crate::format::Format| {
         let spec = f.float()?;
@@ -138,14 +134,6 @@ fn escaped(text: &str) -> String {
 
 fn size(b: &crate::lower::BufferInfo) -> usize {
     b.ty.elements() * b.ty.format.bytes()
-}
-
-fn stage_name(stage: Stage) -> &'static str {
-    match stage {
-        Stage::Forward => "forward",
-        Stage::Backward => "backward",
-        Stage::Update => "update",
-    }
 }
 
 fn launches(
@@ -220,7 +208,7 @@ fn launches(
         };
         out.push(Launch {
             kind: kind_of(&program.kernels[range.start]),
-            stage: stage_name(stage),
+            stage: stage.name(),
             row,
             seconds: estimate.seconds * times as f64,
             floor: floor * times as f64,
@@ -261,7 +249,7 @@ fn values(step: &Graph, planned: &Planned, request: &Request) -> Vec<Value> {
         let shares = calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default();
         out.push(Value {
             name: name.to_owned(),
-            stage: stage_name(step.node(id).stage),
+            stage: step.node(id).stage.name(),
             shape: step.ty(id).dims(),
             source: op.is_source().then(|| op.name()),
             formats: formats.into_iter().collect(),

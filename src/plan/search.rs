@@ -6,9 +6,8 @@
 //! cannot see everything (launches shared across the step, for one), so every sweep ends with the whole step lowered;
 //! if it is no cheaper, its moves are tried again kind by kind. Small steps end with flips costed whole.
 
-use super::live::Live;
+use super::live::{Flip, Live};
 use super::members::{Choice, Members};
-use super::raise::with;
 use super::sketch::{Key, Sketch};
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
@@ -32,9 +31,6 @@ const WINDOW: usize = 100;
 const CORE: usize = 600;
 /// Readers beyond which a window does not follow a buffer.
 const READERS: usize = 5;
-
-/// Members taken at once.
-pub(super) type Flip = Vec<(Id, usize)>;
 
 pub(super) struct Search<'a> {
     pub members: &'a Members<'a>,
@@ -89,9 +85,14 @@ impl<'a> Search<'a> {
         Ok((graph, estimate))
     }
 
+    /// Whole steps that a search may lower.
+    fn allowance(&self) -> usize {
+        (WHOLE / self.members.step.len().max(1)).max(FEWEST)
+    }
+
     /// The best choice found from `best` on.
     pub fn improve(&mut self, best: Costed) -> Costed {
-        let mut left = (WHOLE / self.members.step.len().max(1)).max(FEWEST);
+        let mut left = self.allowance();
         let mut best = self.by_windows(best, &mut left);
         if self.members.noise.is_some() {
             // First the fastest choice of all, then what keeps to the budget, then what the budget leaves room for.
@@ -109,7 +110,7 @@ impl<'a> Search<'a> {
 
     /// Goes on from another choice, within the limit.
     pub fn polish(&mut self, from: Costed) -> Costed {
-        let mut left = (WHOLE / self.members.step.len().max(1)).max(FEWEST);
+        let mut left = self.allowance();
         let best = self.by_windows(from, &mut left);
         self.one_by_one(best, left)
     }
@@ -138,7 +139,7 @@ impl<'a> Search<'a> {
                 left -= 1;
                 if let Some(better) = self.better(&best, flip.iter()) {
                     best = better;
-                    flip.iter().for_each(|&(c, member)| live.set(c, member));
+                    live.take(&flip);
                     break;
                 }
             }
@@ -210,13 +211,13 @@ impl<'a> Search<'a> {
             for flip in flips(self.members, &live, class) {
                 if let Some(saved) = self.delta(&live, &flip).map(|d| -d).filter(|&s| s > 0.0)
                     && best.as_ref().is_none_or(|b| saved > b.saved)
-                    && (self.limit.is_infinite() || with(&mut live, &flip, |l| l.noise()) <= self.limit)
+                    && (self.limit.is_infinite() || live.noise_with(&flip) <= self.limit)
                 {
                     best = Some(Move { flip, saved });
                 }
             }
             if let Some(m) = best {
-                m.flip.iter().for_each(|&(c, member)| live.set(c, member));
+                live.take(&m.flip);
                 moves.push(m);
             }
         }
@@ -269,7 +270,7 @@ impl<'a> Search<'a> {
 fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     if m.sort(class) != Sort::Edge {
         // Where noise counts, products too have a format to choose.
-        let narrow = [Format::F16, Format::Bf16].into_iter().filter(|_| m.noise.is_some() && m.is_product(class));
+        let narrow = Format::PLANNED.into_iter().filter(|_| m.noise.is_some() && m.is_product(class));
         let now = live.choice.of(class);
         let others = narrow.filter_map(|f| m.multiplying(live, class, f)).filter(|&i| i != now);
         return others.map(|i| vec![(class, i)]).collect();

@@ -7,7 +7,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::model::Model;
-use crate::plan::Policy;
+use crate::plan::{Budget, Measured, Planned, Policy};
 use crate::rewrite::RuleSet;
 use std::sync::Arc;
 
@@ -44,8 +44,9 @@ pub fn compile_by_evidence(
     settings.low = if formats.contains(&Format::F16) { Format::F16 } else { *formats.first().unwrap_or(&Format::Bf16) };
     let before = settings.clone();
     let mut lab = Laboratory::new(&before, model, rules, data, seed, effort, &|| progress(Stage::Ran))?;
-    let mut last = None;
-    for _ in 0..ATTEMPTS {
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
         let calibration = lab.calibration(&|| progress(Stage::Ran))?;
         settings.recipe.scaler.init = calibration.loss_scale;
         settings.calibration = Some(Arc::new(calibration));
@@ -53,24 +54,24 @@ pub fn compile_by_evidence(
         let mut compiled = settings.compile(model, rules, None)?;
         progress(Stage::Measuring);
         let measured = lab.measure(&compiled)?;
-        let keeps = measured.keeps_budget();
-        lab.tighten(&measured);
-        compiled.planned.measured = Some(measured);
-        if keeps {
+        if measured.keeps_budget() {
+            compiled.planned.measured = Some(measured);
             return Ok(compiled);
         }
+        if attempt == ATTEMPTS {
+            return Err(over_budget(&compiled.planned, &measured, effort.budget));
+        }
+        lab.tighten(&measured);
         progress(Stage::Tightening);
-        last = Some(compiled);
     }
-    let compiled = last.expect("there was an attempt");
-    let measured = compiled.planned.measured.as_ref().expect("it was measured");
+}
+
+fn over_budget(planned: &Planned, measured: &Measured, budget: Budget) -> Error {
     let (worst, error) = measured.worst().unwrap_or(("", 0.0));
-    let noise = compiled.planned.noise.iter().take(5);
-    let low: Vec<String> = noise.map(|(name, format, _)| format!("`{name}` to {format}")).collect();
-    Err(Error::Request(format!(
-        "no plan keeps to the budget ({}): the last adds {:.1} times as much noise, {error:.1} times in the gradient of `{worst}`; what it still rounds: {}. Allow more with --budget, or wider formats with --formats",
-        effort.budget,
+    let low: Vec<String> = planned.noise.iter().take(5).map(|(name, f, _)| format!("`{name}` to {f}")).collect();
+    Error::Request(format!(
+        "no plan keeps to the budget ({budget}): the last adds {:.1} times as much noise, {error:.1} times in the gradient of `{worst}`; what it still rounds: {}. Allow more with --budget, or wider formats with --formats",
         measured.overall(),
         if low.is_empty() { "nothing in the two passes".to_owned() } else { low.join(", ") }
-    )))
+    ))
 }

@@ -5,26 +5,24 @@
 //! says how much rounding each value would add. Plans are measured on batches that the probe has not seen.
 
 use super::compile::{Compiled, Settings};
+use super::gradients::{PlainGradients, with_gradients, write_sources};
+use super::observe::observe;
 use super::recipe::ScalerMode;
-use super::session::{Feed, Session, feed, feeds, saved_sources};
+use super::session::{Session, feed, feeds, saved_sources};
 use super::step::names;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, NodeId, Op, Output, Role, Stage, verify};
+use crate::ir::{Graph, Stage, verify};
 use crate::lower::{lower, lower_visibly};
 use crate::model::Model;
-use crate::plan::{
-    Budget, Calibration, Evidence, HEADROOM, Kink, Measured, Planned, Probe, Shares, Spread, observed, probe,
-};
+use crate::plan::{Budget, Calibration, Evidence, HEADROOM, Kink, Measured, Probe, Shares, Spread, probe};
 use crate::rewrite::RuleSet;
 use crate::run::Device;
 use crate::run::cpu::CpuRunner;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 /// What to calibrate with.
 #[derive(Clone, Copy, Debug)]
@@ -40,43 +38,6 @@ impl Default for Effort {
     fn default() -> Effort {
         Effort { batches: 8, draws: 2, budget: Budget::default() }
     }
-}
-
-/// Some steps of training in f32, and what its values were like.
-pub struct Observed {
-    pub session: Session,
-    /// Shared with the session, which goes on looking.
-    pub evidence: Rc<RefCell<Evidence>>,
-    pub losses: Vec<f64>,
-}
-
-impl Observed {
-    fn taken(self) -> (Session, Evidence) {
-        (self.session, self.evidence.replace(Evidence::default()))
-    }
-}
-
-/// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.
-pub fn observe(
-    settings: &Settings,
-    model: &Model,
-    rules: &RuleSet,
-    data: &Dataset,
-    seed: u64,
-    steps: usize,
-    tick: &dyn Fn(),
-) -> Result<Observed> {
-    let evidence = Rc::new(RefCell::new(Evidence::default()));
-    let seen = evidence.clone();
-    let watcher = Box::new(move |name: &str, values: &[f32]| {
-        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
-    });
-    let mut session = Session::watched(settings.observed(model, rules)?, seed, watcher)?;
-    let losses = session.train_steps(data, steps, || {
-        evidence.borrow_mut().steps += 1;
-        tick();
-    })?;
-    Ok(Observed { session, evidence, losses })
 }
 
 /// Batches that nothing was trained on, as far as there are such.
@@ -114,9 +75,7 @@ pub struct Laboratory<'a> {
     loss_scale: f64,
     /// Parameters and states, as bytes of their formats.
     sources: BTreeMap<String, Vec<u8>>,
-    /// The f32 gradients alone.
-    plain: CpuRunner,
-    plain_feeds: Vec<Feed>,
+    plain: PlainGradients,
     probed: Vec<Vec<usize>>,
     held_out: Vec<Vec<usize>>,
     /// Has nothing been chosen by what is held out?
@@ -160,10 +119,7 @@ impl<'a> Laboratory<'a> {
         }
         let loss_scale = f64::from(session.scale()?);
         drop(session);
-        let outputs = gradient_outputs(&step, &gradient_of);
-        let plain = observed(&step.prune(&outputs)?)?;
-        let plain_feeds = feeds(&plain);
-        let plain = CpuRunner::new(lower_visibly(verify(&plain)?)?);
+        let plain = PlainGradients::new(&step, &gradient_of)?;
         let (unit, weight) = (BTreeMap::new(), BTreeMap::new());
         let mut lab = Laboratory {
             settings,
@@ -176,7 +132,6 @@ impl<'a> Laboratory<'a> {
             loss_scale,
             sources,
             plain,
-            plain_feeds,
             probed,
             held_out,
             fresh,
@@ -241,9 +196,7 @@ impl<'a> Laboratory<'a> {
         let count = self.probed.len() as f64;
         let mut sums: BTreeMap<String, (Vec<f32>, f64)> = BTreeMap::new();
         for rows in &self.probed {
-            let gradients =
-                plain_gradients(&mut self.plain, &self.plain_feeds, &self.sources, self.data, rows, &self.gradient_of)?;
-            for (p, g) in gradients {
+            for (p, g) in self.plain.of(&self.sources, self.data, rows)? {
                 let (sum, squares) = sums.entry(p).or_insert_with(|| (vec![0.0; g.len()], 0.0));
                 sum.iter_mut().zip(&g).for_each(|(s, x)| *s += x);
                 *squares += norm2(&g);
@@ -382,8 +335,7 @@ impl<'a> Laboratory<'a> {
         let mut session = Session::on(compiled, self.seed, runner, None)?;
         let mut errors: BTreeMap<String, f64> = BTreeMap::new();
         for rows in &self.held_out {
-            let exact =
-                plain_gradients(&mut self.plain, &self.plain_feeds, &self.sources, self.data, rows, &self.gradient_of)?;
+            let exact = self.plain.of(&self.sources, self.data, rows)?;
             session.take_sources(&self.sources)?;
             session.feed_rows(self.data, rows)?;
             session.step()?;
@@ -414,37 +366,8 @@ impl<'a> Laboratory<'a> {
     }
 }
 
-/// The gradients of the step in f32 on some samples.
-fn plain_gradients(
-    device: &mut CpuRunner,
-    feeds: &[Feed],
-    sources: &BTreeMap<String, Vec<u8>>,
-    data: &Dataset,
-    rows: &[usize],
-    gradient_of: &BTreeMap<String, String>,
-) -> Result<Vec<(String, Vec<f32>)>> {
-    write_sources(device, sources)?;
-    feed(device, feeds, data, rows)?;
-    device.run()?;
-    gradient_of.keys().map(|p| Ok((p.clone(), device.read(&format!("g.{p}"))?))).collect()
-}
-
-fn write_sources(device: &mut CpuRunner, sources: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-    for (name, bytes) in sources {
-        if device.program().find(name).is_some() {
-            device.write_bytes(name, bytes)?;
-        }
-    }
-    Ok(())
-}
-
 fn norm2(x: &[f32]) -> f64 {
     x.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
-}
-
-fn gradient_outputs(step: &Graph, gradient_of: &BTreeMap<String, String>) -> Vec<Output> {
-    let named = gradient_of.iter().filter_map(|(p, g)| Some((p, step.find(g)?)));
-    named.map(|(p, node)| Output { name: format!("g.{p}"), role: Role::Output, node }).collect()
 }
 
 /// Values that grow with the loss scale.
@@ -460,37 +383,4 @@ fn scaled_values(step: &Graph) -> Vec<String> {
         }
     }
     out
-}
-
-/// A plan that also hands out the gradients, as the optimizer reads them, and the outputs' names by parameter.
-fn with_gradients(
-    planned: &Planned,
-    step: &Graph,
-    gradient_of: &BTreeMap<String, String>,
-) -> Result<(Graph, BTreeMap<String, String>)> {
-    let mut graph = planned.graph.clone();
-    let mut named = BTreeMap::new();
-    for (parameter, gradient) in gradient_of {
-        let Some(&value) = step.find(gradient).and_then(|id| planned.places.get(id.index())?.as_ref()) else {
-            continue;
-        };
-        let output = format!("g.{parameter}");
-        let node = as_read(&mut graph, value)?;
-        graph.add_output(&output, Role::Output, node);
-        named.insert(parameter.clone(), output);
-    }
-    Ok((graph, named))
-}
-
-/// The buffer that a value's readers see: the value itself if somebody reads it unrounded, else what is stored of it.
-fn as_read(graph: &mut Graph, value: NodeId) -> Result<NodeId> {
-    let users = graph.users(value);
-    let stored = users.iter().copied().filter(|&u| matches!(graph.op(u), Op::Put(_)));
-    let narrowest = stored.min_by_key(|&u| graph.ty(u).format.bytes());
-    let unrounded = users.iter().any(|&u| !matches!(graph.op(u), Op::Put(_)));
-    match narrowest {
-        Some(put) if !unrounded => Ok(put),
-        _ if graph.op(value).is_buffer() => Ok(value),
-        _ => graph.add(Op::Put(Format::F32), &[value]),
-    }
 }

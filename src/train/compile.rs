@@ -113,7 +113,7 @@ impl Settings {
         }
         let target = Target::named(&self.target).ok();
         let able = |f: &Format| target.as_ref().is_some_and(|t| t.multiplies(*f));
-        [Format::F16, Format::Bf16].into_iter().filter(able).collect()
+        Format::PLANNED.into_iter().filter(able).collect()
     }
 
     /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.

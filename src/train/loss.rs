@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::hint::nearest;
+use crate::hint::is_meant;
 use crate::ir::ops::at_label;
 use crate::ir::{Binary, Dim, Graph, Init, Loss, NodeId, Op, ReduceKind, Shape, Type, Unary};
 use crate::model::{Weight, Weights};
@@ -101,7 +101,7 @@ impl LossKind {
     /// "cross_entropy, nll, …", and the name that may have been meant.
     pub fn choices(name: &str) -> String {
         let names: Vec<&str> = LossKind::NAMES.iter().map(|n| n.0).collect();
-        let hint = nearest(name, names.iter().copied()).map_or(String::new(), |n| format!("; is `{n}` meant?"));
+        let hint = is_meant(name, names.iter().copied());
         format!("{}{hint}", names.join(", "))
     }
 

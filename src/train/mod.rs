@@ -3,7 +3,9 @@
 mod auto;
 mod calibrate;
 mod compile;
+mod gradients;
 mod loss;
+mod observe;
 mod recipe;
 mod runfile;
 mod session;
@@ -11,9 +13,10 @@ mod step;
 mod task;
 
 pub use auto::{Stage, compile_by_evidence};
-pub use calibrate::{Effort, Laboratory, Observed, observe};
+pub use calibrate::{Effort, Laboratory};
 pub use compile::{Compiled, Settings};
 pub use loss::{Criterion, LossKind, Objective, Score};
+pub use observe::{Observed, observe};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
 pub use runfile::{DataSection, RunFile};
 pub use session::{EpochReport, EvalReport, Open, Session};

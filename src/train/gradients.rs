@@ -1,0 +1,84 @@
+//! A step's gradients: in f32, and as a plan computes them.
+
+use super::session::{Feed, feed, feeds};
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::format::Format;
+use crate::ir::{Graph, NodeId, Op, Role, verify};
+use crate::lower::lower_visibly;
+use crate::plan::{Planned, gradient_output, gradient_outputs, observed};
+use crate::run::Device;
+use crate::run::cpu::CpuRunner;
+use std::collections::BTreeMap;
+
+/// Computes the gradients alone, in f32.
+pub struct PlainGradients {
+    device: CpuRunner,
+    feeds: Vec<Feed>,
+    parameters: Vec<String>,
+}
+
+impl PlainGradients {
+    /// `gradient_of` names the gradient of each parameter of the step.
+    pub fn new(step: &Graph, gradient_of: &BTreeMap<String, String>) -> Result<PlainGradients> {
+        let graph = observed(&step.prune(&gradient_outputs(step, gradient_of))?)?;
+        let device = CpuRunner::new(lower_visibly(verify(&graph)?)?);
+        Ok(PlainGradients { device, feeds: feeds(&graph), parameters: gradient_of.keys().cloned().collect() })
+    }
+
+    /// The gradients on some samples, by parameter. `sources` are parameters and states, as bytes of their formats.
+    pub fn of(
+        &mut self,
+        sources: &BTreeMap<String, Vec<u8>>,
+        data: &Dataset,
+        rows: &[usize],
+    ) -> Result<Vec<(String, Vec<f32>)>> {
+        write_sources(&mut self.device, sources)?;
+        feed(&mut self.device, &self.feeds, data, rows)?;
+        self.device.run()?;
+        self.parameters.iter().map(|p| Ok((p.clone(), self.device.read(&gradient_output(p))?))).collect()
+    }
+}
+
+/// Writes those of the sources that the device's program has.
+pub fn write_sources(device: &mut CpuRunner, sources: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    for (name, bytes) in sources {
+        if device.program().find(name).is_some() {
+            device.write_bytes(name, bytes)?;
+        }
+    }
+    Ok(())
+}
+
+/// A plan that also hands out the gradients, as the optimizer reads them, and the outputs' names by parameter.
+pub fn with_gradients(
+    planned: &Planned,
+    step: &Graph,
+    gradient_of: &BTreeMap<String, String>,
+) -> Result<(Graph, BTreeMap<String, String>)> {
+    let mut graph = planned.graph.clone();
+    let mut named = BTreeMap::new();
+    for (parameter, gradient) in gradient_of {
+        let Some(&value) = step.find(gradient).and_then(|id| planned.places.get(id.index())?.as_ref()) else {
+            continue;
+        };
+        let output = gradient_output(parameter);
+        let node = as_read(&mut graph, value)?;
+        graph.add_output(&output, Role::Output, node);
+        named.insert(parameter.clone(), output);
+    }
+    Ok((graph, named))
+}
+
+/// The buffer that a value's readers see: the value itself if somebody reads it unrounded, else what is stored of it.
+fn as_read(graph: &mut Graph, value: NodeId) -> Result<NodeId> {
+    let users = graph.users(value);
+    let stored = users.iter().copied().filter(|&u| matches!(graph.op(u), Op::Put(_)));
+    let narrowest = stored.min_by_key(|&u| graph.ty(u).format.bytes());
+    let unrounded = users.iter().any(|&u| !matches!(graph.op(u), Op::Put(_)));
+    match narrowest {
+        Some(put) if !unrounded => Ok(put),
+        _ if graph.op(value).is_buffer() => Ok(value),
+        _ => graph.add(Op::Put(Format::F32), &[value]),
+    }
+}

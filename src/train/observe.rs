@@ -1,0 +1,49 @@
+//! Training in f32 with every value in sight.
+
+use super::compile::Settings;
+use super::session::Session;
+use crate::data::Dataset;
+use crate::error::Result;
+use crate::model::Model;
+use crate::plan::Evidence;
+use crate::rewrite::RuleSet;
+use std::cell::RefCell;
+use std::rc::Rc;
+
+/// Some steps of training in f32, and what its values were like.
+pub struct Observed {
+    pub session: Session,
+    /// Shared with the session, which goes on looking.
+    pub evidence: Rc<RefCell<Evidence>>,
+    pub losses: Vec<f64>,
+}
+
+impl Observed {
+    /// The session, and what was seen so far.
+    pub fn taken(self) -> (Session, Evidence) {
+        (self.session, self.evidence.replace(Evidence::default()))
+    }
+}
+
+/// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.
+pub fn observe(
+    settings: &Settings,
+    model: &Model,
+    rules: &RuleSet,
+    data: &Dataset,
+    seed: u64,
+    steps: usize,
+    tick: &dyn Fn(),
+) -> Result<Observed> {
+    let evidence = Rc::new(RefCell::new(Evidence::default()));
+    let seen = evidence.clone();
+    let watcher = Box::new(move |name: &str, values: &[f32]| {
+        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
+    });
+    let mut session = Session::watched(settings.observed(model, rules)?, seed, watcher)?;
+    let losses = session.train_steps(data, steps, || {
+        evidence.borrow_mut().steps += 1;
+        tick();
+    })?;
+    Ok(Observed { session, evidence, losses })
+}
