@@ -5,70 +5,101 @@
 
 use super::region::Site;
 use crate::ir::{Graph, NodeId, Op};
-use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Union-find over axis variables, with splits.
-pub(super) struct Axes<'a> {
-    graph: &'a Graph,
-    parent: Vec<usize>,
-    extent: Vec<usize>,
-    /// The outer and inner part of a variable.
-    split: Vec<Option<(usize, usize)>>,
-    of: BTreeMap<Site, Vec<Option<usize>>>,
+#[derive(Clone, Debug, Default)]
+pub(super) struct Axes {
+    vars: Vec<Var>,
+    /// Ascending.
+    sites: Vec<Site>,
+    /// The variables of all sites' axes, and where each site's end; none for an axis of extent 1.
+    of: Vec<Option<usize>>,
+    ends: Vec<usize>,
 }
 
-impl<'a> Axes<'a> {
-    pub fn new(graph: &'a Graph) -> Axes<'a> {
-        Axes { graph, parent: Vec::new(), extent: Vec::new(), split: Vec::new(), of: BTreeMap::new() }
-    }
+#[derive(Clone, Debug)]
+struct Var {
+    /// Itself, if it was not identified with another.
+    parent: usize,
+    extent: usize,
+    /// Its outer and inner part.
+    split: Option<(usize, usize)>,
+}
 
+impl Axes {
     fn fresh(&mut self, extent: usize) -> usize {
-        self.parent.push(self.parent.len());
-        self.extent.push(extent);
-        self.split.push(None);
-        self.parent.len() - 1
+        let v = self.vars.len();
+        self.vars.push(Var { parent: v, extent, split: None });
+        v
     }
 
-    /// Gives a value or read variables for its axes; an axis of extent 1 needs none.
+    /// Gives a value or read variables for its axes. Sites are added in ascending order.
     pub fn add(&mut self, site: Site, dims: &[usize]) {
-        let vars = dims.iter().map(|&d| (d != 1).then(|| self.fresh(d))).collect();
-        self.of.insert(site, vars);
+        debug_assert!(self.sites.last().is_none_or(|&last| last < site), "sites ascend");
+        for &d in dims {
+            let var = (d != 1).then(|| self.fresh(d));
+            self.of.push(var);
+        }
+        self.sites.push(site);
+        self.ends.push(self.of.len());
     }
 
     pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
-        self.of.keys().copied()
+        self.sites.iter().copied()
+    }
+
+    pub fn has(&self, site: Site) -> bool {
+        self.sites.binary_search(&site).is_ok()
+    }
+
+    /// How many variables there are.
+    pub fn variables(&self) -> usize {
+        self.vars.len()
     }
 
     pub fn extent(&self, var: usize) -> usize {
-        self.extent[var]
+        self.vars[var].extent
     }
 
     fn find(&self, mut v: usize) -> usize {
-        while self.parent[v] != v {
-            v = self.parent[v];
+        while self.vars[v].parent != v {
+            v = self.vars[v].parent;
         }
         v
+    }
+
+    /// Where a site's variables are in `of`.
+    fn range(&self, site: Site) -> Range<usize> {
+        let at = self.sites.binary_search(&site).expect("a site of the region");
+        let start = if at == 0 { 0 } else { self.ends[at - 1] };
+        start..self.ends[at]
     }
 
     /// The unsplit variables that an axis of a site is made of, outermost first.
     pub fn leaves_of(&self, site: Site, axis: usize) -> Vec<usize> {
         let mut out = Vec::new();
-        if let Some(v) = self.of[&site][axis] {
-            self.leaves(v, &mut out);
-        }
+        self.add_leaves(site, axis, &mut out);
         out
+    }
+
+    /// Appends what [`Axes::leaves_of`] returns.
+    pub fn add_leaves(&self, site: Site, axis: usize, out: &mut Vec<usize>) {
+        if let Some(v) = self.of[self.range(site)][axis] {
+            self.leaves(v, out);
+        }
     }
 
     /// All of a site's variables, outermost first.
     pub fn all_leaves(&self, site: Site) -> Vec<usize> {
         let mut out = Vec::new();
-        self.of[&site].iter().flatten().for_each(|&v| self.leaves(v, &mut out));
+        self.of[self.range(site)].iter().flatten().for_each(|&v| self.leaves(v, &mut out));
         out
     }
 
     fn leaves(&self, v: usize, out: &mut Vec<usize>) {
         let v = self.find(v);
-        match self.split[v] {
+        match self.vars[v].split {
             None => out.push(v),
             Some((a, b)) => {
                 self.leaves(a, out);
@@ -78,7 +109,7 @@ impl<'a> Axes<'a> {
     }
 
     pub fn rank(&self, site: Site) -> usize {
-        self.of[&site].len()
+        self.range(site).len()
     }
 
     /// Identifies two axes; an axis of extent 1 is anything.
@@ -88,13 +119,13 @@ impl<'a> Axes<'a> {
         if a == b {
             return Ok(());
         }
-        if self.extent[a] != self.extent[b] {
-            return Err(format!("axes of extents {} and {} meet", self.extent[a], self.extent[b]));
+        if self.vars[a].extent != self.vars[b].extent {
+            return Err(format!("axes of extents {} and {} meet", self.vars[a].extent, self.vars[b].extent));
         }
-        match (self.split[a], self.split[b]) {
-            (None, None) => self.parent[a.max(b)] = a.min(b),
-            (Some(_), None) => self.parent[b] = a,
-            (None, Some(_)) => self.parent[a] = b,
+        match (self.vars[a].split, self.vars[b].split) {
+            (None, None) => self.vars[a.max(b)].parent = a.min(b),
+            (Some(_), None) => self.vars[b].parent = a,
+            (None, Some(_)) => self.vars[a].parent = b,
             (Some(_), Some(_)) => {
                 let (mut x, mut y) = (Vec::new(), Vec::new());
                 self.leaves(a, &mut x);
@@ -109,7 +140,7 @@ impl<'a> Axes<'a> {
     fn unify_groups(&mut self, mut x: Vec<usize>, mut y: Vec<usize>) -> Result<(), String> {
         while let (Some(a), Some(b)) = (x.pop(), y.pop()) {
             let (a, b) = (self.find(a), self.find(b));
-            let (ea, eb) = (self.extent[a], self.extent[b]);
+            let (ea, eb) = (self.vars[a].extent, self.vars[b].extent);
             if ea == eb {
                 self.unify(Some(a), Some(b))?;
             } else if eb > 0 && ea > eb && ea.is_multiple_of(eb) {
@@ -127,62 +158,59 @@ impl<'a> Axes<'a> {
 
     /// Splits `v`, whose inner part of extent `inner` is `same`; returns the outer part.
     fn cut(&mut self, v: usize, inner: usize, same: usize) -> Result<usize, String> {
-        if self.split[v].is_some() {
+        if self.vars[v].split.is_some() {
             return Err("an axis is split in two ways".into());
         }
-        let (a, b) = (self.fresh(self.extent[v] / inner), self.fresh(inner));
-        self.split[v] = Some((a, b));
+        let (a, b) = (self.fresh(self.vars[v].extent / inner), self.fresh(inner));
+        self.vars[v].split = Some((a, b));
         self.unify(Some(b), Some(same))?;
         Ok(a)
     }
 
     /// Identifies the axes of two sites one by one.
     pub fn unify_sites(&mut self, a: Site, b: Site) -> Result<(), String> {
-        let (x, y) = (self.of[&a].clone(), self.of[&b].clone());
-        x.into_iter().zip(y).try_for_each(|(p, q)| self.unify(p, q))
+        let (x, y) = (self.range(a), self.range(b));
+        self.unify_all(x.zip(y))
+    }
+
+    /// Identifies axes by their positions in `of`.
+    fn unify_all(&mut self, mut pairs: impl Iterator<Item = (usize, usize)>) -> Result<(), String> {
+        pairs.try_for_each(|(p, q)| self.unify(self.of[p], self.of[q]))
     }
 
     /// Identifies the axes of an operand with those of its user, as the user's operation says.
-    pub fn connect(&mut self, user: NodeId, operand: usize, at: Site) -> Result<(), String> {
-        let (y, x) = (self.of[&Site::Value(user)].clone(), self.of[&at].clone());
-        let pairs: Vec<(Option<usize>, Option<usize>)> = match self.graph.op(user) {
-            Op::Transpose { perm } => perm.iter().map(|&p| x[p]).zip(y).collect(),
-            Op::Reduce { axes, keep, .. } => {
-                let mut result = y.into_iter();
-                let mut pairs = Vec::new();
-                for (i, &v) in x.iter().enumerate() {
-                    match (axes.contains(&i), keep) {
-                        (false, _) => pairs.push((v, result.next().flatten())),
-                        (true, true) => {
-                            result.next();
-                        }
-                        (true, false) => {}
-                    }
-                }
-                pairs
+    pub fn connect(&mut self, graph: &Graph, user: NodeId, operand: usize, at: Site) -> Result<(), String> {
+        // Positions in `of`.
+        let (y, x) = (self.range(Site::Value(user)), self.range(at));
+        match graph.op(user) {
+            Op::Transpose { perm } => self.unify_all(perm.iter().map(|&p| x.start + p).zip(y)),
+            Op::Reduce { axes, keep: true, .. } => {
+                let kept = (0..x.len()).filter(|i| !axes.contains(i));
+                self.unify_all(kept.map(|i| (x.start + i, y.start + i)))
+            }
+            Op::Reduce { axes, keep: false, .. } => {
+                let kept = (0..x.len()).filter(|i| !axes.contains(i));
+                self.unify_all(kept.map(|i| x.start + i).zip(y))
             }
             Op::Reshape { .. } => {
-                let (mut a, mut b) = (Vec::new(), Vec::new());
-                x.iter().flatten().for_each(|&v| self.leaves(v, &mut a));
-                y.iter().flatten().for_each(|&v| self.leaves(v, &mut b));
-                return self.unify_groups(a, b);
+                let (a, b) = (self.all_leaves(at), self.all_leaves(Site::Value(user)));
+                self.unify_groups(a, b)
             }
             op @ (Op::Slice { .. } | Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. }) => {
-                return Err(format!("`{}` is a {} of a value in registers", self.graph.name_of(user), op.name()));
+                Err(format!("`{}` is a {} of a value in registers", graph.name_of(user), op.name()))
             }
             // Axes are connected when loads are emitted: the index's to the result's, the rest by position.
-            Op::Gather { axis } if operand == 1 => x.iter().copied().zip(y[*axis..].iter().copied()).collect(),
+            Op::Gather { axis } if operand == 1 => self.unify_all(x.zip(y.start + axis..y.end)),
             Op::Gather { axis } => {
                 let rank = y.len() + 1 - x.len();
-                let lead = x[..*axis].iter().copied().zip(y[..*axis].iter().copied());
-                lead.chain(x[axis + 1..].iter().copied().zip(y[axis + rank..].iter().copied())).collect()
+                let lead = (x.start..x.start + axis).zip(y.start..);
+                self.unify_all(lead.chain((x.start + axis + 1..x.end).zip(y.start + axis + rank..y.end)))
             }
             Op::Concat { axis } => {
-                x.iter().copied().zip(y).enumerate().filter(|(i, _)| i != axis).map(|(_, p)| p).collect()
+                self.unify_all((0..x.len()).filter(|i| i != axis).map(|i| (x.start + i, y.start + i)))
             }
-            op if op.is_product() => Vec::new(),
-            _ => x.iter().rev().copied().zip(y.iter().rev().copied()).collect(),
-        };
-        pairs.into_iter().try_for_each(|(a, b)| self.unify(a, b))
+            op if op.is_product() => Ok(()),
+            _ => self.unify_all(x.rev().zip(y.rev())),
+        }
     }
 }

@@ -36,13 +36,13 @@ pub(crate) fn emit(
         let reg = e.value(root);
         if kept(root) {
             let own = View::contiguous(&graph.ty(root).dims());
-            let axes = &layout.axes[&Site::Value(root)];
+            let axes = layout.axes_of(Site::Value(root));
             let rank = if axes.iter().flatten().any(|&a| a >= layout.outer.len()) {
                 layout.outer.len() + layout.inner.len()
             } else {
                 layout.outer.len()
             };
-            let view = e.over_domain(&own, axes, rank, None);
+            let view = e.over_domain(&own, &axes, rank, None);
             e.body.stores.push(Store { reg, buffer: place[&root], view, format: graph.ty(root).format });
         }
     }
@@ -185,10 +185,10 @@ impl Emit<'_> {
     fn load(&mut self, user: NodeId, operand: usize, part: Option<Part>) -> usize {
         let input = self.graph.inputs(user)[operand];
         let (buffer, view) = resolve_view(self.graph, input).expect("the region checked it");
-        let axes = &self.layout().axes[&Site::Read { user, operand }];
+        let axes = self.layout().axes_of(Site::Read { user, operand });
         let rank = self.layout().outer.len() + self.layout().inner.len();
         let hidden = hidden_axis(self.graph, user, operand);
-        let mut over = self.over_domain(&view, axes, rank, hidden);
+        let mut over = self.over_domain(&view, &axes, rank, hidden);
         if let (Some(part), Some(axis)) = (part, hidden) {
             let (mut terms, mut below) = (Vec::new(), 1);
             for &d in part.axes.iter().rev() {
@@ -208,7 +208,7 @@ impl Emit<'_> {
     }
 
     fn operand(&mut self, user: NodeId, operand: usize) -> Reg {
-        if self.layout().axes.contains_key(&Site::Read { user, operand }) {
+        if self.layout().has(Site::Read { user, operand }) {
             let load = self.load(user, operand, None);
             return self.push(Inst::Load(load));
         }
@@ -229,7 +229,7 @@ impl Emit<'_> {
         match op {
             Op::Const(c) => self.push(Inst::Const(c)),
             Op::Iota { axis, .. } => {
-                let axes = self.layout().axes[&Site::Value(id)][axis].clone();
+                let axes = self.layout().axis(Site::Value(id), axis);
                 self.position(&axes)
             }
             Op::Random { salt, .. } => {
@@ -237,7 +237,7 @@ impl Emit<'_> {
                 let own = View::contiguous(&self.graph.ty(id).dims());
                 let layout = self.layout();
                 let rank = layout.outer.len() + layout.inner.len();
-                let at = self.over_domain(&own, &layout.axes[&Site::Value(id)], rank, None);
+                let at = self.over_domain(&own, &layout.axes_of(Site::Value(id)), rank, None);
                 self.push(Inst::Random { at, seed, step, salt })
             }
             Op::Unary(u) => {
@@ -294,7 +294,7 @@ impl Emit<'_> {
 
     /// Each part where the position along the axis is in it.
     fn concat(&mut self, id: NodeId, axis: usize) -> Reg {
-        let axes = self.layout().axes[&Site::Value(id)][axis].clone();
+        let axes = self.layout().axis(Site::Value(id), axis);
         let inputs = self.graph.inputs(id);
         let mut start = 0;
         let mut reg = None;

@@ -1,6 +1,6 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
-use super::region::{Region, Site, analyse, loop_region};
+use super::region::{Analyser, Region, Site, loop_region};
 use crate::ir::{Graph, NodeId, Op, Role};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -15,8 +15,12 @@ pub struct Regions {
 /// Cuts an expanded graph into regions.
 pub fn regions(graph: &Graph) -> Result<Regions, String> {
     let updates = in_place(graph);
-    let mut merger = Merger::new(graph, &updates, first_regions(graph, &updates)?);
+    let analyser = Analyser::new(graph, &updates);
+    let first = first_regions(graph, &analyser)?;
+    let mut merger = Merger::new(graph, &updates, analyser, first);
     let shadowed = merger.order_updates();
+    let order = merger.order().ok_or("a kernel would need its own result")?;
+    order.into_iter().enumerate().for_each(|(place, i)| merger.place[i] = place);
     for i in 0..merger.regions.len() {
         // What a merged region reads may come from another partner still.
         let mut at = i;
@@ -24,21 +28,21 @@ pub fn regions(graph: &Graph) -> Result<Regions, String> {
             at = j;
         }
     }
-    let order = merger.order().ok_or("a kernel would need its own result")?;
+    let order = merger.order().expect("merging closes no circle");
     let regions = order.into_iter().filter_map(|i| merger.regions[i].take()).collect();
     Ok(Regions { regions, shadowed })
 }
 
 /// A region for every stored buffer; buffers fed by one product share theirs, because products are never computed twice.
-fn first_regions(graph: &Graph, updates: &BTreeMap<NodeId, NodeId>) -> Result<Vec<Region>, String> {
+fn first_regions(graph: &Graph, analyser: &Analyser) -> Result<Vec<Region>, String> {
     let mut regions: Vec<Region> = Vec::new();
     let mut of_product: BTreeMap<NodeId, usize> = BTreeMap::new();
     for r in graph.ids().filter(|&id| matches!(graph.op(id), Op::Put(_) | Op::Cast(_))) {
-        let region = analyse(graph, &[r], updates)?;
+        let region = analyser.region(&[r])?;
         match region.layout.product.and_then(|p| of_product.get(&p)) {
             Some(&i) => {
                 let both = [&regions[i].roots[..], &[r]].concat();
-                regions[i] = analyse(graph, &both, updates)?;
+                regions[i] = analyser.region(&both)?;
             }
             None => {
                 if let Some(p) = region.layout.product {
@@ -67,29 +71,39 @@ fn in_place(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
 struct Merger<'a> {
     graph: &'a Graph,
     updates: &'a BTreeMap<NodeId, NodeId>,
+    analyser: Analyser<'a>,
     regions: Vec<Option<Region>>,
     before: Vec<BTreeSet<usize>>,
     after: Vec<BTreeSet<usize>>,
     writer: BTreeMap<NodeId, usize>,
     readers: BTreeMap<NodeId, BTreeSet<usize>>,
     scalars: BTreeSet<usize>,
+    /// Where each region comes in an order that agrees with `before`.
+    place: Vec<usize>,
     /// When each region was last seen by a search.
     seen: Vec<usize>,
     searches: usize,
 }
 
 impl<'a> Merger<'a> {
-    fn new(graph: &'a Graph, updates: &'a BTreeMap<NodeId, NodeId>, regions: Vec<Region>) -> Merger<'a> {
+    fn new(
+        graph: &'a Graph,
+        updates: &'a BTreeMap<NodeId, NodeId>,
+        analyser: Analyser<'a>,
+        regions: Vec<Region>,
+    ) -> Merger<'a> {
         let n = regions.len();
         let mut m = Merger {
             graph,
             updates,
+            analyser,
             regions: regions.into_iter().map(Some).collect(),
             before: vec![BTreeSet::new(); n],
             after: vec![BTreeSet::new(); n],
             writer: BTreeMap::new(),
             readers: BTreeMap::new(),
             scalars: BTreeSet::new(),
+            place: vec![0; n],
             seen: vec![0; n],
             searches: 0,
         };
@@ -142,16 +156,45 @@ impl<'a> Merger<'a> {
     /// Is there a way from `from` to `to` whose last step is from none of `skipped`?
     fn reaches(&mut self, from: usize, to: usize, skipped: &[usize]) -> bool {
         self.searches += 1;
+        let first = self.place[from];
         let mut stack: Vec<usize> = self.before[to].iter().copied().filter(|m| !skipped.contains(m)).collect();
         while let Some(i) = stack.pop() {
             if i == from {
                 return true;
             }
-            if std::mem::replace(&mut self.seen[i], self.searches) != self.searches {
+            // What comes before `from` does not wait for it.
+            if self.place[i] >= first && std::mem::replace(&mut self.seen[i], self.searches) != self.searches {
                 stack.extend(self.before[i].iter().copied());
             }
         }
         false
+    }
+
+    /// Finds a place for what `i` and `j` become together, between all that it waits for and all that waits for it. Only
+    /// places between those of `i` and `j` change hands (Pearce and Kelly, *A Dynamic Topological Sort Algorithm*, 2006).
+    fn make_room(&mut self, j: usize, i: usize) {
+        let (first, last) = if self.place[j] < self.place[i] { (j, i) } else { (i, j) };
+        let (low, high) = (self.place[first], self.place[last]);
+        let mut near = |links: &[BTreeSet<usize>], from: usize, place: &[usize]| {
+            self.searches += 1;
+            let (mut stack, mut out) = (vec![from], Vec::new());
+            while let Some(at) = stack.pop() {
+                for &next in links[at].iter().filter(|&&n| low < place[n] && place[n] < high) {
+                    if std::mem::replace(&mut self.seen[next], self.searches) != self.searches {
+                        out.push(next);
+                        stack.push(next);
+                    }
+                }
+            }
+            out.sort_unstable_by_key(|&n| place[n]);
+            out
+        };
+        let earlier = near(&self.before, last, &self.place);
+        let later = near(&self.after, first, &self.place);
+        let moved = earlier.into_iter().chain([first, last]).chain(later).collect::<Vec<_>>();
+        let mut places: Vec<usize> = moved.iter().map(|&n| self.place[n]).collect();
+        places.sort_unstable();
+        moved.into_iter().zip(places).for_each(|(n, place)| self.place[n] = place);
     }
 
     /// Earlier regions that might share a kernel with region `i`, nearest first.
@@ -181,7 +224,7 @@ impl<'a> Merger<'a> {
         if self.reaches(j, i, &[j]) || self.reaches(i, j, &[i]) || self.parts_from_reader(j, i) {
             return false;
         }
-        let Ok(merged) = analyse(self.graph, &both, self.updates) else { return false };
+        let Ok(merged) = self.analyser.region(&both) else { return false };
         if is_strided(&merged) && !is_strided(self.region(i)) && !is_strided(self.region(j)) {
             return false;
         }
@@ -209,6 +252,7 @@ impl<'a> Merger<'a> {
             self.scalars.insert(j);
         }
         self.regions[j] = Some(merged);
+        self.make_room(j, i);
         for m in std::mem::take(&mut self.before[i]) {
             self.after[m].remove(&i);
             if m != j {
@@ -267,10 +311,11 @@ fn wide_reduction(r: &Region) -> bool {
 /// a sum over columns alone, or what is stored alone, would not.
 fn is_strided(r: &Region) -> bool {
     let outer = r.layout.outer.len();
-    let last_axis = |root| r.layout.axes[&Site::Value(root)].iter().flatten().last().copied();
-    let covers_inner = |root| r.layout.axes[&Site::Value(root)].iter().flatten().any(|&a| a >= outer);
-    !r.layout.inner.is_empty()
-        && r.roots.iter().any(|&root| covers_inner(root) && last_axis(root).is_some_and(|a| a < outer))
+    let strides = |root| {
+        let axes = r.layout.all_axes(Site::Value(root));
+        axes.iter().any(|&a| a >= outer) && axes.last().is_some_and(|&a| a < outer)
+    };
+    !r.layout.inner.is_empty() && r.roots.iter().any(|&root| strides(root))
 }
 
 /// Elements of a region's domain.

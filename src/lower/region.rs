@@ -10,6 +10,7 @@ use super::emit::is_wide_format;
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
@@ -30,10 +31,32 @@ pub struct Region {
 pub struct Layout {
     pub outer: Vec<usize>,
     pub inner: Vec<usize>,
-    /// For every computed value and every read, the domain axes that each of its axes is made of, outermost first; none
-    /// for extent 1.
-    pub axes: BTreeMap<Site, Vec<Vec<usize>>>,
     pub product: Option<NodeId>,
+    axes: Axes,
+    /// The domain axis that each variable of `axes` is.
+    place: Vec<Option<usize>>,
+}
+
+impl Layout {
+    /// Is this read of a buffer part of the region?
+    pub fn has(&self, site: Site) -> bool {
+        self.axes.has(site)
+    }
+
+    /// The domain axes that an axis of a value or read is made of, outermost first; none for extent 1.
+    pub fn axis(&self, site: Site, axis: usize) -> Vec<usize> {
+        self.axes.leaves_of(site, axis).into_iter().filter_map(|v| self.place[v]).collect()
+    }
+
+    /// The same for each of its axes.
+    pub fn axes_of(&self, site: Site) -> Vec<Vec<usize>> {
+        (0..self.axes.rank(site)).map(|i| self.axis(site, i)).collect()
+    }
+
+    /// The domain axes of all its axes, one after another.
+    pub fn all_axes(&self, site: Site) -> Vec<usize> {
+        self.axes.all_leaves(site).into_iter().filter_map(|v| self.place[v]).collect()
+    }
 }
 
 /// A value in a region, or one particular read: two reads of a buffer may run over it differently.
@@ -98,171 +121,213 @@ pub(super) fn loop_region(graph: &Graph, roots: Vec<NodeId>) -> Result<Region, S
     Ok(Region { roots, reads, layout: Layout::default(), wide: false, is_loop: true })
 }
 
-/// A region's contents: values computed, and reads with the buffer each reaches.
-struct Cone {
-    values: BTreeSet<NodeId>,
-    reads: BTreeMap<Site, (NodeId, View)>,
+/// Decides what can be one kernel of a graph.
+pub(super) struct Analyser<'a> {
+    graph: &'a Graph,
+    /// The sources whose next value a buffer becomes.
+    updates: BTreeMap<NodeId, Vec<NodeId>>,
+    inputs: Vec<Vec<NodeId>>,
+    /// What [`resolve_view`] says of every value, found when it is asked for.
+    views: Vec<OnceCell<Option<(NodeId, View)>>>,
 }
 
-fn cone(graph: &Graph, roots: &[NodeId]) -> Result<Cone, String> {
-    let mut cone = Cone { values: BTreeSet::new(), reads: BTreeMap::new() };
-    let mut stack: Vec<NodeId> = roots.to_vec();
-    while let Some(id) = stack.pop() {
-        if !cone.values.insert(id) {
-            continue;
-        }
-        let op = graph.op(id);
-        for (operand, input) in graph.inputs(id).into_iter().enumerate() {
-            let needs_buffer = matches!(op, Op::Concat { .. }) || op.is_product();
-            let gathered = matches!(op, Op::Gather { .. }) && operand == 0;
-            let found = resolve_view(graph, input).filter(|(_, v)| !gathered || v.guards.is_empty());
-            let needs_buffer = needs_buffer || gathered;
-            match found {
-                // A register of this very kernel, if read as it was written.
-                Some((buffer, _)) if roots.contains(&buffer) => {
-                    if buffer != input || needs_buffer {
-                        return Err(format!(
-                            "`{}` reads `{}` across positions",
-                            graph.name_of(id),
-                            graph.name_of(buffer)
-                        ));
+/// A region's contents, both ascending: values computed, and reads with the buffer each reaches.
+struct Cone<'a> {
+    values: Vec<NodeId>,
+    reads: Vec<(Site, &'a (NodeId, View))>,
+}
+
+impl Cone<'_> {
+    fn is_read(&self, site: Site) -> bool {
+        self.reads.binary_search_by_key(&site, |r| r.0).is_ok()
+    }
+}
+
+impl<'a> Analyser<'a> {
+    /// `next` is each updated source with the buffer that becomes its next value.
+    pub fn new(graph: &'a Graph, next: &BTreeMap<NodeId, NodeId>) -> Analyser<'a> {
+        let inputs = graph.ids().map(|id| graph.inputs(id)).collect();
+        let mut updates: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        next.iter().for_each(|(&source, &buffer)| updates.entry(buffer).or_default().push(source));
+        Analyser { graph, updates, inputs, views: vec![OnceCell::new(); graph.len()] }
+    }
+
+    fn view(&self, id: NodeId) -> Option<&(NodeId, View)> {
+        self.views[id.index()].get_or_init(|| resolve_view(self.graph, id)).as_ref()
+    }
+
+    /// Checks that the roots can be one kernel and lays out its domain. All reads of a buffer run over it in the same way
+    /// if they can (a maximum over a buffer, and the exponentials that use it), each in its own way if not.
+    pub fn region(&self, roots: &[NodeId]) -> Result<Region, String> {
+        let cone = self.cone(roots)?;
+        self.lay_out(roots, &cone, true).or_else(|_| self.lay_out(roots, &cone, false))
+    }
+
+    fn cone(&self, roots: &[NodeId]) -> Result<Cone<'_>, String> {
+        let graph = self.graph;
+        let mut cone = Cone { values: Vec::new(), reads: Vec::new() };
+        let mut seen = vec![false; graph.len()];
+        let mut stack: Vec<NodeId> = roots.to_vec();
+        while let Some(id) = stack.pop() {
+            if std::mem::replace(&mut seen[id.index()], true) {
+                continue;
+            }
+            cone.values.push(id);
+            let op = graph.op(id);
+            for (operand, &input) in self.inputs[id.index()].iter().enumerate() {
+                let gathered = matches!(op, Op::Gather { .. }) && operand == 0;
+                let found = self.view(input).filter(|(_, v)| !gathered || v.guards.is_empty());
+                let needs_buffer = gathered || matches!(op, Op::Concat { .. }) || op.is_product();
+                match found {
+                    // A register of this very kernel, if read as it was written.
+                    Some((buffer, _)) if roots.contains(buffer) => {
+                        if *buffer != input || needs_buffer {
+                            return Err(format!(
+                                "`{}` reads `{}` across positions",
+                                graph.name_of(id),
+                                graph.name_of(*buffer)
+                            ));
+                        }
+                        stack.push(*buffer);
                     }
-                    stack.push(buffer);
+                    Some(found) => cone.reads.push((Site::Read { user: id, operand }, found)),
+                    None if needs_buffer => {
+                        return Err(format!("`{}` needs `{}` in memory", graph.name_of(id), graph.name_of(input)));
+                    }
+                    None => stack.push(input),
                 }
-                Some(found) => {
-                    cone.reads.insert(Site::Read { user: id, operand }, found);
-                }
-                None if needs_buffer => {
-                    return Err(format!("`{}` needs `{}` in memory", graph.name_of(id), graph.name_of(input)));
-                }
-                None => stack.push(input),
             }
         }
+        cone.values.sort_unstable();
+        cone.reads.sort_unstable_by_key(|r| r.0);
+        Ok(cone)
     }
-    Ok(cone)
-}
 
-/// Checks that the roots can be one kernel and lays out its domain. All reads of a buffer run over it in the same way if
-/// they can (a maximum over a buffer, and the exponentials that use it), each in its own way if not.
-pub(super) fn analyse(graph: &Graph, roots: &[NodeId], updates: &BTreeMap<NodeId, NodeId>) -> Result<Region, String> {
-    lay_out(graph, roots, updates, true).or_else(|_| lay_out(graph, roots, updates, false))
-}
+    /// The axes of a cone's sites, identified as its operations say.
+    fn axes(&self, cone: &Cone, together: bool) -> Result<Axes, String> {
+        let graph = self.graph;
+        let mut a = Axes::default();
+        for &v in &cone.values {
+            a.add(Site::Value(v), &graph.ty(v).dims());
+        }
+        for &(site, _) in &cone.reads {
+            let Site::Read { user, operand } = site else { continue };
+            a.add(site, &graph.ty(self.inputs[user.index()][operand]).dims());
+        }
+        for &user in &cone.values {
+            for (operand, &input) in self.inputs[user.index()].iter().enumerate() {
+                let read = Site::Read { user, operand };
+                let at = if cone.is_read(read) { read } else { Site::Value(input) };
+                a.connect(graph, user, operand, at)?;
+            }
+        }
+        if together {
+            let mut first: BTreeMap<&(NodeId, View), Site> = BTreeMap::new();
+            for &(site, found) in cone.reads.iter().filter(|r| !is_product_operand(graph, r.0)) {
+                let other = *first.entry(found).or_insert(site);
+                a.unify_sites(other, site)?;
+            }
+        }
+        Ok(a)
+    }
 
-fn lay_out(
-    graph: &Graph,
-    roots: &[NodeId],
-    updates: &BTreeMap<NodeId, NodeId>,
-    together: bool,
-) -> Result<Region, String> {
-    let cone = cone(graph, roots)?;
-    let mut a = Axes::new(graph);
-    for &v in &cone.values {
-        a.add(Site::Value(v), &graph.ty(v).dims());
-    }
-    for &site in cone.reads.keys() {
-        let Site::Read { user, operand } = site else { continue };
-        a.add(site, &graph.ty(graph.inputs(user)[operand]).dims());
-    }
-    for &user in &cone.values {
-        for (operand, input) in graph.inputs(user).into_iter().enumerate() {
-            let read = Site::Read { user, operand };
-            let at = if cone.reads.contains_key(&read) { read } else { Site::Value(input) };
-            a.connect(user, operand, at)?;
+    fn lay_out(&self, roots: &[NodeId], cone: &Cone, together: bool) -> Result<Region, String> {
+        let graph = self.graph;
+        let a = self.axes(cone, together)?;
+        let mut products = cone.values.iter().copied().filter(|&v| graph.op(v).is_product());
+        let product = products.next();
+        if products.next().is_some() {
+            return Err("two products".into());
         }
-    }
-    if together {
-        let mut first: BTreeMap<(NodeId, &View), Site> = BTreeMap::new();
-        for (&site, (buffer, view)) in cone.reads.iter().filter(|(s, _)| !is_product_operand(graph, s)) {
-            let other = *first.entry((*buffer, view)).or_insert(site);
-            a.unify_sites(other, site)?;
-        }
-    }
-    let mut products: Vec<NodeId> = cone.values.iter().copied().filter(|&v| graph.op(v).is_product()).collect();
-    if products.len() > 1 {
-        return Err("two products".into());
-    }
-    let product = products.pop();
 
-    // Every reduction over all of `inner`.
-    let mut inner: Option<Vec<usize>> = None;
-    for &v in &cone.values {
-        let Op::Reduce { axes, .. } = graph.op(v) else { continue };
-        let site = operand_site(graph, &cone, v);
-        let reduced: Vec<usize> = axes.iter().flat_map(|&i| a.leaves_of(site, i)).collect();
-        if reduced.is_empty() {
-            continue;
+        // Every reduction over all of `inner`.
+        let mut inner: Option<Vec<usize>> = None;
+        for &v in &cone.values {
+            let Op::Reduce { axes, .. } = graph.op(v) else { continue };
+            let read = Site::Read { user: v, operand: 0 };
+            let site = if cone.is_read(read) { read } else { Site::Value(self.inputs[v.index()][0]) };
+            let reduced: Vec<usize> = axes.iter().flat_map(|&i| a.leaves_of(site, i)).collect();
+            if reduced.is_empty() {
+                continue;
+            }
+            match &inner {
+                None => inner = Some(reduced),
+                Some(seen) if is_same_set(seen, &reduced) => {}
+                Some(_) => return Err(format!("`{}` reduces other axes than its kernel", graph.name_of(v))),
+            }
         }
-        match &inner {
-            None => inner = Some(reduced),
-            Some(seen) if seen.iter().collect::<BTreeSet<_>>() == reduced.iter().collect() => {}
-            Some(_) => return Err(format!("`{}` reduces other axes than its kernel", graph.name_of(v))),
+        let inner = inner.unwrap_or_default();
+        if product.is_some() && !inner.is_empty() {
+            return Err("a product and a reduction".into());
         }
-    }
-    let inner = inner.unwrap_or_default();
-    if product.is_some() && !inner.is_empty() {
-        return Err("a product and a reduction".into());
-    }
-    // One variable an axis: a value that runs along its own diagonal is no single loop nest.
-    let mut all: BTreeSet<usize> = BTreeSet::new();
-    for site in a.sites().filter(|s| !is_product_operand(graph, s)) {
-        let vars = a.all_leaves(site);
-        if vars.iter().collect::<BTreeSet<_>>().len() != vars.len() {
-            return Err("a value meets itself along a diagonal".into());
-        }
-        let hidden = match site {
-            Site::Read { user, operand } => hidden_axis(graph, user, operand),
-            Site::Value(_) => None,
-        };
-        let hidden = hidden.map_or(Vec::new(), |axis| a.leaves_of(site, axis));
-        all.extend(vars.into_iter().filter(|v| !hidden.contains(v)));
-    }
-    let widest = roots
-        .iter()
-        .copied()
-        .max_by_key(|&r| (a.all_leaves(Site::Value(r)).len(), std::cmp::Reverse(r)))
-        .ok_or("no roots")?;
-    // A product's epilogue runs in the product's order, whatever order its result is stored in.
-    let lead = product.unwrap_or(widest);
-    let outer: Vec<usize> = a.all_leaves(Site::Value(lead)).into_iter().filter(|v| !inner.contains(v)).collect();
-    let domain: BTreeSet<usize> = outer.iter().chain(&inner).copied().collect();
-    if domain != all {
-        return Err("no one domain covers the region".into());
-    }
-    for &r in roots {
-        let vars: BTreeSet<usize> = a.all_leaves(Site::Value(r)).into_iter().collect();
-        if vars != outer.iter().copied().collect() && vars != domain {
-            return Err(format!("`{}` covers a part of the domain", graph.name_of(r)));
-        }
-    }
-    let mut layout = Layout { product, ..Layout::default() };
-    let order: Vec<usize> = outer.iter().chain(&inner).copied().collect();
-    layout.outer = outer.iter().map(|&v| a.extent(v)).collect();
-    layout.inner = inner.iter().map(|&v| a.extent(v)).collect();
-    let place = |v: usize| order.iter().position(|&o| o == v);
-    for site in a.sites() {
-        let axes = (0..a.rank(site)).map(|i| a.leaves_of(site, i).into_iter().filter_map(place).collect());
-        layout.axes.insert(site, axes.collect());
-    }
-    if let Some(p) = product
-        && layout.axes[&Site::Value(p)].iter().flatten().count() != order.len()
-    {
-        return Err("an epilogue wider than its product".into());
-    }
-    // What is updated in place may be read here only at the element being written.
-    for (source, root) in updates {
-        if roots.contains(root) {
-            let own = &layout.axes[&Site::Value(*root)];
-            let aside = |(s, (b, v)): (&Site, &(NodeId, View))| {
-                *b == *source && (layout.axes[s] != *own || *v != View::contiguous(&graph.ty(*source).dims()))
+        // One variable an axis: a value that runs along its own diagonal is no single loop nest.
+        let mut all = vec![false; a.variables()];
+        let mut last_seen = vec![usize::MAX; a.variables()];
+        let mut vars = Vec::new();
+        for (n, site) in a.sites().enumerate().filter(|(_, s)| !is_product_operand(graph, *s)) {
+            let hidden = match site {
+                Site::Read { user, operand } => hidden_axis(graph, user, operand),
+                Site::Value(_) => None,
             };
-            if cone.reads.iter().any(aside) {
-                return Err("an in-place update read at another position".into());
+            for axis in 0..a.rank(site) {
+                vars.clear();
+                a.add_leaves(site, axis, &mut vars);
+                for &v in &vars {
+                    if std::mem::replace(&mut last_seen[v], n) == n {
+                        return Err("a value meets itself along a diagonal".into());
+                    }
+                    all[v] |= hidden != Some(axis);
+                }
             }
         }
+        let widest = roots
+            .iter()
+            .copied()
+            .max_by_key(|&r| (a.all_leaves(Site::Value(r)).len(), std::cmp::Reverse(r)))
+            .ok_or("no roots")?;
+        // A product's epilogue runs in the product's order, whatever order its result is stored in.
+        let lead = product.unwrap_or(widest);
+        let outer: Vec<usize> = a.all_leaves(Site::Value(lead)).into_iter().filter(|v| !inner.contains(v)).collect();
+        let order = [&outer[..], &inner].concat();
+        if order.iter().any(|&v| !all[v]) || all.iter().filter(|&&x| x).count() != order.len() {
+            return Err("no one domain covers the region".into());
+        }
+        for &r in roots {
+            let vars = a.all_leaves(Site::Value(r));
+            if !is_same_set(&vars, &outer) && !is_same_set(&vars, &order) {
+                return Err(format!("`{}` covers a part of the domain", graph.name_of(r)));
+            }
+        }
+        let extents = |of: &[usize]| of.iter().map(|&v| a.extent(v)).collect();
+        let mut layout = Layout { outer: extents(&outer), inner: extents(&inner), axes: a, place: Vec::new(), product };
+        layout.place = vec![None; layout.axes.variables()];
+        order.iter().enumerate().for_each(|(i, &v)| layout.place[v] = Some(i));
+        if let Some(p) = product
+            && layout.all_axes(Site::Value(p)).len() != order.len()
+        {
+            return Err("an epilogue wider than its product".into());
+        }
+        // What is updated in place may be read here only at the element being written.
+        for &root in roots {
+            for source in self.updates.get(&root).into_iter().flatten() {
+                let own = layout.axes_of(Site::Value(root));
+                let aside = |(s, (b, v)): &(Site, &(NodeId, View))| {
+                    *b == *source && (layout.axes_of(*s) != own || *v != View::contiguous(&graph.ty(*source).dims()))
+                };
+                if cone.reads.iter().any(aside) {
+                    return Err("an in-place update read at another position".into());
+                }
+            }
+        }
+        let reads = cone.reads.iter().map(|r| r.1.0).collect();
+        let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
+        Ok(Region { roots: roots.to_vec(), reads, layout, wide, is_loop: false })
     }
-    let reads = cone.reads.values().map(|(b, _)| *b).collect();
-    let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
-    Ok(Region { roots: roots.to_vec(), reads, layout, wide, is_loop: false })
+}
+
+/// Do two lists, neither with repetitions, hold the same?
+fn is_same_set(a: &[usize], b: &[usize]) -> bool {
+    a.len() == b.len() && a.iter().all(|x| b.contains(x))
 }
 
 /// Does a value take more than f32 holds? Positions, labels and indices, which are only compared or looked up, do not.
@@ -281,8 +346,8 @@ fn needs_wide(graph: &Graph, id: NodeId) -> bool {
     }
 }
 
-fn is_product_operand(graph: &Graph, site: &Site) -> bool {
-    matches!(site, Site::Read { user, .. } if graph.op(*user).is_product())
+fn is_product_operand(graph: &Graph, site: Site) -> bool {
+    matches!(site, Site::Read { user, .. } if graph.op(user).is_product())
 }
 
 /// The axis a load moves along by itself, not by the domain: a gather's, a concatenation's.
@@ -292,9 +357,4 @@ pub(super) fn hidden_axis(graph: &Graph, user: NodeId, operand: usize) -> Option
         Op::Concat { axis } => Some(*axis),
         _ => None,
     }
-}
-
-fn operand_site(graph: &Graph, cone: &Cone, v: NodeId) -> Site {
-    let read = Site::Read { user: v, operand: 0 };
-    if cone.reads.contains_key(&read) { read } else { Site::Value(graph.inputs(v)[0]) }
 }

@@ -162,8 +162,12 @@ impl Calibration {
         Verdict { allow, why: said.join("; ") }
     }
 
-    /// The format in which a product's operands fit and add the least noise.
+    /// The format in which a product's operands fit and add the least noise. A product shown in another shape is one too:
+    /// rules make it of a transpose.
     fn multiplied_in(&self, graph: &Graph, product: NodeId, formats: Formats) -> Option<Format> {
+        if graph.op(product).is_view() {
+            return self.multiplied_in(graph, *graph.inputs(product).first()?, formats);
+        }
         graph.op(product).multiplies_in()?;
         let name = graph.name_of(product);
         let noise = |format: Format| -> Option<f64> {

@@ -47,13 +47,24 @@ impl Noise {
         noise
     }
 
-    /// A value that rules made may be one that was measured, in another shape.
+    /// A value or a product that rules made may be one that was measured, in another shape.
     fn look_through_views(&mut self, members: &Members) {
         let mut pairs: Vec<(Id, Id)> = Vec::new();
         for class in (0..members.ids()).map(Id::from) {
             for term in members.of(class).iter().filter(|t| VIEWS.contains(&t.name())) {
                 let shown = term.children.last().and_then(|&edge| members.passed(edge));
                 pairs.extend(shown.map(|v| (class, v)));
+            }
+        }
+        let mut read: HashMap<Id, Vec<(Id, Shares)>> = HashMap::new();
+        for (&(product, value), shares) in &self.operands {
+            read.entry(product).or_default().push((value, shares.clone()));
+        }
+        for &(a, b) in &pairs {
+            for (from, to) in [(a, b), (b, a)] {
+                for (value, shares) in read.get(&from).into_iter().flatten() {
+                    self.operands.entry((to, *value)).or_insert_with(|| shares.clone());
+                }
             }
         }
         let mut grew = true;

@@ -232,11 +232,12 @@ impl<'a> Search<'a> {
         // What the window owes the rest of the step.
         let (mut outputs, mut kept) = (Vec::new(), Vec::new());
         let roots = &m.chosen(&live.choice, m.root).children;
+        let leaves = |u: &Id| !inside.contains(u) || live.users(*u).iter().any(|reader| !inside.contains(reader));
         for &class in window.iter().filter(|&&c| m.sort(c) == Sort::Buffer) {
             let users = live.users(class);
             if users.contains(&m.root) {
                 outputs.extend((0..roots.len()).filter(|&i| roots[i] == class));
-            } else if users.iter().any(|u| !inside.contains(u)) && !m.is_source(&live.choice, class) {
+            } else if users.iter().any(leaves) && !m.is_source(&live.choice, class) {
                 kept.push(class);
             }
         }
