@@ -24,8 +24,11 @@ fn a_plan_by_evidence_is_kept_and_trained_with() {
     // Without data the lists decide, and the plan says so.
     let out = succeed(dir.path(), &["plan", &model, "--policy", "auto"]);
     assert!(out.contains("without data"), "{out}");
-    let json = succeed(dir.path(), &["plan", &digits("gru.mir"), "--policy", "auto", "--json"]);
-    assert!(json.contains("lies between -1.000e0 and 1.000e0, which f16 holds"), "gates are bounded: {json}");
+    let gated = "model gated { input x: f32[batch, 8] label y: f32[batch, 4] param w: f32[8, 4] = xavier_uniform \
+                 param s: f32[4] = ones h = tanh(x @ w) p = h * s loss = mse(p, y) }";
+    std::fs::write(dir.path().join("gated.mir"), gated).unwrap();
+    let out = succeed(dir.path(), &["explain", "gated.mir", "h", "--policy", "auto"]);
+    assert!(out.contains("lies between -1.000e0 and 1.000e0, which f16 holds"), "tanh is bounded: {out}");
     // Other data than the run's.
     let out = succeed(
         dir.path(),
@@ -59,7 +62,7 @@ fn a_value_is_explained() {
         "forward pass, read by",
         "% zeros",
         "rounding it for all readers to f16 takes",
-        "* in memory as f16",
+        "in memory as f16",
         "store-f16: Keep this value in memory as f16.",
         "in registers",
         "read in f32 by `t2`",

@@ -1,7 +1,7 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
 use super::region::{Analyser, Region, Site, loop_region};
-use crate::ir::{Graph, NodeId, Op, Role};
+use crate::ir::{Graph, NodeId, Op, Role, Stage};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
@@ -66,6 +66,9 @@ fn in_place(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     let updates = graph.outputs().iter().filter(|o| o.role == Role::Update);
     updates.filter_map(|o| Some((graph.find(&o.name)?, o.node))).collect()
 }
+
+/// Readers of readers that are looked at, at most.
+const CHAIN: usize = 24;
 
 /// Regions under merging, and which must run before which.
 struct Merger<'a> {
@@ -153,7 +156,8 @@ impl<'a> Merger<'a> {
         shadowed
     }
 
-    /// Is there a way from `from` to `to` whose last step is from none of `skipped`?
+    /// Is there a way from `from` to `to` through something else than `skipped`? A direct step does not count if `from` is
+    /// among these.
     fn reaches(&mut self, from: usize, to: usize, skipped: &[usize]) -> bool {
         self.searches += 1;
         let first = self.place[from];
@@ -163,7 +167,10 @@ impl<'a> Merger<'a> {
                 return true;
             }
             // What comes before `from` does not wait for it.
-            if self.place[i] >= first && std::mem::replace(&mut self.seen[i], self.searches) != self.searches {
+            if self.place[i] >= first
+                && !skipped.contains(&i)
+                && std::mem::replace(&mut self.seen[i], self.searches) != self.searches
+            {
                 stack.extend(self.before[i].iter().copied());
             }
         }
@@ -269,14 +276,24 @@ impl<'a> Merger<'a> {
     }
 
     /// Would merging `i` into `j` part it from a reader that it could share a kernel with? So it would if the reader waits
-    /// for something else that `j` comes before: the optimizer's arithmetic, which waits for the overflow check, is not
-    /// begun in the kernels of the gradients.
+    /// for something else that `j` comes before. The optimizer's arithmetic, which waits for the overflow check in the end,
+    /// is not begun in the kernels of the gradients: there, readers' readers count too.
     fn parts_from_reader(&mut self, j: usize, i: usize) -> bool {
-        let region = self.region(i);
-        let readers = region.roots.iter().filter_map(|b| self.readers.get(b)).flatten().copied();
-        let readers: BTreeSet<usize> =
-            readers.filter(|&r| r != i && r != j && worth_merging(self.graph, region, self.region(r))).collect();
-        readers.into_iter().any(|r| self.reaches(j, r, &[i, j]) && !self.reaches(i, r, &[i]))
+        let is_update = |at: usize| self.region(at).roots.iter().any(|&r| self.graph.node(r).stage == Stage::Update);
+        let most = if is_update(i) && !is_update(j) { CHAIN } else { 1 };
+        let (mut chain, mut next) = (vec![i], 0);
+        while next < chain.len() && next < most {
+            let region = self.region(chain[next]);
+            for &r in region.roots.iter().filter_map(|b| self.readers.get(b)).flatten() {
+                if r != j && !chain.contains(&r) && worth_merging(self.graph, region, self.region(r)) {
+                    chain.push(r);
+                }
+            }
+            next += 1;
+        }
+        let readers = chain[1..].to_vec();
+        chain.push(j);
+        readers.into_iter().any(|r| self.reaches(j, r, &chain) && !self.reaches(i, r, &chain))
     }
 
     /// A topological order, smallest index first; none if there is a cycle (a product's value passed to a later kernel).

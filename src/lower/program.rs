@@ -148,46 +148,56 @@ pub(super) fn program(plan: Verified, extent: Extent) -> Result<Program> {
 }
 
 /// Reorders kernels so that those that can share a launch (the optimizer's update of every parameter, the overflow check
-/// of every gradient) stand together, at the last one's place.
+/// of every gradient) stand together: first as late as they can, then as early.
 fn group_launches(program: &mut Program) {
-    // Groups from the last launch to the first.
-    let mut groups: Vec<Vec<usize>> = Vec::new();
-    // For every buffer, the earliest launches (the highest group numbers) that read and write it so far.
-    let mut read_in: Vec<Option<usize>> = vec![None; program.buffers.len()];
-    let mut written_in = read_in.clone();
-    let mut alike: HashMap<u64, Vec<usize>> = HashMap::new();
-    for i in (0..program.kernels.len()).rev() {
-        let kernel = &program.kernels[i];
-        let (reads, writes): (Vec<BufferId>, Vec<BufferId>) = (kernel.reads(), kernel.writes().collect());
-        let after_writes = writes.iter().flat_map(|&b| [read_in[b], written_in[b]]);
-        let conflicts = after_writes.chain(reads.iter().map(|&b| written_in[b])).flatten();
-        let soonest = conflicts.map(|g| g + 1).max().unwrap_or(0);
-        let candidates = kernel.code_hash().map_or(&[][..], |h| alike.get(&h).map_or(&[][..], |v| &v[..]));
-        let fits = |&&g: &&usize| {
-            let first = groups[g][0];
-            program.times(i) == program.times(first) && kernel.same_code(&program.kernels[first])
-        };
-        // Candidates ascend.
-        let late = candidates.partition_point(|&g| g < soonest);
-        let at = candidates[late..].iter().find(fits).copied().unwrap_or(groups.len());
-        if at == groups.len() {
-            groups.push(Vec::new());
-            if let Some(h) = kernel.code_hash() {
-                alike.entry(h).or_default().push(at);
-            }
-        }
-        groups[at].push(i);
-        let later = |slot: &mut Option<usize>| *slot = Some(slot.map_or(at, |g| g.max(at)));
-        reads.iter().for_each(|&b| later(&mut read_in[b]));
-        writes.iter().for_each(|&b| later(&mut written_in[b]));
-    }
-    let order: Vec<usize> = groups.iter().rev().flat_map(|g| g.iter().rev()).copied().collect();
+    let alone = (0..program.kernels.len()).map(|i| vec![i]);
+    let late = joined(program, alone.rev().collect());
+    let groups = joined(program, late.into_iter().rev().map(|g| g.into_iter().rev().collect()).collect());
+    let order: Vec<usize> = groups.iter().flatten().copied().collect();
     program.kernels = order.iter().map(|&i| program.kernels[i].clone()).collect();
     program.computes = order.iter().map(|&i| program.computes[i].clone()).collect();
     program.loops = order.iter().map(|&i| program.loops[i].clone()).collect();
     let mut start = 0;
-    for g in groups.iter().rev() {
+    for g in groups {
         program.launches.push(start..start + g.len());
         start += g.len();
     }
+}
+
+/// Groups of kernels, given in a running order or its reverse, each of which joins the first group of the same code that
+/// no kernel it must come after stands behind.
+fn joined(program: &Program, groups: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
+    let mut out: Vec<Vec<usize>> = Vec::new();
+    // For every buffer, the last groups that read and write it so far.
+    let mut read_in: Vec<Option<usize>> = vec![None; program.buffers.len()];
+    let mut written_in = read_in.clone();
+    let mut alike: HashMap<u64, Vec<usize>> = HashMap::new();
+    for group in groups {
+        let kernels = || group.iter().map(|&i| &program.kernels[i]);
+        let reads: Vec<BufferId> = kernels().flat_map(|k| k.reads()).collect();
+        let writes: Vec<BufferId> = kernels().flat_map(|k| k.writes()).collect();
+        let after_writes = writes.iter().flat_map(|&b| [read_in[b], written_in[b]]);
+        let conflicts = after_writes.chain(reads.iter().map(|&b| written_in[b])).flatten();
+        let soonest = conflicts.map(|g| g + 1).max().unwrap_or(0);
+        let (first, hash) = (group[0], program.kernels[group[0]].code_hash());
+        let candidates = hash.map_or(&[][..], |h| alike.get(&h).map_or(&[][..], |v| &v[..]));
+        let fits = |&&g: &&usize| {
+            let other = out[g][0];
+            program.times(first) == program.times(other) && program.kernels[first].same_code(&program.kernels[other])
+        };
+        // Candidates ascend.
+        let behind = candidates.partition_point(|&g| g < soonest);
+        let at = candidates[behind..].iter().find(fits).copied().unwrap_or(out.len());
+        if at == out.len() {
+            out.push(Vec::new());
+            if let Some(h) = hash {
+                alike.entry(h).or_default().push(at);
+            }
+        }
+        out[at].extend(group);
+        let later = |slot: &mut Option<usize>| *slot = Some(slot.map_or(at, |g| g.max(at)));
+        reads.iter().for_each(|&b| later(&mut read_in[b]));
+        writes.iter().for_each(|&b| later(&mut written_in[b]));
+    }
+    out
 }

@@ -7,7 +7,7 @@
 use super::live::Live;
 use super::members::{Choice, Members};
 use super::noise::Noise;
-use super::search::{Costed, Search};
+use super::search::{Costed, SMALL, Search};
 use super::sketch::Sketch;
 use super::start::{start, widest};
 use super::{Policy, Request};
@@ -81,33 +81,45 @@ const PAYS: f64 = 0.99;
 /// The best choice that a search finds.
 pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
     let members = search.members;
+    let mut starts = [true, false].map(|pass_pointwise| search.whole(start(members, pass_pointwise)));
+    // What is fused comes apart more easily than what is apart comes together, so the first start has an advantage. Small
+    // steps are searched from both.
+    if members.step.len() > SMALL
+        && let [Ok(fused), Ok(apart)] = &starts
+    {
+        let worse = if fused.estimate.seconds <= apart.estimate.seconds * NEAR { 1 } else { 0 };
+        starts[worse] = Err(Error::Graph("not tried".into()));
+    }
     let mut best: Option<Costed> = None;
-    for pass_pointwise in [true, false] {
-        if let Ok(costed) = search.whole(start(members, pass_pointwise))
-            && best.as_ref().is_none_or(|b| costed.estimate.seconds < b.estimate.seconds)
-        {
-            best = Some(costed);
-        }
-    }
-    match best {
-        Some(best) => {
-            let wide = members.noise.is_some().then(|| widest(members, &best.choice));
-            let narrow = search.improve(best);
-            // Where kernels are small, casts and narrow products may not pay at all.
-            let Some(wide) = wide.and_then(|w| search.whole(w).ok()) else { return Ok(narrow) };
-            if wide.estimate.seconds > narrow.estimate.seconds * NEAR {
-                return Ok(narrow);
+    let mut failed = None;
+    for start in starts {
+        let found = match start {
+            Ok(start) => from_start(search, start),
+            // The start that stores everything should always be possible.
+            Err(e) => {
+                failed = Some(e);
+                continue;
             }
-            let wide = search.polish(wide);
-            let pays = wide.estimate.seconds < narrow.estimate.seconds * PAYS;
-            Ok(if pays { wide } else { narrow })
-        }
-        // Say what is wrong with the choice that stores everything: it should always be possible.
-        None => {
-            search.whole(start(members, false))?;
-            Err(Error::Graph("no choice of formats can be lowered".into()))
+        };
+        if best.as_ref().is_none_or(|b| found.estimate.seconds < b.estimate.seconds) {
+            best = Some(found);
         }
     }
+    best.ok_or_else(|| failed.unwrap_or_else(|| Error::Graph("no choice of formats can be lowered".into())))
+}
+
+fn from_start(search: &mut Search, start: Costed) -> Costed {
+    let members = search.members;
+    let wide = members.noise.is_some().then(|| widest(members, &start.choice));
+    let narrow = search.improve(start);
+    // Where kernels are small, casts and narrow products may not pay at all.
+    let Some(wide) = wide.and_then(|w| search.whole(w).ok()) else { return narrow };
+    if wide.estimate.seconds > narrow.estimate.seconds * NEAR {
+        return narrow;
+    }
+    let wide = search.polish(wide);
+    let pays = wide.estimate.seconds < narrow.estimate.seconds * PAYS;
+    if pays { wide } else { narrow }
 }
 
 /// The roundings of a choice, in the order of what they add to the gradients' noise.

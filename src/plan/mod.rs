@@ -4,6 +4,8 @@ mod bodies;
 mod calibration;
 mod diff;
 mod evidence;
+#[cfg(test)]
+mod exact;
 mod explain;
 mod extract;
 mod file;

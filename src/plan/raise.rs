@@ -76,6 +76,10 @@ impl Search<'_> {
             let noise = Live::new(self.members, choice.clone()).noise();
             let Ok(costed) = self.whole(choice) else { break };
             let seconds = costed.estimate.seconds;
+            // What is left cannot be raised.
+            if points.last().is_some_and(|p: &(f64, f64)| p.0 <= noise.sqrt()) {
+                break;
+            }
             points.retain(|p| p.1 < seconds);
             points.push((noise.sqrt(), seconds));
             if noise == 0.0 {

@@ -23,8 +23,12 @@ const WHOLE: usize = 60_000;
 /// At least so many whole evaluations.
 const FEWEST: usize = 6;
 const SWEEPS: usize = 4;
-/// Steps of up to so many values are also searched flip by flip.
-const SMALL: usize = 250;
+/// Moves are taken together if they save this share of what each promised.
+const KEPT: f64 = 0.5;
+/// Steps of up to so many values are searched from two starts, and flip by flip.
+pub(super) const SMALL: usize = 250;
+/// Steps of up to so many values are searched in pairs of flips.
+const TINY: usize = 64;
 /// Classes in a window besides those that must be in it.
 const WINDOW: usize = 100;
 /// A flip that reaches more kernels than this many classes is not tried.
@@ -53,10 +57,11 @@ pub(super) struct Costed {
     pub estimate: Estimate,
 }
 
-/// A flip taken in a sweep, and what it should have saved.
+/// A flip taken in a sweep, what it should have saved, and the noise with it.
 struct Move {
     flip: Flip,
     saved: f64,
+    noise: f64,
 }
 
 impl<'a> Search<'a> {
@@ -92,6 +97,7 @@ impl<'a> Search<'a> {
 
     /// The best choice found from `best` on.
     pub fn improve(&mut self, best: Costed) -> Costed {
+        self.limit = f64::INFINITY;
         let mut left = self.allowance();
         let mut best = self.by_windows(best, &mut left);
         if self.members.noise.is_some() {
@@ -104,23 +110,30 @@ impl<'a> Search<'a> {
             }
             left = left.max(FEWEST);
             best = self.by_windows(best, &mut left);
+            best = self.swept(best, true, &mut left.max(FEWEST));
         }
-        self.one_by_one(best, left)
+        self.flipped(best, left)
     }
 
     /// Goes on from another choice, within the limit.
     pub fn polish(&mut self, from: Costed) -> Costed {
         let mut left = self.allowance();
         let best = self.by_windows(from, &mut left);
-        self.one_by_one(best, left)
+        self.flipped(best, left)
     }
 
-    fn keeps_limit(&self, choice: &Choice) -> bool {
-        self.members.noise.is_none() || Live::new(self.members, choice.clone()).noise() <= self.limit
+    fn flipped(&mut self, best: Costed, mut left: usize) -> Costed {
+        let best = self.one_by_one(best, &mut left);
+        self.in_pairs(best, &mut left)
+    }
+
+    /// What a choice adds to the gradients' noise: nothing where noise does not count.
+    fn noise(&self, choice: &Choice) -> f64 {
+        self.members.noise.as_ref().map_or(0.0, |_| Live::new(self.members, choice.clone()).noise())
     }
 
     /// What windows do not see: flips costed in the whole step, scalars first, which share launches with those far away.
-    fn one_by_one(&mut self, mut best: Costed, mut left: usize) -> Costed {
+    fn one_by_one(&mut self, mut best: Costed, left: &mut usize) -> Costed {
         let m = self.members;
         if m.step.len() > SMALL {
             return best;
@@ -128,18 +141,49 @@ impl<'a> Search<'a> {
         let mut open: Vec<Id> = m.open().collect();
         open.sort_by_key(|&c| m.rank_of(c) != Some(0));
         let mut live = Live::new(m, best.choice.clone());
-        for class in open {
+        let mut better_at = None;
+        // Round and round, until every flip was tried on the choice that stands.
+        for class in open.iter().copied().cycle() {
+            if better_at == Some(class) {
+                break;
+            }
+            better_at.get_or_insert(class);
             if !live.is_live(class) {
                 continue;
             }
             for flip in flips(m, &live, class) {
-                if left == 0 {
+                if *left == 0 {
                     return best;
                 }
-                left -= 1;
-                if let Some(better) = self.better(&best, flip.iter()) {
+                *left -= 1;
+                if let Some(better) = self.with(&best, flip.iter()).filter(|b| self.is_better(b, &best)) {
                     best = better;
                     live.take(&flip);
+                    better_at = Some(class);
+                    break;
+                }
+            }
+        }
+        best
+    }
+
+    /// The same with two flips at once, in steps so small that all pairs can be tried: loops' bodies, for one.
+    fn in_pairs(&mut self, mut best: Costed, left: &mut usize) -> Costed {
+        let m = self.members;
+        let mut tried = m.step.len() > TINY;
+        while !tried {
+            let live = Live::new(m, best.choice.clone());
+            let open = m.open().filter(|&c| live.is_live(c));
+            let flips: Vec<Flip> = open.flat_map(|c| flips(m, &live, c)).collect();
+            tried = true;
+            for (a, b) in flips.iter().enumerate().flat_map(|(i, a)| flips[i + 1..].iter().map(move |b| (a, b))) {
+                if *left == 0 {
+                    return best;
+                }
+                *left -= 1;
+                if let Some(better) = self.with(&best, a.iter().chain(b)).filter(|b| self.is_better(b, &best)) {
+                    best = self.one_by_one(better, left);
+                    tried = false;
                     break;
                 }
             }
@@ -149,57 +193,84 @@ impl<'a> Search<'a> {
 
     fn by_windows(&mut self, mut best: Costed, left: &mut usize) -> Costed {
         for _ in 0..SWEEPS {
-            let moves = self.sweep(best.choice.clone());
-            if moves.is_empty() {
-                return best;
-            }
-            if *left == 0 {
-                self.cut_short = true;
-                return best;
-            }
-            *left -= 1;
-            let all = moves.iter().flat_map(|m| &m.flip);
-            if let Some(better) = self.better(&best, all) {
-                best = better;
-                continue;
-            }
-            // Moves that save the same are the same move in repeated layers.
-            let mut kinds: BTreeMap<u64, Vec<&Move>> = BTreeMap::new();
-            moves.iter().for_each(|m| kinds.entry(m.saved.to_bits()).or_default().push(m));
-            let mut kinds: Vec<Vec<&Move>> = kinds.into_values().collect();
-            let total = |k: &Vec<&Move>| k.iter().map(|m| m.saved).sum::<f64>();
-            kinds.sort_by(|a, b| total(b).total_cmp(&total(a)));
             let before = best.estimate.seconds;
-            for kind in kinds {
-                if *left == 0 {
-                    self.cut_short = true;
-                    return best;
-                }
-                *left -= 1;
-                if let Some(better) = self.better(&best, kind.iter().flat_map(|m| &m.flip)) {
-                    best = better;
-                }
-            }
+            best = self.swept(best, false, left);
             if best.estimate.seconds >= before {
-                return best;
+                break;
             }
         }
         best
     }
 
-    /// The choice with these members taken, if it is cheaper.
-    fn better<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
-        let mut choice = than.choice.clone();
-        flips.for_each(|&(class, member)| choice.set(class, member));
-        if !self.keeps_limit(&choice) {
-            return None;
+    /// The choice after a sweep.
+    fn swept(&mut self, best: Costed, ending: bool, left: &mut usize) -> Costed {
+        // Moves alike that save the same are the same move in repeated layers.
+        let mut kinds: BTreeMap<_, Vec<Move>> = BTreeMap::new();
+        for m in self.sweep(best.choice.clone(), ending) {
+            let alike: Vec<_> = m.flip.iter().map(|&(c, member)| self.signature(c, member)).collect();
+            kinds.entry((m.saved.to_bits(), alike)).or_default().push(m);
         }
-        let costed = self.whole(choice).ok()?;
-        (costed.estimate.seconds < than.estimate.seconds * (1.0 - 1e-9)).then_some(costed)
+        let mut kinds: Vec<Vec<Move>> = kinds.into_values().collect();
+        let total = |k: &Vec<Move>| k.iter().map(|m| m.saved).sum::<f64>();
+        kinds.sort_by(|a, b| total(b).total_cmp(&total(a)));
+        self.apply(best, &kinds, left)
     }
 
-    /// One pass over all classes that are open; every flip whose window gets cheaper is taken.
-    fn sweep(&mut self, choice: Choice) -> Vec<Move> {
+    /// What is done at a class by taking a member: the same in repeated layers.
+    fn signature(&self, class: Id, member: usize) -> (&'static str, &'static str, Option<Format>) {
+        let (m, term) = (self.members, &self.members.of(class)[member]);
+        let of = m.passed(class).map_or("", |v| m.of(v)[0].name());
+        (of, term.name(), term.children.first().and_then(|&c| m.ty(c)).map(|t| t.format))
+    }
+
+    /// Takes those moves that keep what they promise in the whole step. Windows do not see everything, so moves that
+    /// together save much less than each promised are tried in halves.
+    fn apply(&mut self, best: Costed, kinds: &[Vec<Move>], left: &mut usize) -> Costed {
+        if *left == 0 || kinds.is_empty() {
+            self.cut_short |= !kinds.is_empty();
+            return best;
+        }
+        *left -= 1;
+        let promised: f64 = kinds.iter().flatten().map(|m| m.saved).sum();
+        let flips = kinds.iter().flatten().flat_map(|m| &m.flip);
+        let all = self.with(&best, flips);
+        let saved = all.as_ref().map_or(f64::NEG_INFINITY, |a| best.estimate.seconds - a.estimate.seconds);
+        let all = all.filter(|a| self.is_better(a, &best));
+        // What changes nothing does not get better by halves.
+        let nothing = saved.abs() < 1e-9 * best.estimate.seconds;
+        if kinds.len() == 1 || nothing || saved >= KEPT * promised {
+            return all.unwrap_or(best);
+        }
+        let (first, second) = kinds.split_at(kinds.len() / 2);
+        let best = self.apply(best, first, left);
+        let best = self.apply(best, second, left);
+        match all {
+            Some(all) if all.estimate.seconds < best.estimate.seconds => all,
+            _ => best,
+        }
+    }
+
+    /// A choice with other members taken, costed whole; none if it rounds too much or cannot be lowered.
+    fn with<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
+        let mut choice = than.choice.clone();
+        flips.for_each(|&(class, member)| choice.set(class, member));
+        if self.noise(&choice) > self.limit { None } else { self.whole(choice).ok() }
+    }
+
+    /// Is a choice cheaper, or as cheap and rounds less, or as cheap with less in it? What nothing gains by stands in the way
+    /// of what would.
+    fn is_better(&self, new: &Costed, old: &Costed) -> bool {
+        let (a, b) = (new.estimate.seconds, old.estimate.seconds);
+        if (a - b).abs() > 1e-9 * b {
+            return a < b;
+        }
+        let (noise, before) = (self.noise(&new.choice), self.noise(&old.choice));
+        noise < before * (1.0 - 1e-9) || (noise <= before && new.graph.len() < old.graph.len())
+    }
+
+    /// One pass over all classes that are open; every flip whose window gets cheaper is taken, and, to end with, flips that
+    /// round less for the same time.
+    fn sweep(&mut self, choice: Choice, ending: bool) -> Vec<Move> {
         let mut live = Live::new(self.members, choice);
         let mut moves = Vec::new();
         let open: Vec<Id> = self.members.open().collect();
@@ -209,11 +280,12 @@ impl<'a> Search<'a> {
             }
             let mut best: Option<Move> = None;
             for flip in flips(self.members, &live, class) {
-                if let Some(saved) = self.delta(&live, &flip).map(|d| -d).filter(|&s| s > 0.0)
-                    && best.as_ref().is_none_or(|b| saved > b.saved)
-                    && (self.limit.is_infinite() || live.noise_with(&flip) <= self.limit)
-                {
-                    best = Some(Move { flip, saved });
+                let Some(saved) = self.delta(&live, &flip).map(|d| -d).filter(|&s| s >= 0.0) else { continue };
+                let noise = if self.members.noise.is_some() { live.noise_with(&flip) } else { 0.0 };
+                let quieter = ending && noise < live.noise() * (1.0 - 1e-9);
+                let beaten = best.as_ref().is_some_and(|b| (b.saved, -b.noise) >= (saved, -noise));
+                if (saved > 0.0 || quieter) && noise <= self.limit && !beaten {
+                    best = Some(Move { flip, saved, noise });
                 }
             }
             if let Some(m) = best {
@@ -232,12 +304,13 @@ impl<'a> Search<'a> {
         // What the window owes the rest of the step.
         let (mut outputs, mut kept) = (Vec::new(), Vec::new());
         let roots = &m.chosen(&live.choice, m.root).children;
-        let leaves = |u: &Id| !inside.contains(u) || live.users(*u).iter().any(|reader| !inside.contains(reader));
+        let cut = cut_off(m, live, &window, &inside);
         for &class in window.iter().filter(|&&c| m.sort(c) == Sort::Buffer) {
             let users = live.users(class);
             if users.contains(&m.root) {
                 outputs.extend((0..roots.len()).filter(|&i| roots[i] == class));
-            } else if users.iter().any(leaves) && !m.is_source(&live.choice, class) {
+            } else if users.iter().any(|u| !inside.contains(u) || cut.contains(u)) && !m.is_source(&live.choice, class)
+            {
                 kept.push(class);
             }
         }
@@ -270,11 +343,9 @@ impl<'a> Search<'a> {
 /// Alternatives at one class: each other member, alone and with the opposite choice at one operand's edge.
 fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     if m.sort(class) != Sort::Edge {
-        // Where noise counts, products too have a format to choose.
-        let narrow = Format::PLANNED.into_iter().filter(|_| m.noise.is_some() && m.is_product(class));
+        // What rules made equal: products in other formats or of other operands, casts.
         let now = live.choice.of(class);
-        let others = narrow.filter_map(|f| m.multiplying(live, class, f)).filter(|&i| i != now);
-        return others.map(|i| vec![(class, i)]).collect();
+        return (0..m.of(class).len()).filter(|&i| i != now).map(|i| vec![(class, i)]).collect();
     }
     let current = live.choice.of(class);
     let others = (0..m.of(class).len()).filter(|&i| i != current);
@@ -282,6 +353,10 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     // The optimizer's arithmetic has one shape; what it stores is what the step keeps. Where it begins is open.
     let own = |c: Id| m.passed(c).is_none_or(|v| m.is_update(v) || m.is_constant(v));
     if m.is_update(value) && m.rank_of(value) != Some(0) && m.of(value)[0].children.iter().all(|&c| own(c)) {
+        return Vec::new();
+    }
+    // A scalar that many kernels read is computed once.
+    if m.rank_of(value) == Some(0) && live.users(class).len() > READERS {
         return Vec::new();
     }
     let passed = m.of(class)[current].name() == "pass";
@@ -304,6 +379,21 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
             if let Some(to) = to.filter(|&to| live.choice.of(operand) != to) {
                 out.push(vec![(class, other), (operand, to)]);
             }
+        }
+    }
+    out
+}
+
+/// Values and edges of a window that something outside it takes from registers: what they are computed from is read outside.
+fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &HashSet<Id>) -> HashSet<Id> {
+    let in_registers = |c: Id| m.sort(c) != Sort::Buffer;
+    let leaves = |&&c: &&Id| in_registers(c) && live.users(c).iter().any(|u| !inside.contains(u));
+    let mut stack: Vec<Id> = window.iter().filter(leaves).copied().collect();
+    let mut out: HashSet<Id> = HashSet::new();
+    while let Some(class) = stack.pop() {
+        if out.insert(class) {
+            let read = m.operands(&live.choice, class);
+            stack.extend(read.filter(|&c| in_registers(c) && inside.contains(&c)));
         }
     }
     out
@@ -358,7 +448,9 @@ fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
             term.children.iter().for_each(|&c| visit(c, down));
         }
         let users = if m.is_constant(class) { &[] } else { live.users(class) };
-        if users.len() <= READERS || flipped(class) {
+        // What the flip changes reaches all readers in its kernel.
+        let in_kernel = r == 0 && m.sort(class) != Sort::Buffer;
+        if users.len() <= READERS || flipped(class) || in_kernel {
             for &user in users {
                 let up = if reads(user) || r % 2 == 1 { r / 2 * 2 + 2 } else { r };
                 visit(user, up);
