@@ -3,8 +3,9 @@
 mod common;
 
 use common::{MODELS, compile};
+use mantissa::cost::Target;
 use mantissa::format::Format;
-use mantissa::plan::Policy;
+use mantissa::plan::{Policy, Request, plan};
 use mantissa::rewrite::RuleSet;
 use mantissa::rewrite::check::check_rule;
 use mantissa::train::{Optimizer, Settings};
@@ -106,4 +107,17 @@ fn rule_file_errors_show_the_place() {
     insta::assert_snapshot!("unclosed", complaint("(rule a \"doc\" (mul ?x 1 => ?x)"));
     insta::assert_snapshot!("wrong_sort", complaint("(rule a \"doc\" (cast ?f (mul ?x 1)) => ?x)"));
     insta::assert_snapshot!("no_doc", complaint("(rule a (mul ?x 1) => ?x)"));
+}
+
+#[test]
+fn a_limit_is_reported_with_the_phase_and_the_rule() {
+    let mut rules = RuleSet::builtin().unwrap();
+    rules
+        .load("simplify", "(rule grow \"Without end.\" (tanh ?x) => (tanh (neg (neg (add ?x 1)))))", "grow.rules")
+        .unwrap();
+    let g = mantissa::ir::text::parse("model m { input x: f32[4] p = tanh(x) }", "m").unwrap();
+    let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("sm_90").unwrap());
+    let limits = plan(&g, &request, &rules).unwrap().limits();
+    let said = limits.first().expect("a rule that grows without end meets a limit");
+    assert!(said.contains("phase `simplify` was cut short at") && said.contains("by rule `"), "{said}");
 }

@@ -122,18 +122,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     for (label, planned) in &others {
         out(&format!("{}\n", summary_line(label, planned.estimate, launches(planned)?)));
     }
-    if compiled.planned.search_cut_short {
-        out(&format!(
-            "note: the search ended after {} candidates; the step is large, and a cheaper plan may exist\n",
-            compiled.planned.evaluations
-        ));
-    }
-    for phase in compiled.planned.phases.iter().filter(|p| p.cut_short.is_some()) {
-        out(&format!(
-            "note: phase `{}` was cut short at {}; the plan may miss rewrites\n",
-            phase.phase,
-            phase.cut_short.as_deref().unwrap_or("")
-        ));
+    for limit in compiled.planned.limits() {
+        out(&format!("note: {limit}\n"));
     }
     Ok(())
 }

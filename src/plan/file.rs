@@ -24,6 +24,9 @@ pub struct PlanFile {
     /// What policy auto went by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evidence: Option<EvidenceSummary>,
+    /// Limits that ended rewriting or the search before they were done.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub limits: Vec<String>,
     /// Why each stored value has its format.
     pub values: Vec<PlannedValue>,
     /// The planned step in text form: the plan itself.
@@ -125,6 +128,7 @@ impl PlanFile {
                 .as_ref()
                 .filter(|_| request.policy == Policy::Auto)
                 .map(|c| EvidenceSummary::new(planned, c, request.formats.iter().collect())),
+            limits: planned.limits(),
             values: values(planned, None),
             step: text::print(&planned.graph),
         }

@@ -131,6 +131,21 @@ impl Planned {
         self.noise.iter().map(|n| n.2).sum::<f64>().sqrt()
     }
 
+    /// Limits that ended rewriting or the search before they were done, in words.
+    pub fn limits(&self) -> Vec<String> {
+        let phases = self.phases.iter().filter_map(|p| Some((p.phase, p.cut_short.as_ref()?)));
+        let mut out: Vec<String> = phases
+            .map(|(p, limit)| format!("phase `{p}` was cut short at {limit}; the plan may miss rewrites"))
+            .collect();
+        if self.search_cut_short {
+            out.push(format!(
+                "the search ended after {} candidates; the step is large, and a cheaper plan may exist",
+                self.evaluations
+            ));
+        }
+        out
+    }
+
     /// A plan made before, costed for a target.
     pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
         let estimate = request.target.estimate_program(&crate::lower::outline(verify(&graph)?)?);

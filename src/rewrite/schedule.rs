@@ -24,7 +24,7 @@ pub struct PhaseReport {
     pub classes: usize,
     /// Applications that changed the e-graph, by rule, in rule order.
     pub applied: Vec<(String, usize)>,
-    /// The limit that ended the phase early, if one did.
+    /// The limit that ended the phase early, if one did, and the rule that changed most in the end.
     pub cut_short: Option<String>,
 }
 
@@ -47,12 +47,18 @@ pub fn saturate(mut egraph: EGraph, rules: &RuleSet, phases: &[&'static str]) ->
             .with_node_limit(NODE_LIMIT)
             .with_time_limit(TIME_LIMIT)
             .run(&rewrites);
-        let cut_short = match runner.stop_reason {
+        let limit = match runner.stop_reason {
             Some(StopReason::NodeLimit(n)) => Some(format!("{n} e-nodes")),
             Some(StopReason::TimeLimit(t)) => Some(format!("{t:.1} s")),
             Some(StopReason::IterationLimit(n)) if !once => Some(format!("{n} iterations")),
             _ => None,
         };
+        let cut_short = limit.map(|limit| {
+            let last = runner.iterations.iter().rev().map(|i| &i.applied).find(|applied| !applied.is_empty());
+            let busiest = last.and_then(|applied| applied.iter().max_by_key(|a| *a.1));
+            let rule = busiest.map_or(String::new(), |(rule, n)| format!(" ({n} changes by rule `{rule}` in the end)"));
+            limit + &rule
+        });
         let applied = rules.phase(phase).map(|r| {
             let count =
                 runner.iterations.iter().filter_map(|i| i.applied.get(&egg::Symbol::from(r.name.as_str()))).sum();
