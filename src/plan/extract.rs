@@ -12,7 +12,7 @@ use super::sketch::Sketch;
 use super::start::{start, widest};
 use super::{Policy, Request};
 use crate::cost::Estimate;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Output};
 use crate::rewrite::{EGraph, Encoded};
@@ -41,7 +41,7 @@ pub struct Extracted {
 pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Request) -> Result<Extracted> {
     let members = members(step, encoded, egraph, request);
     let mut search = Search::new(&members, &request.target);
-    let Costed { choice, graph, estimate } = cheapest(&mut search)?;
+    let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
     let rules = rules(&members, &choice);
     let places = Sketch::whole(&members, &choice)?.places(step)?;
     let noise = noisiest(&members, &choice);
@@ -81,31 +81,21 @@ const PAYS: f64 = 0.99;
 /// The best choice that a search finds.
 pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
     let members = search.members;
-    let mut starts = [true, false].map(|pass_pointwise| search.whole(start(members, pass_pointwise)));
+    let (starts, failed): (Vec<_>, Vec<_>) =
+        [true, false].into_iter().map(|pass| search.whole(start(members, pass))).partition(Result::is_ok);
+    let mut starts: Vec<Costed> = starts.into_iter().flatten().collect();
     // What is fused comes apart more easily than what is apart comes together, so the first start has an advantage. Small
     // steps are searched from both.
     if members.step.len() > SMALL
-        && let [Ok(fused), Ok(apart)] = &starts
+        && let [fused, apart] = &starts[..]
     {
-        let worse = if fused.estimate.seconds <= apart.estimate.seconds * NEAR { 1 } else { 0 };
-        starts[worse] = Err(Error::Graph("not tried".into()));
+        let better = usize::from(fused.estimate.seconds > apart.estimate.seconds * NEAR);
+        starts = vec![starts.swap_remove(better)];
     }
-    let mut best: Option<Costed> = None;
-    let mut failed = None;
-    for start in starts {
-        let found = match start {
-            Ok(start) => from_start(search, start),
-            // The start that stores everything should always be possible.
-            Err(e) => {
-                failed = Some(e);
-                continue;
-            }
-        };
-        if best.as_ref().is_none_or(|b| found.estimate.seconds < b.estimate.seconds) {
-            best = Some(found);
-        }
-    }
-    best.ok_or_else(|| failed.unwrap_or_else(|| Error::Graph("no choice of formats can be lowered".into())))
+    let found = starts.into_iter().map(|start| from_start(search, start));
+    // The start that stores everything should always be possible.
+    let impossible = || failed.into_iter().find_map(Result::err).expect("a start is found or failed");
+    found.min_by(|a, b| a.estimate.seconds.total_cmp(&b.estimate.seconds)).ok_or_else(impossible)
 }
 
 fn from_start(search: &mut Search, start: Costed) -> Costed {

@@ -4,7 +4,7 @@
 //! What a flip saves is found by lowering its *window*, the kernels it touches and those beside them, before and after.
 //! Windows of repeated layers are equal and costed once, so the time follows the number of distinct layers. Windows
 //! cannot see everything (launches shared across the step, for one), so every sweep ends with the whole step lowered;
-//! if it is no cheaper, its moves are tried again kind by kind. Small steps end with flips costed whole.
+//! moves that save much less together than each promised are tried in halves. Small steps end with flips costed whole.
 
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
@@ -55,6 +55,21 @@ pub(super) struct Costed {
     pub choice: Choice,
     pub graph: Graph,
     pub estimate: Estimate,
+    /// What the choice adds to the gradients' noise: nothing where noise does not count.
+    noise: f64,
+}
+
+impl Costed {
+    /// Is it cheaper, or as cheap and rounds less, or as cheap with less in it? What nothing gains by stands in the way of
+    /// what would.
+    fn is_better(&self, than: &Costed) -> bool {
+        let (a, b) = (self.estimate.seconds, than.estimate.seconds);
+        if (a - b).abs() > 1e-9 * b {
+            return a < b;
+        }
+        let quieter = self.noise < than.noise * (1.0 - 1e-9);
+        quieter || (self.noise <= than.noise && self.graph.len() < than.graph.len())
+    }
 }
 
 /// A flip taken in a sweep, what it should have saved, and the noise with it.
@@ -79,8 +94,13 @@ impl<'a> Search<'a> {
 
     /// Costs a choice by lowering the whole step.
     pub fn whole(&mut self, choice: Choice) -> Result<Costed> {
+        let noise = self.noise(&choice);
+        self.with_noise(choice, noise)
+    }
+
+    fn with_noise(&mut self, choice: Choice, noise: f64) -> Result<Costed> {
         let (graph, estimate) = self.lowered(&Sketch::whole(self.members, &choice)?)?;
-        Ok(Costed { choice, graph, estimate })
+        Ok(Costed { choice, graph, estimate, noise })
     }
 
     fn lowered(&mut self, sketch: &Sketch) -> Result<(Graph, Estimate)> {
@@ -104,7 +124,7 @@ impl<'a> Search<'a> {
             // First the fastest choice of all, then what keeps to the budget, then what the budget leaves room for.
             self.fastest = Some(best.choice.clone());
             let choice = self.raised(best.choice.clone(), 1.0);
-            self.limit = Live::new(self.members, choice.clone()).noise().max(1.0);
+            self.limit = self.noise(&choice).max(1.0);
             if let Ok(raised) = self.whole(choice) {
                 best = raised;
             }
@@ -141,13 +161,13 @@ impl<'a> Search<'a> {
         let mut open: Vec<Id> = m.open().collect();
         open.sort_by_key(|&c| m.rank_of(c) != Some(0));
         let mut live = Live::new(m, best.choice.clone());
-        let mut better_at = None;
         // Round and round, until every flip was tried on the choice that stands.
+        let mut began_at = None;
         for class in open.iter().copied().cycle() {
-            if better_at == Some(class) {
+            if began_at == Some(class) {
                 break;
             }
-            better_at.get_or_insert(class);
+            began_at.get_or_insert(class);
             if !live.is_live(class) {
                 continue;
             }
@@ -156,10 +176,10 @@ impl<'a> Search<'a> {
                     return best;
                 }
                 *left -= 1;
-                if let Some(better) = self.with(&best, flip.iter()).filter(|b| self.is_better(b, &best)) {
+                if let Some(better) = self.with(&best, flip.iter()).filter(|b| b.is_better(&best)) {
                     best = better;
                     live.take(&flip);
-                    better_at = Some(class);
+                    began_at = Some(class);
                     break;
                 }
             }
@@ -181,7 +201,7 @@ impl<'a> Search<'a> {
                     return best;
                 }
                 *left -= 1;
-                if let Some(better) = self.with(&best, a.iter().chain(b)).filter(|b| self.is_better(b, &best)) {
+                if let Some(better) = self.with(&best, a.iter().chain(b)).filter(|b| b.is_better(&best)) {
                     best = self.one_by_one(better, left);
                     tried = false;
                     break;
@@ -235,7 +255,7 @@ impl<'a> Search<'a> {
         let flips = kinds.iter().flatten().flat_map(|m| &m.flip);
         let all = self.with(&best, flips);
         let saved = all.as_ref().map_or(f64::NEG_INFINITY, |a| best.estimate.seconds - a.estimate.seconds);
-        let all = all.filter(|a| self.is_better(a, &best));
+        let all = all.filter(|a| a.is_better(&best));
         // What changes nothing does not get better by halves.
         let nothing = saved.abs() < 1e-9 * best.estimate.seconds;
         if kinds.len() == 1 || nothing || saved >= KEPT * promised {
@@ -254,18 +274,8 @@ impl<'a> Search<'a> {
     fn with<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
         let mut choice = than.choice.clone();
         flips.for_each(|&(class, member)| choice.set(class, member));
-        if self.noise(&choice) > self.limit { None } else { self.whole(choice).ok() }
-    }
-
-    /// Is a choice cheaper, or as cheap and rounds less, or as cheap with less in it? What nothing gains by stands in the way
-    /// of what would.
-    fn is_better(&self, new: &Costed, old: &Costed) -> bool {
-        let (a, b) = (new.estimate.seconds, old.estimate.seconds);
-        if (a - b).abs() > 1e-9 * b {
-            return a < b;
-        }
-        let (noise, before) = (self.noise(&new.choice), self.noise(&old.choice));
-        noise < before * (1.0 - 1e-9) || (noise <= before && new.graph.len() < old.graph.len())
+        let noise = self.noise(&choice);
+        if noise > self.limit { None } else { self.with_noise(choice, noise).ok() }
     }
 
     /// One pass over all classes that are open; every flip whose window gets cheaper is taken, and, to end with, flips that
