@@ -1,6 +1,6 @@
 //! Policy auto: noise estimated against noise measured, budgets kept, and networks that lists of operations cannot train.
 
-use mantissa::data::{Dataset, Labels};
+use mantissa::data::{Dataset, Feature, Labels};
 use mantissa::error::Error;
 use mantissa::format::Format;
 use mantissa::ir::{Op, text};
@@ -20,13 +20,14 @@ fn dataset(samples: usize) -> Dataset {
     };
     let prototypes: Vec<f32> = (0..640).map(|_| uniform()).collect();
     let classes: Vec<i64> = (0..samples as i64).map(|i| i % 10).collect();
-    let features = classes
+    let values = classes
         .iter()
         .flat_map(|&c| prototypes[c as usize * 64..][..64].to_vec())
         .map(|p| p + 0.5 * uniform())
         .collect();
     let path = PathBuf::from("generated");
-    Dataset { features, labels: Labels::Classes(classes), samples, sample_dims: vec![64], path }
+    let features = vec![Feature { name: "x".into(), values, dims: vec![64] }];
+    Dataset { features, labels: Labels::Classes(classes), samples, path }
 }
 
 fn model(source: &str) -> Model {

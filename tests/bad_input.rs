@@ -87,9 +87,11 @@ impl Place {
         command.output().unwrap()
     }
 
-    fn succeeds(&self, line: &str) {
+    /// Runs the program, which must succeed, and returns what it prints.
+    fn succeeds(&self, line: &str) -> String {
         let out = self.run(line);
         assert!(out.status.success(), "`mantissa {line}` should work, but:\n{}", String::from_utf8_lossy(&out.stderr));
+        String::from_utf8_lossy(&out.stdout).into_owned()
     }
 
     /// Runs the program, which must exit with `code`, say all of `parts` on stderr and leave every file as it was.
@@ -132,6 +134,11 @@ fn csv(replaced: &[(usize, usize, &str)]) -> String {
 
 /// The bytes of a `.npz` with arrays `x` (rows of `width`) and `y`.
 fn npz(x: &[f32], width: usize, y: &[i64]) -> Vec<u8> {
+    npz_of(&[("x", width, x)], y)
+}
+
+/// The bytes of a `.npz` with some arrays, by name and width of a row, and `y`.
+fn npz_of(features: &[(&str, usize, &[f32])], y: &[i64]) -> Vec<u8> {
     fn array<T: npyz::AutoSerialize + Copy>(
         npz: &mut npyz::npz::NpzWriter<fs::File>,
         name: &str,
@@ -144,7 +151,9 @@ fn npz(x: &[f32], width: usize, y: &[i64]) -> Vec<u8> {
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut npz = npyz::npz::NpzWriter::new(file.reopen().unwrap());
-    array(&mut npz, "x", &[(x.len() / width) as u64, width as u64], x);
+    for (name, width, values) in features {
+        array(&mut npz, name, &[(values.len() / width) as u64, *width as u64], values);
+    }
     array(&mut npz, "y", &[y.len() as u64], y);
     drop(npz);
     fs::read(file.path()).unwrap()
@@ -241,6 +250,30 @@ fn good_input_is_taken() {
     p.succeeds(&format!("{TRAIN} --plan small.json"));
     p.succeeds("train small.mir --data data.csv --batch 4 --epochs 2 --device cpu --out more --resume run/checkpoint.safetensors");
     p.succeeds("train small.mir --data data.npz --batch 4 --epochs 1 --device cpu --out npz");
+}
+
+/// Each input is fed from the array of its name; what there is none for is named, with what there is.
+#[test]
+fn several_inputs() {
+    let p = Place::new();
+    let model = "model two { input left: f32[batch, 3] input right: f32[batch, 2] label y: i64[batch]
+      param w: f32[3, 4] = kaiming_uniform param v: f32[2, 4] = kaiming_uniform
+      logits = left @ w + right @ v loss = cross_entropy(logits, y) }";
+    p.put("two.mir", model);
+    // Only `right` tells the classes apart.
+    let labels: Vec<i64> = (0..64).map(|i| i % 4).collect();
+    let right: Vec<f32> = labels.iter().flat_map(|&l| [(l / 2) as f32 * 4.0 - 2.0, (l % 2) as f32 * 4.0 - 2.0]).collect();
+    let left = vec![0.1; 64 * 3];
+    p.put("both.npz", npz_of(&[("right", 2, &right), ("left", 3, &left)], &labels));
+    p.put("one.npz", npz_of(&[("left", 3, &left)], &labels));
+    p.put("other.npz", npz_of(&[("left", 3, &left), ("rihgt", 2, &right)], &labels));
+    let train = |data: &str| {
+        format!("train two.mir --data {data} --test both.npz --batch 16 --epochs 40 --lr 0.1 --device cpu --out {data}.run")
+    };
+    let said = p.succeeds(&train("both.npz"));
+    assert!(said.contains("100.00 %"), "{said}");
+    p.refuses(&train("one.npz"), WRONG, &["one.npz", "right"]);
+    p.refuses(&train("other.npz"), WRONG, &["other.npz", "`right`", "rihgt"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Classes of bug that mixed precision has had elsewhere and that planning can cause or prevent, a test for each. What they
 //! are, and where they were seen, stands above each test.
 
-use mantissa::data::{Dataset, Labels};
+use mantissa::data::{Dataset, Feature, Labels};
 use mantissa::format::Format;
 use mantissa::ir::{Graph, NodeId, Op, text};
 use mantissa::model::Model;
@@ -26,9 +26,10 @@ fn compile(source: &str, settings: &Settings) -> Compiled {
 
 fn dataset(samples: usize, width: usize, classes: i64) -> Dataset {
     let noise = |i: usize| (i as u32).wrapping_mul(2_654_435_761) as f32 / 4.3e9;
-    let features = (0..samples * width).map(|i| noise(i) + ((i / width) as i64 % classes) as f32 * 0.1).collect();
+    let values = (0..samples * width).map(|i| noise(i) + ((i / width) as i64 % classes) as f32 * 0.1).collect();
     let labels = Labels::Classes((0..samples as i64).map(|i| i % classes).collect());
-    Dataset { features, labels, samples, sample_dims: vec![width], path: PathBuf::from("generated") }
+    let features = vec![Feature { name: "x".into(), values, dims: vec![width] }];
+    Dataset { features, labels, samples, path: PathBuf::from("generated") }
 }
 
 fn session(compiled: Compiled) -> Session {

@@ -1,6 +1,6 @@
 //! Training data: IDX (optionally gzipped), NumPy `.npy` and `.npz`, CSV.
 //!
-//! A dataset is features, one row of f32 a sample, and labels: class indices or f32 targets.
+//! A dataset is features, one row of f32 a sample for every input of the model, and labels: class indices or f32 targets.
 
 mod csv;
 mod idx;
@@ -9,6 +9,9 @@ mod numpy;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// The array of an `.npz` file that holds the labels.
+const LABELS: &str = "y";
 
 /// Labels of a dataset, row-major, the same number for every sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,14 +41,35 @@ impl Labels {
     }
 }
 
+/// What one input of a model is fed with.
+#[derive(Clone, Debug)]
+pub struct Feature {
+    /// The array's name: the input's, unless it is the only one.
+    pub name: String,
+    /// Row-major, `samples × width`.
+    pub values: Vec<f32>,
+    /// Extents of one sample as the file has them.
+    pub dims: Vec<usize>,
+}
+
+impl Feature {
+    /// Elements of one sample.
+    pub fn width(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// One sample.
+    pub fn row(&self, sample: usize) -> &[f32] {
+        &self.values[sample * self.width()..][..self.width()]
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// Row-major, `samples × width`.
-    pub features: Vec<f32>,
+    /// At least one.
+    pub features: Vec<Feature>,
     pub labels: Labels,
     pub samples: usize,
-    /// Extents of one sample as the file has them.
-    pub sample_dims: Vec<usize>,
     pub path: PathBuf,
 }
 
@@ -62,7 +86,7 @@ pub(crate) struct Array {
 #[serde(deny_unknown_fields)]
 pub struct Source {
     pub features: PathBuf,
-    /// Not needed where one file holds both (`.npz` with `x` and `y`, `.csv` with a label column).
+    /// Not needed where one file holds both (`.npz` with labels `y`, `.csv` with a label column).
     #[serde(default)]
     pub labels: Option<PathBuf>,
 }
@@ -99,65 +123,88 @@ impl Source {
     }
 }
 
-/// Loads a split. Features are multiplied by `scale`; every value must be finite.
+/// Loads a split. Features are multiplied by `scale` (of several arrays, those that are not of whole numbers); every value
+/// must be finite. The arrays of an `.npz` file are named
+/// as the model's inputs are (a single one may have any name), and its labels `y`.
 pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
     let path = &source.features;
-    let (x, y) = match &source.labels {
-        Some(labels) => (read_array(path, "x")?, read_array(labels, "y")?),
-        None if is(path, "npz") => (numpy::read_npz(path, "x")?, numpy::read_npz(path, "y")?),
-        None if is(path, "csv") => csv::read(path)?,
+    let (features, labels) = match &source.labels {
+        Some(labels) => (read_features(path)?, read_labels(labels)?),
+        None if is(path, "npz") => (read_features(path)?, numpy::read_npz(path, LABELS)?),
+        None if is(path, "csv") => {
+            let (x, y) = csv::read(path)?;
+            (vec![("x".to_owned(), x)], y)
+        }
         None => {
             return Err(Error::data(
                 path,
-                "one file with both features and labels is .npz (with x and y) or .csv; for IDX give a directory, or both files in a run file",
+                "one file with both features and labels is .npz (with labels `y`) or .csv; for IDX give a directory, or both files in a run file",
             ));
         }
     };
+    let mut data = features_alone(path, features, scale)?;
     let label_path = source.labels.as_ref().unwrap_or(path);
-    let samples = x.dims.first().copied().unwrap_or(0);
+    let of_labels = labels.dims.first().copied().unwrap_or(0);
+    if of_labels != data.samples {
+        return Err(Error::data(label_path, format!("{of_labels} labels for {} samples", data.samples)));
+    }
+    require_finite(label_path, "label", &labels, 1.0)?;
+    data.labels = if labels.integers {
+        Labels::Classes(labels.values.iter().map(|&v| v as i64).collect())
+    } else {
+        Labels::Targets(labels.values.iter().map(|&v| v as f32).collect())
+    };
+    Ok(data)
+}
+
+/// Loads features alone, as inference needs them: `.npy`, `.npz`, `.csv`, IDX, or a directory with IDX files of a
+/// training split. Labels are left out.
+pub fn load_features(path: &Path, scale: f64) -> Result<Dataset> {
+    let path = &Source::find(path, "train")?.features;
+    let features = if is(path, "csv") { vec![("x".to_owned(), csv::read(path)?.0)] } else { read_features(path)? };
+    features_alone(path, features, scale)
+}
+
+fn features_alone(path: &Path, features: Vec<(String, Array)>, scale: f64) -> Result<Dataset> {
+    let samples = features.first().and_then(|(_, a)| a.dims.first().copied()).unwrap_or(0);
     if samples == 0 {
         return Err(Error::data(path, "there are no samples"));
     }
-    if y.dims.first() != Some(&samples) {
-        return Err(Error::data(label_path, format!("{} labels for {samples} samples", y.dims.first().unwrap_or(&0))));
-    }
-    let width = x.values.len() / samples;
-    for (what, p, a) in [("feature", path, &x), ("label", label_path, &y)] {
-        let factor = if what == "feature" { scale } else { 1.0 };
-        if let Some(i) = a.values.iter().position(|v| !((v * factor) as f32).is_finite()) {
-            let per = (a.values.len() / samples).max(1);
-            return Err(Error::data(
-                p,
-                format!("{what} {} of sample {} is {}; training data must be finite", i % per, i / per, a.values[i]),
-            ));
+    let alone = features.len() == 1;
+    let mut out = Vec::new();
+    for (name, a) in features {
+        let count = a.dims.first().copied().unwrap_or(0);
+        if count != samples {
+            return Err(Error::data(path, format!("array `{name}` has {count} samples, but others have {samples}")));
         }
+        require_finite(path, "feature", &a, scale)?;
+        // Beside other inputs, whole numbers are indices and masks.
+        let scale = if alone || !a.integers { scale } else { 1.0 };
+        let values = a.values.iter().map(|&v| (v * scale) as f32).collect();
+        out.push(Feature { name, values, dims: a.dims[1..].to_vec() });
     }
-    let labels = if y.integers {
-        Labels::Classes(y.values.iter().map(|&v| v as i64).collect())
-    } else {
-        Labels::Targets(y.values.iter().map(|&v| v as f32).collect())
-    };
-    let features = x.values.iter().map(|&v| (v * scale) as f32).collect();
-    debug_assert_eq!(width * samples, x.values.len());
-    Ok(Dataset { features, labels, samples, sample_dims: x.dims[1..].to_vec(), path: path.clone() })
+    Ok(Dataset { features: out, labels: Labels::Classes(Vec::new()), samples, path: path.to_owned() })
+}
+
+fn require_finite(path: &Path, what: &str, a: &Array, scale: f64) -> Result<()> {
+    let Some(i) = a.values.iter().position(|v| !((v * scale) as f32).is_finite()) else { return Ok(()) };
+    let per = (a.values.len() / a.dims.first().copied().unwrap_or(1).max(1)).max(1);
+    Err(Error::data(
+        path,
+        format!("{what} {} of sample {} is {}; training data must be finite", i % per, i / per, a.values[i]),
+    ))
 }
 
 impl Dataset {
-    /// Elements of one sample.
-    pub fn width(&self) -> usize {
-        self.sample_dims.iter().product()
+    /// What an input is fed with: the array of its name, or the only one.
+    pub fn feature(&self, input: &str) -> Option<&Feature> {
+        let named = self.features.iter().find(|f| f.name == input);
+        named.or(if self.features.len() == 1 { self.features.first() } else { None })
     }
 
-    /// Refuses data that does not fit: `input` are the extents of one sample as the model reads it, `classes` how many
-    /// it tells apart, and the label that does not count; `targets` is how many numbers a sample's label holds; `batch`
-    /// samples must be there.
-    pub fn check(
-        &self,
-        input: &[usize],
-        classes: Option<(usize, Option<i64>)>,
-        targets: usize,
-        batch: usize,
-    ) -> Result<()> {
+    /// Refuses features that do not fit: `inputs` are the model's, with the extents of one sample; `batch` samples must be
+    /// there.
+    pub fn check_features(&self, inputs: &[(String, Vec<usize>)], batch: usize) -> Result<()> {
         if self.samples < batch {
             return Err(Error::data(
                 &self.path,
@@ -168,17 +215,39 @@ impl Dataset {
                 ),
             ));
         }
-        let want: usize = input.iter().product();
-        if want != self.width() {
-            return Err(Error::data(
-                &self.path,
-                format!(
-                    "a sample has {} features ({:?}), but the model's input takes {want} ({input:?})",
-                    self.width(),
-                    self.sample_dims
-                ),
-            ));
+        let named: Vec<&str> = inputs.iter().map(|i| i.0.as_str()).collect();
+        for (name, dims) in inputs {
+            // One array cannot feed two inputs.
+            let feature = self.feature(name).filter(|f| inputs.len() == 1 || f.name == *name).ok_or_else(|| {
+                let has: Vec<&str> = self.features.iter().map(|f| f.name.as_str()).collect();
+                Error::data(
+                    &self.path,
+                    format!(
+                        "no array is named `{name}`: the model has the inputs {}, and an .npz file feeds each from the array of its name; this one has {}",
+                        named.join(", "),
+                        has.join(", ")
+                    ),
+                )
+            })?;
+            let want: usize = dims.iter().product();
+            if want != feature.width() {
+                return Err(Error::data(
+                    &self.path,
+                    format!(
+                        "a sample has {} features ({:?}), but the model's input {}takes {want} ({dims:?})",
+                        feature.width(),
+                        feature.dims,
+                        if inputs.len() == 1 { String::new() } else { format!("`{name}` ") }
+                    ),
+                ));
+            }
         }
+        Ok(())
+    }
+
+    /// Refuses labels that do not fit: `classes` are how many the model tells apart, and the label that does not count;
+    /// `targets` is how many numbers a sample's label holds.
+    pub fn check_labels(&self, classes: Option<(usize, Option<i64>)>, targets: usize) -> Result<()> {
         let per_sample = self.labels.len() / self.samples;
         if let (Some((n, ignored)), Labels::Classes(labels)) = (classes, &self.labels)
             && let Some(i) = labels.iter().position(|&l| (l < 0 || l >= n as i64) && Some(l) != ignored)
@@ -214,6 +283,27 @@ impl Dataset {
 
 fn is(path: &Path, extension: &str) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension))
+}
+
+/// The arrays of a file that are not labels.
+fn read_features(path: &Path) -> Result<Vec<(String, Array)>> {
+    if !is(path, "npz") {
+        return Ok(vec![("x".to_owned(), read_array(path, "x")?)]);
+    }
+    let mut names = numpy::names(path)?;
+    // A file may hold more than features; then these have the customary name.
+    if names.iter().any(|n| n == "x") {
+        names.retain(|n| n == "x");
+    }
+    names.retain(|n| n != LABELS);
+    if names.is_empty() {
+        return Err(Error::data(path, "there are no arrays of features: name one `x`, or as the model's inputs"));
+    }
+    names.into_iter().map(|n| Ok((n.clone(), numpy::read_npz(path, &n)?))).collect()
+}
+
+fn read_labels(path: &Path) -> Result<Array> {
+    read_array(path, LABELS)
 }
 
 fn read_array(path: &Path, name: &str) -> Result<Array> {

@@ -11,15 +11,25 @@ pub fn read_npy(path: &Path) -> Result<Array> {
     parse(std::io::BufReader::new(file)).map_err(|e| Error::data(path, e))
 }
 
+/// Names of an archive's arrays, sorted.
+pub fn names(path: &Path) -> Result<Vec<String>> {
+    let mut names: Vec<String> = open(path)?.array_names().map(str::to_owned).collect();
+    names.sort();
+    Ok(names)
+}
+
+fn open(path: &Path) -> Result<npyz::npz::NpzArchive<std::io::BufReader<std::fs::File>>> {
+    npyz::npz::NpzArchive::open(path).map_err(|e| Error::data(path, format!("not a .npz file: {e}")))
+}
+
 pub fn read_npz(path: &Path, name: &str) -> Result<Array> {
-    let mut archive =
-        npyz::npz::NpzArchive::open(path).map_err(|e| Error::data(path, format!("not a .npz file: {e}")))?;
+    let mut archive = open(path)?;
     let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
     match archive.by_name(name) {
         Ok(Some(npy)) => array(npy).map_err(|e| Error::data(path, format!("array `{name}`: {e}"))),
         Ok(None) => Err(Error::data(
             path,
-            format!("no array `{name}`; a dataset holds `x` and `y`, this file {}", names.join(", ")),
+            format!("no array `{name}`; a dataset holds labels `y` and features `x` (or one array for each input), this file {}", names.join(", ")),
         )),
         Err(e) => Err(Error::data(path, format!("array `{name}`: {e}"))),
     }

@@ -86,6 +86,16 @@ pub struct Laboratory<'a> {
     weight: BTreeMap<String, f64>,
     /// How much larger noise is taken than it was estimated.
     strictness: f64,
+    /// Built by the first calibration.
+    instrument: Option<Instrument>,
+}
+
+/// The probe, ready to run: it stays the same however strictly its findings are judged.
+struct Instrument {
+    probe: Probe,
+    device: CpuRunner,
+    /// Width and slope of every kink, by format.
+    bands: Vec<BTreeMap<Format, [f64; 2]>>,
 }
 
 impl<'a> Laboratory<'a> {
@@ -114,7 +124,8 @@ impl<'a> Laboratory<'a> {
         }
         for f in feeds(&g).iter().filter(|f| !f.label && f.ty.format.is_float()) {
             for rows in probed.iter().chain(&held_out) {
-                rows.iter().for_each(|&r| evidence.add(&f.buffer, &data.features[r * data.width()..][..data.width()]));
+                let Some(feature) = data.feature(&f.input) else { continue };
+                rows.iter().for_each(|&r| evidence.add(&f.buffer, feature.row(r)));
             }
         }
         let loss_scale = f64::from(session.scale()?);
@@ -138,6 +149,7 @@ impl<'a> Laboratory<'a> {
             unit,
             weight,
             strictness: 1.0,
+            instrument: None,
         };
         lab.choose_scale();
         lab.measure_noise(tick)?;
@@ -229,26 +241,41 @@ impl<'a> Laboratory<'a> {
 
     /// What rounding each value would add to the gradients, with everything else that is known.
     pub fn calibration(&mut self, tick: &dyn Fn()) -> Result<Calibration> {
+        let mut instrument = match self.instrument.take() {
+            Some(built) => built,
+            None => self.instrument()?,
+        };
+        let calibration = self.calibrate_with(&mut instrument, tick);
+        self.instrument = Some(instrument);
+        calibration
+    }
+
+    fn instrument(&self) -> Result<Instrument> {
         let formats = self.settings.formats();
-        let Probe { graph, gradients, roundings, kinks, spreads } =
-            probe(&self.step, &self.gradient_of, formats.iter().copied().collect())?;
-        let bands = self.bands(&kinks, &spreads, &formats)?;
-        let feeds = feeds(&graph);
-        let mut device = CpuRunner::new(lower(verify(&graph)?)?);
+        let probe = probe(&self.step, &self.gradient_of, formats.iter().copied().collect())?;
+        let mut device = CpuRunner::new(lower(verify(&probe.graph)?)?);
         write_sources(&mut device, &self.sources)?;
+        let bands = self.bands(&probe.kinks, &probe.spreads, &formats)?;
+        Ok(Instrument { probe, device, bands })
+    }
+
+    fn calibrate_with(&self, instrument: &mut Instrument, tick: &dyn Fn()) -> Result<Calibration> {
+        let Instrument { probe: Probe { graph, gradients, roundings, kinks, .. }, device, bands } = instrument;
+        let formats = self.settings.formats();
+        let feeds = feeds(graph);
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let total: f64 = self.unit.keys().map(|p| self.weight[p]).sum();
         let mut sums = vec![(0.0, 0.0); roundings.len()];
         for rows in &self.probed {
-            feed(&mut device, &feeds, self.data, rows)?;
+            feed(device, &feeds, self.data, rows)?;
             // Kinks blur by what a format does, so each format has draws of its own.
             for (format, _) in formats.iter().flat_map(|f| (0..self.effort.draws).map(move |n| (f, n))) {
-                for (kink, by_format) in kinks.iter().zip(&bands) {
+                for (kink, by_format) in kinks.iter().zip(&*bands) {
                     let [width, slope] = by_format[format];
                     device.write(&kink.width, &[width as f32])?;
                     device.write(&kink.slope, &[slope as f32])?;
                 }
-                for p in &gradients {
+                for p in &*gradients {
                     let unit = self.unit.get(&p.parameter);
                     let scale = unit
                         .map_or(0.0, |u| (self.weight[&p.parameter] / total).sqrt() / (u * self.effort.budget.share()))
@@ -259,7 +286,7 @@ impl<'a> Laboratory<'a> {
                     device.write(&p.weights, &signs)?;
                 }
                 device.run()?;
-                for (s, r) in sums.iter_mut().zip(&roundings).filter(|(_, r)| r.format == *format) {
+                for (s, r) in sums.iter_mut().zip(&*roundings).filter(|(_, r)| r.format == *format) {
                     let sum = f64::from(device.read(&r.sum)?[0]);
                     s.0 += f64::from(device.read(&r.squares)?[0]);
                     s.1 += sum * sum;

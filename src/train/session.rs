@@ -60,6 +60,8 @@ pub struct Session {
 
 pub(super) struct Feed {
     pub buffer: String,
+    /// The model's input, of which the buffer may be a copy in another format.
+    pub input: String,
     pub label: bool,
     pub ty: Type,
 }
@@ -88,11 +90,6 @@ impl Session {
         eval: Option<Box<dyn Device>>,
     ) -> Result<Session> {
         let feeds = feeds(&compiled.planned.graph);
-        if feeds.iter().filter(|f| !f.label && !f.buffer.contains('.')).count() > 1 {
-            return Err(Error::Request(
-                "models with several inputs cannot be fed from a dataset of one feature array yet".into(),
-            ));
-        }
         let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds };
         session.initialise()?;
         Ok(session)
@@ -157,15 +154,15 @@ impl Session {
 
     /// Refuses data that does not fit the model. Training data must fill a batch.
     pub fn check(&self, data: &Dataset, training: bool) -> Result<()> {
-        let sample = |label: bool| {
-            self.feeds.iter().find(|f| f.label == label).map_or(Vec::new(), |f| f.ty.dims()[1..].to_vec())
-        };
+        let sample = |f: &Feed| f.ty.dims().get(1..).map_or(Vec::new(), <[usize]>::to_vec);
         let batch = if training { self.compiled.settings.batch() } else { 1 };
         let classes = self.compiled.classes().map(|n| {
             let head = self.compiled.task.head.as_ref();
             (n, head.and_then(|h| h.criterion.options.ignore_index))
         });
-        data.check(&sample(false), classes, sample(true).iter().product(), batch)
+        data.check_features(&inputs(&self.feeds), batch)?;
+        let label = self.feeds.iter().find(|f| f.label).map_or(Vec::new(), sample);
+        data.check_labels(classes, label.iter().product())
     }
 
     /// Overwrites an input or label, and the copies of it that are staged in other formats.
@@ -376,17 +373,37 @@ pub(super) fn saved_sources(g: &Graph) -> Vec<crate::ir::NodeId> {
 
 pub(super) fn feeds(g: &Graph) -> Vec<Feed> {
     let feed = |id| match g.op(id) {
-        Op::Input { label, ty, .. } => Some(Feed { buffer: g.name_of(id).to_owned(), label: *label, ty: ty.clone() }),
+        Op::Input { label, ty, copy_of } => {
+            let buffer = g.name_of(id).to_owned();
+            let input = copy_of.clone().unwrap_or_else(|| buffer.clone());
+            Some(Feed { buffer, input, label: *label, ty: ty.clone() })
+        }
         _ => None,
     };
     g.sources().filter_map(feed).collect()
+}
+
+/// The model's inputs that are fed, each once, with the extents of one sample.
+pub(super) fn inputs(feeds: &[Feed]) -> Vec<(String, Vec<usize>)> {
+    let mut out: Vec<(String, Vec<usize>)> = Vec::new();
+    for f in feeds.iter().filter(|f| !f.label) {
+        if out.iter().all(|(name, _)| *name != f.input) {
+            out.push((f.input.clone(), f.ty.dims().get(1..).map_or(Vec::new(), <[usize]>::to_vec)));
+        }
+    }
+    out
 }
 
 /// Writes the samples `rows` into every input of a program.
 pub(super) fn feed(device: &mut dyn Device, feeds: &[Feed], data: &Dataset, rows: &[usize]) -> Result<()> {
     for f in feeds {
         match (&data.labels, f.label) {
-            (_, false) => device.write(&f.buffer, &gather(&data.features, data.width(), rows))?,
+            (_, false) => {
+                let feature = data.feature(&f.input).ok_or_else(|| {
+                    Error::data(&data.path, format!("no array is named as the model's input `{}`", f.input))
+                })?;
+                device.write(&f.buffer, &gather(&feature.values, feature.width(), rows))?
+            }
             (Labels::Targets(t), true) => device.write(&f.buffer, &gather(t, t.len() / data.samples, rows))?,
             (Labels::Classes(c), true) => {
                 let classes = gather(c, c.len() / data.samples, rows);
