@@ -8,7 +8,7 @@ use mantissa::model::Model;
 use mantissa::plan::{Budget, Policy};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::{Device, cpu::CpuRunner};
-use mantissa::train::{Compiled, Effort, Laboratory, Session, Settings, compile_by_evidence};
+use mantissa::train::{Compiled, Effort, Session, Settings, compile_by_evidence};
 use std::path::PathBuf;
 
 /// Ten noisy prototypes of 64 numbers.
@@ -177,6 +177,6 @@ fn data_that_cannot_calibrate_is_refused() {
     let rules = RuleSet::builtin().unwrap();
     let few = dataset(8);
     let s = settings(&[Format::F16]);
-    let error = Laboratory::new(&s, &model(SMOOTH), &rules, &few, 0, Effort::default(), &|| ()).err().unwrap();
+    let error = compile_by_evidence(&s, &model(SMOOTH), &rules, &few, 0, Effort::default(), &|_| ()).unwrap_err();
     assert!(error.to_string().contains("batch"), "{error}");
 }

@@ -197,6 +197,13 @@ mod onnx {
         tensor(name, dims, &part(9, raw))
     }
 
+    /// An f16 initialiser of zeros.
+    pub fn halves(name: &str, dims: &[u64]) -> Vec<u8> {
+        let sizes: Vec<u8> = dims.iter().flat_map(|&d| int(1, d)).collect();
+        let raw = vec![0; 2 * dims.iter().product::<u64>() as usize];
+        part(5, [sizes, int(2, 10), part(8, name), part(9, raw)].concat())
+    }
+
     /// An f32 initialiser whose values lie in `weights.bin` at a byte offset.
     pub fn external(name: &str, dims: &[u64], offset: u64) -> Vec<u8> {
         let entry = |key: &str, value: &str| part(13, [part(1, key), part(2, value)].concat());
@@ -262,18 +269,44 @@ fn several_inputs() {
     p.put("two.mir", model);
     // Only `right` tells the classes apart.
     let labels: Vec<i64> = (0..64).map(|i| i % 4).collect();
-    let right: Vec<f32> = labels.iter().flat_map(|&l| [(l / 2) as f32 * 4.0 - 2.0, (l % 2) as f32 * 4.0 - 2.0]).collect();
+    let right: Vec<f32> =
+        labels.iter().flat_map(|&l| [(l / 2) as f32 * 4.0 - 2.0, (l % 2) as f32 * 4.0 - 2.0]).collect();
     let left = vec![0.1; 64 * 3];
     p.put("both.npz", npz_of(&[("right", 2, &right), ("left", 3, &left)], &labels));
     p.put("one.npz", npz_of(&[("left", 3, &left)], &labels));
     p.put("other.npz", npz_of(&[("left", 3, &left), ("rihgt", 2, &right)], &labels));
     let train = |data: &str| {
-        format!("train two.mir --data {data} --test both.npz --batch 16 --epochs 40 --lr 0.1 --device cpu --out {data}.run")
+        format!(
+            "train two.mir --data {data} --test both.npz --batch 16 --epochs 40 --lr 0.1 --device cpu --out {data}.run"
+        )
     };
     let said = p.succeeds(&train("both.npz"));
     assert!(said.contains("100.00 %"), "{said}");
     p.refuses(&train("one.npz"), WRONG, &["one.npz", "right"]);
     p.refuses(&train("other.npz"), WRONG, &["other.npz", "`right`", "rihgt"]);
+}
+
+/// A model's file in mixed precision is written beside it, from one in f32, and says what is missing.
+#[test]
+fn mixed_precision_files() {
+    let p = Place::new();
+    p.put("net.onnx", good_onnx());
+    p.put("low.onnx", onnx::model(&[onnx::node("fc", "MatMul", &["x", "w"], "out"), onnx::halves("w", &[4, 3])]));
+    p.put("x.npz", npz_of(&[("x", 4, &[0.5; 64])], &[0; 16]));
+    p.put("there.onnx", "something");
+    let plan = "plan net.onnx --inference --batch 4";
+    let said = p.succeeds(&format!("{plan} --policy o2 --calibrate x.npz --onnx mixed.onnx"));
+    assert!(said.contains("off by") && said.contains("1 of 1 nodes in narrow formats, 2 casts"), "{said}");
+    p.succeeds("plan mixed.onnx --inference --batch 4 --policy fp32");
+    p.refuses(&format!("{plan} --onnx there.onnx"), WRONG, &["there.onnx", "--force"]);
+    p.refuses(&format!("{plan} --onnx net.onnx --force"), WRONG, &["net.onnx", "the model itself"]);
+    p.refuses(&format!("{plan} --calibrate x.npz --budget 10% --policy auto"), WRONG, &["rel=1e-2", "outputs"]);
+    p.refuses(&format!("{plan} --calibrate nowhere.npz --onnx new.onnx"), WRONG, &["nowhere.npz"]);
+    p.refuses("plan net.onnx --batch 4 --loss mse --onnx new.onnx", WRONG, &["--inference"]);
+    p.refuses("plan low.onnx --inference --batch 4 --onnx new.onnx", WRONG, &["low.onnx", "`w`", "f32"]);
+    p.refuses("plan small.mir --inference --batch 4 --onnx new.onnx", WRONG, &["small", "mantissa export"]);
+    p.refuses("plan small.mir --inference --batch 4 --policy auto --calibrate x.npz", WRONG, &["mantissa export"]);
+    p.refuses(&format!("{plan} --policy o2 --format bf16 --onnx new.onnx"), WRONG, &["net.onnx", "opset", "bf16"]);
 }
 
 #[test]

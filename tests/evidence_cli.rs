@@ -15,7 +15,7 @@ fn a_plan_by_evidence_is_kept_and_trained_with() {
     }
     let file = std::fs::read_to_string(dir.path().join("auto.json")).unwrap();
     let plan: serde_json::Value = serde_json::from_str(&file).unwrap();
-    assert!(plan["evidence"]["measured"]["parameters"]["w1"].as_f64().unwrap() < 3.0);
+    assert!(plan["evidence"]["measured"]["results"]["w1"].as_f64().unwrap() < 3.0);
     let train = |args: &[&str]| succeed(dir.path(), &[&["train", &run, "--device", "cpu"], args].concat());
     let with = train(&["--plan", "auto.json", "--out", "with", "--json"]);
     let without = train(&["--policy", "auto", "--out", "without", "--json"]);

@@ -5,13 +5,19 @@ use super::show::bar;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::train::{Compiled, Effort, Laboratory, Settings, Stage, compile_by_evidence};
+use crate::plan::Budget;
+use crate::train::{
+    Compiled, Effort, Laboratory, PlannedInference, Settings, Stage, compile_by_evidence, plan_inference,
+};
 use clap::Args;
+
+/// The default budget of inference, as a share of the outputs.
+const OF_OUTPUTS: f64 = 1e-2;
 
 #[derive(Args, Clone, Debug)]
 pub struct EvidenceArgs {
     /// With policy auto: how much noise rounding may add to the gradients, as a share of their noise from batch to batch
-    /// (10%), or of the gradients themselves (rel=1e-3) [default: 10%]
+    /// (10%), or of the gradients themselves (rel=1e-3); with --inference, of the outputs [default: 10%; rel=1e-2]
     #[arg(long, value_name = "SHARE")]
     budget: Option<String>,
     /// With policy auto: batches to calibrate on [default: 8]
@@ -34,6 +40,13 @@ impl EvidenceArgs {
         Ok(effort)
     }
 
+    /// What inference plans go by: errors are shares of the outputs.
+    fn effort_of_inference(&self) -> Result<Effort> {
+        let budget =
+            if self.budget.is_some() { self.effort()?.budget.of_outputs()? } else { Budget::Outputs(OF_OUTPUTS) };
+        Ok(Effort { budget, ..EvidenceArgs { budget: None, ..self.clone() }.effort()? })
+    }
+
     /// Compiles by what the data shows, saying on stderr what goes on.
     pub fn compile(
         &self,
@@ -43,21 +56,44 @@ impl EvidenceArgs {
         data: &Dataset,
         seed: u64,
     ) -> Result<Compiled> {
-        let effort = self.effort()?;
-        let ticks = Laboratory::ticks(&effort, settings.formats().len());
-        let bar = bar(ticks, "{msg} {pos} of {len}");
-        bar.set_message("calibrating, run");
-        let progress = |stage: Stage| match stage {
-            Stage::Ran => bar.inc(1),
-            Stage::Planning => bar.set_message("planning;"),
-            Stage::Measuring => bar.set_message("measuring the plan;"),
-            Stage::Tightening => {
-                bar.suspend(|| eprintln!("the plan adds more noise than it may; planning again, more strictly"));
-                bar.inc_length((effort.batches * effort.draws * settings.formats().len()) as u64);
-            }
-        };
-        let compiled = compile_by_evidence(settings, model, &step.rule_set()?, data, seed, effort, &progress)?;
-        bar.finish_and_clear();
-        Ok(compiled)
+        let (effort, rules) = (self.effort()?, step.rule_set()?);
+        told(&effort, settings, |progress| compile_by_evidence(settings, model, &rules, data, seed, effort, progress))
     }
+
+    /// Plans a model for inference, by what the data shows where there is some. Returns the budget as well.
+    pub fn plan_inference(
+        &self,
+        settings: &Settings,
+        model: &Model,
+        step: &StepArgs,
+        data: Option<&Dataset>,
+        as_file: bool,
+    ) -> Result<(PlannedInference, Budget)> {
+        let (effort, rules) = (self.effort_of_inference()?, step.rule_set()?);
+        let data = data.map(|d| (d, 0));
+        let planned = match data {
+            None => plan_inference(settings, model, &rules, None, effort, as_file, &|_| {}),
+            Some(_) => told(&effort, settings, |progress| {
+                plan_inference(settings, model, &rules, data, effort, as_file, progress)
+            }),
+        };
+        Ok((planned?, effort.budget))
+    }
+}
+
+/// Runs what calibrates, with a bar on stderr that says how far it is.
+fn told<T>(effort: &Effort, settings: &Settings, run: impl FnOnce(&dyn Fn(Stage)) -> Result<T>) -> Result<T> {
+    let bar = bar(Laboratory::ticks(effort, settings.formats().len()), "{msg} {pos} of {len}");
+    bar.set_message("calibrating, run");
+    let out = run(&|stage| match stage {
+        Stage::Ran => bar.inc(1),
+        Stage::Planning => bar.set_message("planning;"),
+        Stage::Measuring => bar.set_message("measuring the plan;"),
+        Stage::Tightening => {
+            bar.suspend(|| eprintln!("the plan adds more noise than it may; planning again, more strictly"));
+            bar.inc_length((effort.batches * effort.draws * settings.formats().len()) as u64);
+        }
+    })?;
+    bar.finish_and_clear();
+    Ok(out)
 }

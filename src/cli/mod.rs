@@ -7,6 +7,7 @@ mod doctor;
 mod evidence;
 mod explain;
 mod export;
+mod inference;
 mod plan;
 mod profile;
 mod rules;

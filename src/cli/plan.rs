@@ -3,9 +3,9 @@
 use super::evidence::EvidenceArgs;
 use super::train::{DataArgs, prepare};
 use super::{StepArgs, new_file, out, read_model};
-use crate::data::Dataset;
+use crate::data::{Dataset, load_features};
 use crate::error::{Error, Result};
-use crate::ir::verify;
+use crate::ir::{Graph, text, verify};
 use crate::lower::{lower, outline};
 use crate::model::{Model, write_atomically};
 use crate::plan::{
@@ -20,9 +20,9 @@ use std::path::{Path, PathBuf};
 #[derive(Args)]
 pub struct WhatArgs {
     #[command(flatten)]
-    step: StepArgs,
+    pub(super) step: StepArgs,
     #[command(flatten)]
-    evidence: EvidenceArgs,
+    pub(super) evidence: EvidenceArgs,
     /// Data for policy auto to choose formats by: .npz with x and y, .csv, or a directory of IDX files. A run file has its own
     #[arg(long, value_name = "DATA")]
     calibrate: Option<PathBuf>,
@@ -35,27 +35,33 @@ pub struct WhatArgs {
 pub struct PlanArgs {
     /// A model (.mir, .onnx), or a run file (.toml) for the step that `train` would run
     #[arg(value_name = "MODEL|RUN.toml", required_unless_present = "diff")]
-    model: Option<PathBuf>,
+    pub(super) model: Option<PathBuf>,
     /// Show two written plans' differences instead
     #[arg(long, num_args = 2, value_names = ["A.json", "B.json"], exclusive = true)]
     diff: Vec<PathBuf>,
     #[command(flatten)]
-    what: WhatArgs,
+    pub(super) what: WhatArgs,
     /// Write the plan as JSON, for `train --plan`
     #[arg(short, long, value_name = "PLAN.json")]
-    output: Option<PathBuf>,
+    pub(super) output: Option<PathBuf>,
+    /// Plan the model as it acts in inference, not a training step
+    #[arg(long)]
+    pub(super) inference: bool,
+    /// With --inference: write the model's own file in mixed precision, with casts where formats meet and weights stored low
+    #[arg(long, value_name = "MIXED.onnx", requires = "inference")]
+    pub(super) onnx: Option<PathBuf>,
     /// Write the plan as one page to look at: graph, time, memory, histograms, values
     #[arg(long, value_name = "PLAN.html")]
-    report: Option<PathBuf>,
+    pub(super) report: Option<PathBuf>,
     /// Overwrite output files
     #[arg(long)]
-    force: bool,
+    pub(super) force: bool,
     /// Print stages of the compiler instead of the table: ir, step, plan, kernels, cuda
     #[arg(long, value_name = "STAGE,..", value_delimiter = ',')]
-    emit: Vec<String>,
+    pub(super) emit: Vec<String>,
     /// Print the plan as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// What `--emit` prints.
@@ -71,8 +77,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
         return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
     }
-    for path in args.output.iter().chain(&args.report) {
+    for path in args.output.iter().chain(&args.report).chain(&args.onnx) {
         new_file(path, args.force)?;
+    }
+    if args.inference {
+        return super::inference::run(args, model_path);
     }
     let (compiled, model, rules) = args.what.compile(model_path, true)?;
     let settings = compiled.settings.clone();
@@ -201,6 +210,19 @@ impl WhatArgs {
         Ok((compiled, model, rules))
     }
 
+    /// The model, settings and data of an inference plan. Labels are not needed, but a run file has them.
+    pub fn of_inference(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>)> {
+        let (model, mut settings, data, _) = match &self.calibrate {
+            Some(path) if what.extension().is_none_or(|e| e != "toml") => {
+                let data = load_features(path, self.scale.unwrap_or(1.0))?;
+                (what.to_owned(), Settings::default(), Some(data), 0)
+            }
+            _ => self.request(what)?,
+        };
+        self.step.apply(&mut settings)?;
+        Ok((model, settings, data))
+    }
+
     /// The model, settings and data that are asked for, and the seed.
     fn request(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
         if self.calibrate.is_none() && what.extension().is_none_or(|e| e != "toml") {
@@ -213,11 +235,17 @@ impl WhatArgs {
 }
 
 fn emit(compiled: &Compiled, stage: &str) -> Result<String> {
-    if let Some(text) = compiled.emit(stage) {
-        return Ok(text);
+    match compiled.emit(stage) {
+        Some(text) => Ok(text),
+        None => emit_planned(&compiled.planned.graph, stage),
     }
-    let plan = verify(&compiled.planned.graph)?;
+}
+
+/// What becomes of a planned graph: `plan`, `kernels` or `cuda`.
+pub(super) fn emit_planned(graph: &Graph, stage: &str) -> Result<String> {
+    let plan = verify(graph)?;
     match stage {
+        "plan" => Ok(text::print(graph)),
         "cuda" => Ok(crate::lower::cuda::generate(&lower(plan)?)?.source),
         "kernels" => Ok(crate::lower::print_program(&outline(plan)?)),
         _ => unreachable!("stages are checked first"),

@@ -49,7 +49,7 @@ const FILES: [&str; 8] = [
 ];
 
 /// Seconds of a kernel that is not generated for the target: reductions in 64 bits on a GPU.
-const REFUSED: f64 = 1e3;
+pub const REFUSED: f64 = 1e3;
 
 /// Share of a strided access's extra sectors that are paid for where the buffer fits the cache.
 const CACHED: f64 = 0.25;

@@ -29,7 +29,10 @@ pub fn read_npz(path: &Path, name: &str) -> Result<Array> {
         Ok(Some(npy)) => array(npy).map_err(|e| Error::data(path, format!("array `{name}`: {e}"))),
         Ok(None) => Err(Error::data(
             path,
-            format!("no array `{name}`; a dataset holds labels `y` and features `x` (or one array for each input), this file {}", names.join(", ")),
+            format!(
+                "no array `{name}`; a dataset holds labels `y` and features `x` (or one array for each input), this file {}",
+                names.join(", ")
+            ),
         )),
         Err(e) => Err(Error::data(path, format!("array `{name}`: {e}"))),
     }

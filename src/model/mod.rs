@@ -5,10 +5,11 @@ mod onnx;
 mod weight;
 
 pub use checkpoint::{Checkpoint, Saved, write_atomically};
-pub use onnx::{Written, read_tensor};
+pub use onnx::{Mixed, NodeFormats, Wish, Wishes, Written, read_tensor};
 pub use weight::{Weight, Weights};
 
 use crate::error::{Error, Result};
+use crate::format::Format;
 use crate::ir::{Graph, Output, Role, text};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -39,6 +40,17 @@ pub enum Purpose {
 pub struct Bound {
     pub graph: Graph,
     pub weights: Weights,
+    /// What the tensors of an ONNX file's main graph are in the graph, by name.
+    pub tensors: BTreeMap<String, Stands>,
+}
+
+/// What a tensor of a file is in a bound graph.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stands {
+    /// The value it is; none if it is a constant that the graph does without.
+    pub value: Option<String>,
+    /// The format of its register.
+    pub format: Format,
 }
 
 impl Model {
@@ -71,11 +83,52 @@ impl Model {
     /// The graph for these sizes. Sizes of other names are ignored.
     pub fn bind(&self, sizes: &BTreeMap<String, usize>, purpose: Purpose) -> Result<Bound> {
         match &self.source {
-            Source::Graph(g) => Ok(Bound { graph: g.bind(sizes)?, weights: Weights::new() }),
+            Source::Graph(g) => Ok(Bound { graph: g.bind(sizes)?, ..Bound::default() }),
             Source::Onnx(file) => {
-                let given = onnx::Given { sizes, shapes: &BTreeMap::new(), fixed: &BTreeMap::new() };
-                file.import(given, purpose)
+                let (shapes, fixed, formats) = Default::default();
+                file.import(onnx::Given { sizes, shapes: &shapes, fixed: &fixed, formats: &formats }, purpose)
             }
+        }
+    }
+
+    /// The graph for inference of an ONNX model some nodes of which run in narrow formats, as a runtime would compute it.
+    pub fn bind_mixed(&self, sizes: &BTreeMap<String, usize>, formats: &NodeFormats) -> Result<Bound> {
+        let (shapes, fixed) = Default::default();
+        self.onnx()?.import(onnx::Given { sizes, shapes: &shapes, fixed: &fixed, formats }, Purpose::Inference)
+    }
+
+    /// Which nodes of an ONNX model run in narrow formats by a plan; `bound` is what it was bound as.
+    ///
+    /// # Errors
+    /// For models of other kinds, and for those that are in mixed precision already.
+    pub fn node_formats(&self, bound: &Bound, wishes: Wishes) -> Result<NodeFormats> {
+        let file = self.onnx()?;
+        file.require_wide()?;
+        let formats = file.node_formats(bound, wishes)?;
+        file.require_opset(&formats)?;
+        Ok(formats)
+    }
+
+    /// An ONNX model with some nodes in narrow formats. `notes` go into its metadata; `data_name` is what a file of values
+    /// will be called, where they are too many for one.
+    pub fn mixed(
+        &self,
+        bound: &Bound,
+        formats: &NodeFormats,
+        notes: &[(String, String)],
+        data_name: &str,
+    ) -> Result<Mixed> {
+        self.onnx()?.mixed(bound, formats, notes, data_name)
+    }
+
+    /// The file of an ONNX model.
+    fn onnx(&self) -> Result<&onnx::File> {
+        match &self.source {
+            Source::Onnx(file) => Ok(file),
+            Source::Graph(g) => Err(Error::Request(format!(
+                "model `{}` is no ONNX file, and its parameters have no values; write one with `mantissa export` and plan that",
+                g.name
+            ))),
         }
     }
 
@@ -90,8 +143,8 @@ impl Model {
         match &self.source {
             Source::Graph(_) => self.bind(&BTreeMap::new(), purpose),
             Source::Onnx(file) => {
-                let given = onnx::Given { sizes: &BTreeMap::new(), shapes, fixed };
-                file.import(given, purpose)
+                let (sizes, formats) = Default::default();
+                file.import(onnx::Given { sizes: &sizes, shapes, fixed, formats: &formats }, purpose)
             }
         }
     }

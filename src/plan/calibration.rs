@@ -27,6 +27,8 @@ pub enum Budget {
     Noise(f64),
     /// As a share of the gradient.
     Relative(f64),
+    /// In inference, as a share of each output.
+    Outputs(f64),
 }
 
 impl Default for Budget {
@@ -36,9 +38,28 @@ impl Default for Budget {
 }
 
 impl Budget {
+    /// What it is a share of, in inference.
+    pub fn of_outputs(self) -> Result<Budget> {
+        match self {
+            Budget::Relative(x) | Budget::Outputs(x) => Ok(Budget::Outputs(x)),
+            Budget::Noise(_) => Err(Error::Request(
+                "inference has no gradients whose noise could be a measure: --budget takes a share of the outputs, as rel=1e-2"
+                    .into(),
+            )),
+        }
+    }
+
+    /// What suffers, by what a result belongs to.
+    pub fn result(self, name: &str) -> String {
+        match self {
+            Budget::Outputs(_) => format!("the output `{name}`"),
+            Budget::Noise(_) | Budget::Relative(_) => format!("the gradient of `{name}`"),
+        }
+    }
+
     pub fn share(self) -> f64 {
         match self {
-            Budget::Noise(x) | Budget::Relative(x) => x,
+            Budget::Noise(x) | Budget::Relative(x) | Budget::Outputs(x) => x,
         }
     }
 }
@@ -48,6 +69,7 @@ impl fmt::Display for Budget {
         match self {
             Budget::Noise(x) => write!(f, "{} % of the gradients' noise from batch to batch", 100.0 * x),
             Budget::Relative(x) => write!(f, "{x:e} of the gradients"),
+            Budget::Outputs(x) => write!(f, "{x:e} of the outputs"),
         }
     }
 }
@@ -129,7 +151,7 @@ impl Calibration {
             return refuse("nothing is known of its range".into());
         };
         let Some(shares) = self.values.get(name) else {
-            return refuse("nothing is known of what rounding it does to the gradients".into());
+            return refuse("nothing is known of what rounding it does".into());
         };
         let (mut held, mut fit, mut said) = (Vec::new(), Vec::new(), Vec::new());
         for format in formats.iter() {

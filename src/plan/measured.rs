@@ -1,19 +1,21 @@
-//! What a plan was measured to do to the gradients.
+//! What a plan was measured to do to the gradients, or to a model's outputs.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// A single parameter may get this many times the budget, as long as all together keep to it.
+/// A single result may get this many times the budget, as long as all together keep to it.
 const WORST: f64 = 3.0;
 
-/// Errors of a plan's gradients against those of f32, on batches that nothing was chosen by, where there are such.
+/// Errors of a plan's results against those of f32, on batches that nothing was chosen by, where there are such. Results are
+/// gradients, by parameter; in inference a model's outputs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     pub batches: usize,
     /// The batches are others than those that formats were chosen by; too little data leaves none.
     pub fresh: bool,
-    /// Root mean square error of each parameter's gradient, in budgets.
-    pub parameters: BTreeMap<String, f64>,
+    /// Root mean square error of each result, in budgets.
+    #[serde(alias = "parameters")]
+    pub results: BTreeMap<String, f64>,
 }
 
 impl Measured {
@@ -26,18 +28,18 @@ impl Measured {
         }
     }
 
-    /// Root mean square over the parameters, in budgets.
+    /// Root mean square over the results, in budgets.
     pub fn overall(&self) -> f64 {
-        let squares: f64 = self.parameters.values().map(|e| e * e).sum();
-        (squares / self.parameters.len().max(1) as f64).sqrt()
+        let squares: f64 = self.results.values().map(|e| e * e).sum();
+        (squares / self.results.len().max(1) as f64).sqrt()
     }
 
-    /// The parameter whose gradient suffers most.
+    /// The result that suffers most.
     pub fn worst(&self) -> Option<(&str, f64)> {
-        self.parameters.iter().map(|(p, &e)| (p.as_str(), e)).max_by(|a, b| a.1.total_cmp(&b.1))
+        self.results.iter().map(|(p, &e)| (p.as_str(), e)).max_by(|a, b| a.1.total_cmp(&b.1))
     }
 
-    /// Is it within the budget, and no parameter far beyond?
+    /// Is it within the budget, and no result far beyond?
     pub fn keeps_budget(&self) -> bool {
         self.overall() <= 1.0 && self.worst().is_none_or(|(_, e)| e <= WORST)
     }

@@ -1,7 +1,7 @@
 //! A plan as a terminal shows it: a row per kernel, what it computes, in which formats and why.
 
 use super::{Planned, Request};
-use crate::cost::Estimate;
+use crate::cost::{Estimate, REFUSED};
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
 use crate::lower::{InLoop, Kernel, Program, outline};
@@ -10,6 +10,7 @@ use std::fmt::Write;
 /// A time with three digits and its unit.
 pub fn seconds(s: f64) -> String {
     match s {
+        s if s >= REFUSED => "refused".into(),
         s if s >= 1.0 => format!("{s:.2} s"),
         s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
         s => format!("{:.1} µs", s * 1e6),

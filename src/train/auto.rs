@@ -1,12 +1,14 @@
 //! Planning by evidence: calibrate, plan, measure the plan on batches it was not chosen by, and tighten where it adds more
 //! noise than it may.
 
-use super::calibrate::{Effort, Laboratory};
+use super::calibrate::{Effort, Laboratory, Trial};
 use super::compile::{Compiled, Settings};
+use super::gradients::with_gradients;
+use super::subject::Subject;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::model::Model;
+use crate::model::{Model, Weights};
 use crate::plan::{Budget, Measured, Planned, Policy};
 use crate::rewrite::RuleSet;
 use std::sync::Arc;
@@ -43,35 +45,62 @@ pub fn compile_by_evidence(
     let formats = settings.formats();
     settings.low = if formats.contains(&Format::F16) { Format::F16 } else { *formats.first().unwrap_or(&Format::Bf16) };
     let before = settings.clone();
-    let mut lab = Laboratory::new(&before, model, rules, data, seed, effort, &|| progress(Stage::Ran))?;
-    let mut attempt = 0;
-    loop {
-        attempt += 1;
+    let subject = Subject::training(&before, model, rules, data, seed, effort.batches, &|| progress(Stage::Ran))?;
+    let mut lab = Laboratory::new(&before, subject, data, seed, effort, &|| progress(Stage::Ran))?;
+    within_budget(&mut lab, &mut settings, effort.budget, progress, |settings| {
+        let compiled = settings.compile(model, rules, None)?;
+        let (graph, outputs) = with_gradients(&compiled.planned, &compiled.step, &compiled.gradient_of)?;
+        Ok((compiled, Trial { graph, outputs, constants: Weights::new() }))
+    })
+}
+
+/// What was planned.
+pub(super) trait Plans {
+    fn planned(&mut self) -> &mut Planned;
+}
+
+impl Plans for Compiled {
+    fn planned(&mut self) -> &mut Planned {
+        &mut self.planned
+    }
+}
+
+/// Plans by evidence and measures what comes out, more strictly until it keeps to the budget.
+pub(super) fn within_budget<T: Plans>(
+    lab: &mut Laboratory,
+    settings: &mut Settings,
+    budget: Budget,
+    progress: &dyn Fn(Stage),
+    mut plan: impl FnMut(&Settings) -> Result<(T, Trial)>,
+) -> Result<T> {
+    for attempt in 1.. {
         let calibration = lab.calibration(&|| progress(Stage::Ran))?;
         settings.recipe.scaler.init = calibration.loss_scale;
         settings.calibration = Some(Arc::new(calibration));
         progress(Stage::Planning);
-        let mut compiled = settings.compile(model, rules, None)?;
+        let (mut out, trial) = plan(settings)?;
         progress(Stage::Measuring);
-        let measured = lab.measure(&compiled)?;
+        let measured = lab.measure(&trial)?;
         if measured.keeps_budget() {
-            compiled.planned.measured = Some(measured);
-            return Ok(compiled);
+            out.planned().measured = Some(measured);
+            return Ok(out);
         }
         if attempt == ATTEMPTS {
-            return Err(over_budget(&compiled.planned, &measured, effort.budget));
+            return Err(over_budget(out.planned(), &measured, budget));
         }
         lab.tighten(&measured);
         progress(Stage::Tightening);
     }
+    unreachable!("the last attempt returns")
 }
 
 fn over_budget(planned: &Planned, measured: &Measured, budget: Budget) -> Error {
     let (worst, error) = measured.worst().unwrap_or(("", 0.0));
     let low: Vec<String> = planned.noise.iter().take(5).map(|(name, f, _)| format!("`{name}` to {f}")).collect();
     Error::Request(format!(
-        "no plan keeps to the budget ({budget}): the last adds {:.1} times as much noise, {error:.1} times in the gradient of `{worst}`; what it still rounds: {}. Allow more with --budget, or wider formats with --formats",
+        "no plan keeps to the budget ({budget}): the last adds {:.1} times as much noise, {error:.1} times in {}; what it still rounds: {}. Allow more with --budget, or wider formats with --formats",
         measured.overall(),
-        if low.is_empty() { "nothing in the two passes".to_owned() } else { low.join(", ") }
+        budget.result(worst),
+        if low.is_empty() { "nothing that was probed".to_owned() } else { low.join(", ") }
     ))
 }

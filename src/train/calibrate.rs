@@ -1,23 +1,22 @@
-//! Calibration: what a step's values and gradients are like on real data, and what a plan does to the gradients.
+//! Calibration: what rounding a step's values does to its results, and what a plan does to them.
 //!
-//! Some f32 steps are trained with every value in sight. Then the parameters stand still: batches that the training has
-//! not seen give the gradients' noise, a loss scale is chosen for the ranges found, and a probe ([`crate::plan::probe`])
-//! says how much rounding each value would add. Plans are measured on batches that the probe has not seen.
+//! Results are gradients, or a model's outputs in inference. Batches give their noise, a loss scale is chosen for the
+//! ranges found, and a probe ([`crate::plan::probe`]) says how much rounding each value would add. Plans are measured on
+//! batches that the probe has not seen.
 
-use super::compile::{Compiled, Settings};
-use super::gradients::{PlainGradients, with_gradients, write_sources};
-use super::observe::observe;
+use super::compile::Settings;
+use super::gradients::{PlainResults, write_copies, write_sources};
 use super::recipe::ScalerMode;
-use super::session::{Session, feed, feeds, saved_sources};
+use super::session::{feed, feeds};
 use super::step::names;
+use super::subject::Subject;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Stage, verify};
 use crate::lower::{lower, lower_visibly};
-use crate::model::Model;
-use crate::plan::{Budget, Calibration, Evidence, HEADROOM, Kink, Measured, Probe, Shares, Spread, probe};
-use crate::rewrite::RuleSet;
+use crate::model::{Weight, Weights};
+use crate::plan::{Budget, Calibration, HEADROOM, Kink, Measured, Probe, Shares, Spread, probe};
 use crate::run::Device;
 use crate::run::cpu::CpuRunner;
 use rand::{Rng, SeedableRng};
@@ -40,49 +39,29 @@ impl Default for Effort {
     }
 }
 
-/// Batches that nothing was trained on, as far as there are such.
-struct Split {
-    probed: Vec<Vec<usize>>,
-    held_out: Vec<Vec<usize>>,
-    fresh: bool,
-}
-
-impl Split {
-    /// Splits an epoch's order of samples, the first batches of which were trained on.
-    fn new(order: &[usize], batch: usize, wanted: usize) -> Split {
-        let mut batches: Vec<Vec<usize>> = order.chunks_exact(batch).map(<[usize]>::to_vec).collect();
-        let trained = wanted % batches.len().max(1);
-        batches.rotate_left(trained);
-        let held = wanted.div_ceil(2).min(batches.len() / 3);
-        let held_out = if held == 0 { batches.clone() } else { batches.drain(..held).collect() };
-        batches.truncate(wanted);
-        Split { probed: batches, held_out, fresh: held > 0 }
-    }
-}
-
 /// Noise below this share of the gradient counts as this: no rounding should have to be finer.
 const LEAST_NOISE: f64 = 0.01;
 
-/// A step on the CPU in f32 at one point of its training, with batches to look at it by.
+/// What is measured: a graph that rounds, made of the subject's step.
+pub struct Trial {
+    pub graph: Graph,
+    /// Its outputs by the subject's results.
+    pub outputs: BTreeMap<String, String>,
+    /// Constants that it alone has.
+    pub constants: Weights,
+}
+
+/// Where a [`Subject`]'s rounding errors are estimated and measured, on the CPU.
 pub struct Laboratory<'a> {
     settings: &'a Settings,
     data: &'a Dataset,
-    step: Graph,
+    subject: Subject,
     seed: u64,
     effort: Effort,
-    gradient_of: BTreeMap<String, String>,
-    evidence: Evidence,
-    loss_scale: f64,
-    /// Parameters and states, as bytes of their formats.
-    sources: BTreeMap<String, Vec<u8>>,
-    plain: PlainGradients,
-    probed: Vec<Vec<usize>>,
-    held_out: Vec<Vec<usize>>,
-    /// Has nothing been chosen by what is held out?
-    fresh: bool,
-    /// What a parameter's gradient error is measured in: the norm of its noise, or of the gradient.
+    plain: PlainResults,
+    /// What a result's error is measured in: the norm of its noise, or its own.
     unit: BTreeMap<String, f64>,
-    /// How much each parameter counts.
+    /// How much each result counts.
     weight: BTreeMap<String, f64>,
     /// How much larger noise is taken than it was estimated.
     strictness: f64,
@@ -99,53 +78,24 @@ struct Instrument {
 }
 
 impl<'a> Laboratory<'a> {
-    /// Trains some steps in f32 and looks at them. `tick` is told after each of [`Laboratory::ticks`] runs.
+    /// `tick` is told after each of [`Laboratory::ticks`] runs, with those of the subject.
     pub fn new(
         settings: &'a Settings,
-        model: &Model,
-        rules: &RuleSet,
+        subject: Subject,
         data: &'a Dataset,
         seed: u64,
         effort: Effort,
         tick: &dyn Fn(),
     ) -> Result<Laboratory<'a>> {
-        let (mut session, mut evidence) = observe(settings, model, rules, data, seed, effort.batches, tick)?.taken();
-        let (step, gradient_of) = (session.compiled.step.clone(), session.compiled.gradient_of.clone());
-        let Split { probed, held_out, fresh } =
-            Split::new(&session.order(data), session.compiled.settings.batch(), effort.batches);
-        let g = session.compiled.planned.graph.clone();
-        let mut sources = BTreeMap::new();
-        for id in saved_sources(&g) {
-            let name = g.name_of(id);
-            sources.insert(name.to_owned(), session.read_bytes(name)?);
-            if g.ty(id).format.is_float() {
-                evidence.add(name, &session.read(name)?);
-            }
-        }
-        for f in feeds(&g).iter().filter(|f| !f.label && f.ty.format.is_float()) {
-            for rows in probed.iter().chain(&held_out) {
-                let Some(feature) = data.feature(&f.input) else { continue };
-                rows.iter().for_each(|&r| evidence.add(&f.buffer, feature.row(r)));
-            }
-        }
-        let loss_scale = f64::from(session.scale()?);
-        drop(session);
-        let plain = PlainGradients::new(&step, &gradient_of)?;
+        let plain = PlainResults::new(&subject.step, &subject.results)?;
         let (unit, weight) = (BTreeMap::new(), BTreeMap::new());
         let mut lab = Laboratory {
             settings,
             data,
-            step,
+            subject,
             seed,
             effort,
-            gradient_of,
-            evidence,
-            loss_scale,
-            sources,
             plain,
-            probed,
-            held_out,
-            fresh,
             unit,
             weight,
             strictness: 1.0,
@@ -167,8 +117,8 @@ impl<'a> Laboratory<'a> {
         if self.settings.recipe.scaler.resolved(self.settings.policy, low) != ScalerMode::Dynamic {
             return;
         }
-        let scaled = scaled_values(&self.step);
-        let spreads: Vec<&Spread> = scaled.iter().filter_map(|n| self.evidence.values.get(n)).collect();
+        let scaled = scaled_values(&self.subject.step);
+        let spreads: Vec<&Spread> = scaled.iter().filter_map(|n| self.subject.evidence.values.get(n)).collect();
         let Some(spec) = Format::F16.float() else { return };
         let damage = |octaves: i32| -> f64 {
             let of = |s: &&Spread| {
@@ -179,7 +129,7 @@ impl<'a> Laboratory<'a> {
             };
             spreads.iter().map(of).sum()
         };
-        let now = self.loss_scale.log2().round() as i32;
+        let now = self.subject.loss_scale.log2().round() as i32;
         let cap = self.settings.recipe.scaler.cap.log2().floor() as i32;
         // The scale it has, unless another is better by more than a thousandth of all values.
         let mut best = (damage(0) - 1e-3 * spreads.len() as f64, 0);
@@ -192,23 +142,23 @@ impl<'a> Laboratory<'a> {
         let octaves = best.1;
         if octaves != 0 {
             for name in scaled {
-                if let Some(s) = self.evidence.values.get_mut(&name) {
+                if let Some(s) = self.subject.evidence.values.get_mut(&name) {
                     *s = s.scaled(octaves);
                 }
             }
-            self.loss_scale *= 2f64.powi(octaves);
+            self.subject.loss_scale *= 2f64.powi(octaves);
         }
-        if let Some(bytes) = self.sources.get_mut(names::SCALE) {
-            *bytes = (self.loss_scale as f32).to_le_bytes().to_vec();
+        if let Some(held) = self.subject.sources.get_mut(names::SCALE) {
+            *held = Weight::from_values(held.format, &held.dims, &[self.subject.loss_scale]);
         }
     }
 
     /// The gradients' norms and their noise over the probed batches, which decide what errors are measured in.
     fn measure_noise(&mut self, tick: &dyn Fn()) -> Result<()> {
-        let count = self.probed.len() as f64;
+        let count = self.subject.probed.len() as f64;
         let mut sums: BTreeMap<String, (Vec<f32>, f64)> = BTreeMap::new();
-        for rows in &self.probed {
-            for (p, g) in self.plain.of(&self.sources, self.data, rows)? {
+        for rows in &self.subject.probed {
+            for (p, g) in self.plain.of(&self.subject.sources, self.data, rows)? {
                 let (sum, squares) = sums.entry(p).or_insert_with(|| (vec![0.0; g.len()], 0.0));
                 sum.iter_mut().zip(&g).for_each(|(s, x)| *s += x);
                 *squares += norm2(&g);
@@ -218,7 +168,7 @@ impl<'a> Laboratory<'a> {
         for (p, (sum, squares)) in sums {
             let (mean2, square) = (norm2(&sum) / (count * count), squares / count);
             let unit = match self.effort.budget {
-                Budget::Relative(_) => square,
+                Budget::Relative(_) | Budget::Outputs(_) => square,
                 // One batch has no noise to measure: then the gradient itself is the measure.
                 Budget::Noise(_) if count < 2.0 => square,
                 Budget::Noise(_) => {
@@ -233,7 +183,7 @@ impl<'a> Laboratory<'a> {
         }
         if self.unit.is_empty() {
             return Err(Error::Diverged(
-                "no gradient of the f32 step is finite and other than zero, so there is nothing to calibrate by; look at the step with `mantissa profile`".into(),
+                "no result of the f32 step (gradients, or outputs in inference) is finite and other than zero, so there is nothing to calibrate by; look at the step with `mantissa profile`".into(),
             ));
         }
         Ok(())
@@ -252,9 +202,9 @@ impl<'a> Laboratory<'a> {
 
     fn instrument(&self) -> Result<Instrument> {
         let formats = self.settings.formats();
-        let probe = probe(&self.step, &self.gradient_of, formats.iter().copied().collect())?;
+        let probe = probe(&self.subject.step, &self.subject.results, formats.iter().copied().collect())?;
         let mut device = CpuRunner::new(lower(verify(&probe.graph)?)?);
-        write_sources(&mut device, &self.sources)?;
+        write_sources(&mut device, &self.subject.sources)?;
         let bands = self.bands(&probe.kinks, &probe.spreads, &formats)?;
         Ok(Instrument { probe, device, bands })
     }
@@ -266,7 +216,7 @@ impl<'a> Laboratory<'a> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let total: f64 = self.unit.keys().map(|p| self.weight[p]).sum();
         let mut sums = vec![(0.0, 0.0); roundings.len()];
-        for rows in &self.probed {
+        for rows in &self.subject.probed {
             feed(device, &feeds, self.data, rows)?;
             // Kinks blur by what a format does, so each format has draws of its own.
             for (format, _) in formats.iter().flat_map(|f| (0..self.effort.draws).map(move |n| (f, n))) {
@@ -294,7 +244,7 @@ impl<'a> Laboratory<'a> {
                 tick();
             }
         }
-        let runs = (self.probed.len() * self.effort.draws).max(1) as f64;
+        let runs = (self.subject.probed.len() * self.effort.draws).max(1) as f64;
         let mut values: BTreeMap<String, Shares> = BTreeMap::new();
         let mut operands: BTreeMap<String, BTreeMap<String, Shares>> = BTreeMap::new();
         for (r, (squares, sums)) in roundings.iter().zip(sums) {
@@ -310,10 +260,10 @@ impl<'a> Laboratory<'a> {
         }
         self.add_what_gradients_do_not_read(&mut values);
         Ok(Calibration {
-            batches: self.probed.len(),
+            batches: self.subject.probed.len(),
             budget: self.effort.budget,
-            loss_scale: self.loss_scale,
-            evidence: self.evidence.clone(),
+            loss_scale: self.subject.loss_scale,
+            evidence: self.subject.evidence.clone(),
             values,
             operands,
         })
@@ -323,14 +273,14 @@ impl<'a> Laboratory<'a> {
     fn bands(&self, kinks: &[Kink], spreads: &Graph, formats: &[Format]) -> Result<Vec<BTreeMap<Format, [f64; 2]>>> {
         let feeds = feeds(spreads);
         let mut device = CpuRunner::new(lower_visibly(verify(spreads)?)?);
-        write_sources(&mut device, &self.sources)?;
+        write_sources(&mut device, &self.subject.sources)?;
         let mut squares = vec![BTreeMap::from_iter(formats.iter().map(|&f| (f, 0.0))); kinks.len()];
-        for rows in self.probed.iter().filter(|_| !kinks.is_empty()) {
+        for rows in self.subject.probed.iter().filter(|_| !kinks.is_empty()) {
             feed(&mut device, &feeds, self.data, rows)?;
             device.run()?;
             for (kink, sums) in kinks.iter().zip(&mut squares) {
                 for (&format, sum) in sums.iter_mut() {
-                    *sum += f64::from(device.read(&kink.moved(format))?[0]) / self.probed.len() as f64;
+                    *sum += f64::from(device.read(&kink.moved(format))?[0]) / self.subject.probed.len() as f64;
                 }
             }
         }
@@ -340,42 +290,43 @@ impl<'a> Laboratory<'a> {
 
     /// Values of the two passes that no gradient depends on can be rounded as one likes.
     fn add_what_gradients_do_not_read(&self, values: &mut BTreeMap<String, Shares>) {
-        let mut read = vec![false; self.step.len()];
-        self.gradient_of.values().filter_map(|g| self.step.find(g)).for_each(|g| read[g.index()] = true);
-        for id in self.step.ids().rev() {
+        let mut read = vec![false; self.subject.step.len()];
+        self.subject.results.values().filter_map(|g| self.subject.step.find(g)).for_each(|g| read[g.index()] = true);
+        for id in self.subject.step.ids().rev() {
             if read[id.index()] {
-                self.step.inputs(id).into_iter().for_each(|x| read[x.index()] = true);
+                self.subject.step.inputs(id).into_iter().for_each(|x| read[x.index()] = true);
             }
         }
-        for id in self.step.ids().filter(|&id| !read[id.index()] && self.step.node(id).stage != Stage::Update) {
+        for id in
+            self.subject.step.ids().filter(|&id| !read[id.index()] && self.subject.step.node(id).stage != Stage::Update)
+        {
             let free = self.settings.formats().into_iter().map(|f| (f, 0.0)).collect();
-            values.entry(self.step.name_of(id).to_owned()).or_insert(free);
+            values.entry(self.subject.step.name_of(id).to_owned()).or_insert(free);
         }
     }
 
-    /// Runs a plan on held-out batches and compares its gradients with those of f32.
-    pub fn measure(&mut self, compiled: &Compiled) -> Result<Measured> {
-        let (graph, named) = with_gradients(&compiled.planned, &self.step, &self.gradient_of)?;
-        let mut compiled = compiled.clone();
-        compiled.planned.graph = graph.clone();
-        let runner: Box<dyn Device> = Box::new(CpuRunner::new(lower(verify(&graph)?)?));
-        let mut session = Session::on(compiled, self.seed, runner, None)?;
+    /// Runs a trial on held-out batches and compares its results with those of f32.
+    pub fn measure(&mut self, trial: &Trial) -> Result<Measured> {
+        let mut device = CpuRunner::new(lower(verify(&trial.graph)?)?);
+        let feeds = feeds(&trial.graph);
         let mut errors: BTreeMap<String, f64> = BTreeMap::new();
-        for rows in &self.held_out {
-            let exact = self.plain.of(&self.sources, self.data, rows)?;
-            session.take_sources(&self.sources)?;
-            session.feed_rows(self.data, rows)?;
-            session.step()?;
-            for (p, g) in exact {
-                let (Some(output), Some(unit)) = (named.get(&p), self.unit.get(&p)) else { continue };
-                let rounded = session.read(output)?;
-                let error: f64 = rounded.iter().zip(&g).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+        for rows in &self.subject.held_out {
+            let exact = self.plain.of(&self.subject.sources, self.data, rows)?;
+            write_sources(&mut device, &self.subject.sources)?;
+            write_sources(&mut device, &trial.constants)?;
+            write_copies(&mut device, &trial.graph, &self.subject.sources)?;
+            feed(&mut device, &feeds, self.data, rows)?;
+            device.run()?;
+            for (result, wide) in exact {
+                let (Some(output), Some(unit)) = (trial.outputs.get(&result), self.unit.get(&result)) else { continue };
+                let rounded = device.read(output)?;
+                let error: f64 = rounded.iter().zip(&wide).map(|(a, b)| f64::from(a - b).powi(2)).sum();
                 let error = if error.is_nan() { f64::INFINITY } else { error };
-                *errors.entry(p).or_insert(0.0) += error / (unit * unit) / self.held_out.len() as f64;
+                *errors.entry(result).or_insert(0.0) += error / (unit * unit) / self.subject.held_out.len() as f64;
             }
         }
-        let parameters = errors.into_iter().map(|(p, e)| (p, e.sqrt() / self.effort.budget.share())).collect();
-        Ok(Measured { batches: self.held_out.len(), fresh: self.fresh, parameters })
+        let results = errors.into_iter().map(|(p, e)| (p, e.sqrt() / self.effort.budget.share())).collect();
+        Ok(Measured { batches: self.subject.held_out.len(), fresh: self.subject.fresh, results })
     }
 
     /// Judges roundings more strictly after a plan that kept not to the budget: all of them by what it was over, and more
@@ -385,7 +336,7 @@ impl<'a> Laboratory<'a> {
         if over > 1.0 {
             self.strictness *= 1.2 * over.min(1e3).powi(2);
         }
-        for (p, &error) in &measured.parameters {
+        for (p, &error) in &measured.results {
             if let Some(w) = self.weight.get_mut(p) {
                 *w *= error.clamp(0.5, 100.0).powi(2);
             }

@@ -1,50 +1,58 @@
-//! A step's gradients: in f32, and as a plan computes them.
+//! A step's results (gradients, or a model's outputs): in f32, and as a plan computes them.
 
 use super::session::{Feed, feed, feeds};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::format::Format;
-use crate::ir::{Graph, NodeId, Op, Role, verify};
+use crate::ir::{Graph, Init, NodeId, Op, Role, verify};
 use crate::lower::lower_visibly;
+use crate::model::Weights;
 use crate::plan::{Planned, gradient_output, gradient_outputs, observed};
 use crate::run::Device;
 use crate::run::cpu::CpuRunner;
 use std::collections::BTreeMap;
 
-/// Computes the gradients alone, in f32.
-pub struct PlainGradients {
+/// Computes the results alone, in f32.
+pub struct PlainResults {
     device: CpuRunner,
     feeds: Vec<Feed>,
-    parameters: Vec<String>,
+    results: Vec<String>,
 }
 
-impl PlainGradients {
-    /// `gradient_of` names the gradient of each parameter of the step.
-    pub fn new(step: &Graph, gradient_of: &BTreeMap<String, String>) -> Result<PlainGradients> {
-        let graph = observed(&step.prune(&gradient_outputs(step, gradient_of))?)?;
+impl PlainResults {
+    /// `results` are values of the step, by what they are called.
+    pub fn new(step: &Graph, results: &BTreeMap<String, String>) -> Result<PlainResults> {
+        let graph = observed(&step.prune(&gradient_outputs(step, results))?)?;
         let device = CpuRunner::new(lower_visibly(verify(&graph)?)?);
-        Ok(PlainGradients { device, feeds: feeds(&graph), parameters: gradient_of.keys().cloned().collect() })
+        Ok(PlainResults { device, feeds: feeds(&graph), results: results.keys().cloned().collect() })
     }
 
-    /// The gradients on some samples, by parameter. `sources` are parameters and states, as bytes of their formats.
-    pub fn of(
-        &mut self,
-        sources: &BTreeMap<String, Vec<u8>>,
-        data: &Dataset,
-        rows: &[usize],
-    ) -> Result<Vec<(String, Vec<f32>)>> {
+    /// The results on some samples. `sources` are parameters and states.
+    pub fn of(&mut self, sources: &Weights, data: &Dataset, rows: &[usize]) -> Result<Vec<(String, Vec<f32>)>> {
         write_sources(&mut self.device, sources)?;
         feed(&mut self.device, &self.feeds, data, rows)?;
         self.device.run()?;
-        self.parameters.iter().map(|p| Ok((p.clone(), self.device.read(&gradient_output(p))?))).collect()
+        self.results.iter().map(|p| Ok((p.clone(), self.device.read(&gradient_output(p))?))).collect()
     }
 }
 
 /// Writes those of the sources that the device's program has.
-pub fn write_sources(device: &mut CpuRunner, sources: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-    for (name, bytes) in sources {
+pub fn write_sources(device: &mut dyn Device, sources: &Weights) -> Result<()> {
+    for (name, held) in sources {
         if device.program().find(name).is_some() {
-            device.write_bytes(name, bytes)?;
+            device.write_as(name, held.format, held.bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the copies that a plan keeps of some sources.
+pub fn write_copies(device: &mut dyn Device, graph: &Graph, sources: &Weights) -> Result<()> {
+    for id in graph.sources() {
+        if let Op::State { init: Init::Copy(of), .. } = graph.op(id)
+            && let Some(held) = sources.get(of)
+        {
+            device.write(graph.name_of(id), &held.values::<f32>())?;
         }
     }
     Ok(())

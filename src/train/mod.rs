@@ -1,24 +1,28 @@
-//! Training: from a model and a recipe to a step, and running it over data.
+//! Training: from a model and a recipe to a step, and running it over data; and planning models for inference.
 
 mod auto;
 mod calibrate;
 mod compile;
 mod gradients;
+mod inference;
 mod loss;
 mod observe;
 mod recipe;
 mod runfile;
 mod session;
 mod step;
+mod subject;
 mod task;
 
 pub use auto::{Stage, compile_by_evidence};
-pub use calibrate::{Effort, Laboratory};
+pub use calibrate::{Effort, Laboratory, Trial};
 pub use compile::{Compiled, Settings};
+pub use inference::{Inference, PlannedInference, plan_inference};
 pub use loss::{Criterion, LossKind, Objective, Score};
 pub use observe::{Observed, observe};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
 pub use runfile::{DataSection, RunFile};
 pub use session::{EpochReport, EvalReport, Open, Session};
 pub use step::{Built, build_step, names};
+pub use subject::Subject;
 pub use task::{Head, Task};

@@ -184,10 +184,7 @@ impl Session {
 
     /// The order of the samples in the epoch at hand.
     pub(super) fn order(&self, data: &Dataset) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..data.samples).collect();
-        let seed = self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
-        order
+        shuffled(data.samples, self.seed ^ (self.epoch as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }
 
     /// The first steps of an epoch, up to so many; `tick` is told after each. Returns their losses.
@@ -330,21 +327,6 @@ impl Session {
         self.refresh_copies()
     }
 
-    /// Overwrites parameters and states with bytes of their formats, and the copies made of them.
-    pub(super) fn take_sources(&mut self, sources: &BTreeMap<String, Vec<u8>>) -> Result<()> {
-        for (name, bytes) in sources {
-            if self.step.program().find(name).is_some() {
-                self.step.write_bytes(name, bytes)?;
-            }
-        }
-        self.refresh_copies()
-    }
-
-    /// Feeds these samples to the step.
-    pub(super) fn feed_rows(&mut self, data: &Dataset, rows: &[usize]) -> Result<()> {
-        feed(self.step.as_mut(), &self.feeds, data, rows)
-    }
-
     /// The bytes of a parameter or state.
     pub(super) fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>> {
         self.step.read_bytes(name)
@@ -363,6 +345,13 @@ impl Compiled {
         let dims = self.task.graph.ty(head.prediction).dims();
         dims.get(head.criterion.class_axis(dims.len())).copied()
     }
+}
+
+/// Samples in an order that depends on the seed alone.
+pub(super) fn shuffled(samples: usize, seed: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..samples).collect();
+    order.shuffle(&mut ChaCha8Rng::seed_from_u64(seed));
+    order
 }
 
 /// Parameters and states, without the copies that follow from them.

@@ -85,12 +85,13 @@ def check(path, folder):
     print("ok" if good else "FAILED", said, flush=True)
 
 
-QUICK = os.environ.get("MANTISSA_EXTRA") == "quick"
-for path in sorted((pathlib.Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx")):
-    if QUICK and path.stem not in ("light_squeezenet", "light_shufflenet"):
-        continue
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            check(path, pathlib.Path(folder))
-        except RuntimeError as e:
-            print("FAILED", f"{path.stem}: {e}", flush=True)
+if __name__ == "__main__":
+    QUICK = os.environ.get("MANTISSA_EXTRA") == "quick"
+    for path in sorted((pathlib.Path(onnx.__file__).parent / "backend/test/data/light").glob("*.onnx")):
+        if QUICK and path.stem not in ("light_squeezenet", "light_shufflenet"):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                check(path, pathlib.Path(folder))
+            except RuntimeError as e:
+                print("FAILED", f"{path.stem}: {e}", flush=True)

@@ -43,6 +43,7 @@ check $python tests/extra/onnx_forward.py "$helper"
 check $python tests/extra/onnx_cnns.py "$models"
 check $python tests/extra/onnx_export.py "$models"
 check $python tests/extra/onnx_mutants.py "$models"
+check $python tests/extra/onnx_mixed.py target/release/mantissa
 check env MANTISSA_ONNX_TESTS="$(echo "$PWD"/$venv/lib/python3*/site-packages/onnx/backend/test/data)" bash -c '
     cargo test --release --quiet --target-dir target --test onnx_nodes -- --nocapture && echo "ok onnx node tests"'
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_gradients.py "$helper"

@@ -4,6 +4,7 @@
 //! inputs alone is imported into a graph of its own and evaluated there, so exporters' shape arithmetic never reaches
 //! the model's graph.
 
+use super::narrow::{NodeFormats, key, operands};
 use super::node::Node;
 use super::order::{describe, function_of, ordered};
 use super::proto::tensor_shape_proto::dimension::Value as DimValue;
@@ -13,9 +14,9 @@ use super::tensor::{Files, format_of};
 use super::trained::Notes;
 use super::{File, Given, ops};
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{Format, Overflow};
 use crate::ir::{Graph, Init, NodeId, Num, Op, Role, Shape, Tensor, Type, evaluate};
-use crate::model::{Bound, Purpose, Weight, Weights};
+use crate::model::{Bound, Purpose, Stands, Weight, Weights};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -55,9 +56,11 @@ pub struct Importer<'a> {
     frozen: HashSet<String>,
     /// What the exporter noted about parameters, if anything.
     notes: Option<Notes<'a>>,
+    /// Nodes that run in narrow formats.
+    formats: &'a NodeFormats,
 }
 
-pub fn import(file: &File, given: Given, purpose: Purpose) -> Result<Bound> {
+pub fn import(file: &File, given: Given<'_>, purpose: Purpose) -> Result<Bound> {
     let bad = |m: String| Error::model(&file.path, m);
     let proto = file.graph();
     // Exporters name every graph `main_graph`; the file's name says more.
@@ -73,6 +76,7 @@ pub fn import(file: &File, given: Given, purpose: Purpose) -> Result<Bound> {
         known_nodes: HashMap::new(),
         frozen: frozen(proto),
         notes: Notes::read(proto),
+        formats: given.formats,
     };
     im.initialisers(proto).map_err(bad)?;
     for input in proto.input.iter().filter(|i| !i.name().is_empty()) {
@@ -94,7 +98,8 @@ pub fn import(file: &File, given: Given, purpose: Purpose) -> Result<Bound> {
         let id = im.node_of(o.name()).map_err(|e| bad(format!("output `{}`: {e}", o.name())))?;
         im.graph.add_output(o.name(), Role::Output, id);
     }
-    Ok(Bound { graph: im.graph, weights: im.weights })
+    let tensors = im.values.iter().map(|(name, value)| (name.clone(), im.stands_for(value))).collect();
+    Ok(Bound { graph: im.graph, weights: im.weights, tensors })
 }
 
 /// Initialisers that are no parameters: running statistics, buffers by the names frameworks give them, and constants.
@@ -187,7 +192,12 @@ impl<'a> Importer<'a> {
             if node.output.is_empty() {
                 return Err(format!("{place}: has no output"));
             }
-            let outputs = self.import_node(node).map_err(|e| {
+            let format = self.formats.get(key(node)).copied();
+            let outputs = match format {
+                Some(f) => self.import_rounded(node, f),
+                None => self.import_node(node),
+            };
+            let outputs = outputs.map_err(|e| {
                 // Messages of the graph name the place already.
                 if e.starts_with(&place) { e } else { format!("{place}: {e}") }
             })?;
@@ -236,6 +246,41 @@ impl<'a> Importer<'a> {
         Ok(ops::import(&mut n)?.into_iter().map(Value::Node).collect())
     }
 
+    /// Imports a node that runs in a narrow format: its operands and results are rounded to it.
+    fn import_rounded(&mut self, node: &NodeProto, format: Format) -> Result<Vec<Value>, String> {
+        let mut wide = Vec::new();
+        for name in operands(node) {
+            let rounded = match self.values.get(name) {
+                Some(Value::Known(k)) if k.format == Format::F32 => {
+                    let round = |&x: &f64| format.round(x, Overflow::Ieee);
+                    let data = k.tensor.data.iter().map(round).collect();
+                    Value::Known(Rc::new(Known { tensor: Tensor::new(&k.tensor.dims, data), format: k.format }))
+                }
+                Some(Value::Known(_)) => continue,
+                _ => {
+                    let id = self.node_of(name)?;
+                    if self.graph.ty(id).format != Format::F32 {
+                        continue;
+                    }
+                    Value::Node(self.graph.add(Op::Convert(format), &[id]).map_err(plain)?)
+                }
+            };
+            if let Some(before) = self.values.insert(name.to_owned(), rounded) {
+                wide.push((name.to_owned(), before));
+            }
+        }
+        let outputs = self.import_node(node);
+        // In reverse: a node may read a tensor twice.
+        self.values.extend(wide.into_iter().rev());
+        let round = |value| match value {
+            Value::Node(id) if self.graph.ty(id).format == Format::F32 => {
+                self.graph.add(Op::Convert(format), &[id]).map(Value::Node).map_err(plain)
+            }
+            value => Ok(value),
+        };
+        outputs?.into_iter().map(round).collect()
+    }
+
     /// Evaluates a node whose inputs are known; none if the result is too large to keep.
     fn fold(&mut self, node: &NodeProto) -> Result<Option<Vec<Value>>, String> {
         let mut inner = Importer {
@@ -249,6 +294,7 @@ impl<'a> Importer<'a> {
             known_nodes: HashMap::new(),
             frozen: HashSet::new(),
             notes: None,
+            formats: self.formats,
         };
         inner.graph.origin = self.graph.origin.clone();
         for name in node.input.iter().filter(|i| !i.is_empty()) {
@@ -430,6 +476,16 @@ impl<'a> Importer<'a> {
             }
         };
         Ok(id)
+    }
+
+    /// What a tensor of the file is in the graph.
+    fn stands_for(&self, value: &Value) -> Stands {
+        let (value, format) = match value {
+            Value::Node(id) => (Some(self.graph.name_of(*id).to_owned()), self.graph.ty(*id).format),
+            Value::Known(k) => (None, k.format),
+            Value::Weight(w) => (None, w.format),
+        };
+        Stands { value, format }
     }
 
     /// The name of a running statistic that a node reads, if it is one that the file holds.

@@ -5,6 +5,8 @@
 
 mod importer;
 mod loops;
+mod mixed;
+mod narrow;
 mod node;
 mod ops;
 mod order;
@@ -15,6 +17,8 @@ mod tensor;
 mod trained;
 mod write;
 
+pub use mixed::Mixed;
+pub use narrow::{NodeFormats, Wish, Wishes};
 pub use patch::Written;
 pub use tensor::read_tensor;
 pub use write::to_onnx;
@@ -40,6 +44,8 @@ pub struct Given<'a> {
     pub shapes: &'a BTreeMap<String, Vec<usize>>,
     /// Values of inputs that are to be constants.
     pub fixed: &'a BTreeMap<String, Weight>,
+    /// Nodes that run in narrow formats: what they read and write is rounded.
+    pub formats: &'a NodeFormats,
 }
 
 /// A model file, decoded but for what lies outside it.

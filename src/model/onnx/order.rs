@@ -93,7 +93,8 @@ pub fn ordered<'a>(nodes: &'a [NodeProto], known: &dyn Fn(&str) -> bool) -> Resu
 }
 
 /// The inputs of a node, and what its subgraphs read from outside themselves.
-fn all_reads(node: &NodeProto) -> Vec<&str> {
+/// Everything a node reads, the graphs inside it included.
+pub fn all_reads(node: &NodeProto) -> Vec<&str> {
     let mut out: Vec<&str> = node.input.iter().map(String::as_str).collect();
     for g in node.attribute.iter().filter_map(|a| a.g.as_ref()) {
         let own: BTreeSet<&str> = g

@@ -1,7 +1,7 @@
 //! A model's own file with other values, as it acts in inference. Everything else in it stays: names, open sizes, notes.
 
 use super::File;
-use super::proto::{GraphProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
+use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_proto::DataLocation};
 use super::tensor::Files;
 use super::trained::Notes;
 use super::write::tensor;
@@ -54,14 +54,20 @@ impl File {
         }
         graph.initializer = fresh;
         infer(graph);
-        let size: usize = graph.initializer.iter().map(|t| t.raw_data().len()).sum();
-        let data = (size > INLINE).then(|| move_out(graph, data_name));
-        Ok(Written { model: model.encode_to_vec(), data })
+        Ok(with_data_apart(model, data_name))
     }
 }
 
+/// Encodes a model, with its initialisers in a file of their own where they are too many for one.
+pub(super) fn with_data_apart(mut model: ModelProto, data_name: &str) -> Written {
+    let graph = model.graph.get_or_insert_default();
+    let size: usize = graph.initializer.iter().map(|t| t.raw_data().len()).sum();
+    let data = (size > INLINE).then(|| move_out(graph, data_name));
+    Written { model: model.encode_to_vec(), data }
+}
+
 /// Batch norms and dropout as they act in inference.
-fn infer(graph: &mut GraphProto) {
+pub(super) fn infer(graph: &mut GraphProto) {
     let mut unread: HashSet<String> = HashSet::new();
     for node in &mut graph.node {
         match node.op_type() {

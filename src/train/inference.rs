@@ -1,0 +1,240 @@
+//! Inference: a model's forward graph planned alone, to be written as ONNX in mixed precision.
+
+use super::auto::{Plans, Stage, within_budget};
+use super::calibrate::{Effort, Laboratory, Trial};
+use super::compile::Settings;
+use super::subject::Subject;
+use super::task::Task;
+use crate::data::Dataset;
+use crate::error::{Error, Result};
+use crate::format::Format;
+use crate::ir::{Graph, Init, NodeId, Op, Output, Role};
+use crate::model::{Bound, Mixed, Model, NodeFormats, Purpose, Weights, Wish, Wishes};
+use crate::plan::{Calibration, Planned, Policy, observed, plan, recognise};
+use crate::rewrite::RuleSet;
+use std::collections::BTreeMap;
+
+/// A model as it acts in inference.
+#[derive(Clone, Debug)]
+pub struct Inference {
+    /// The forward graph, recognised; its outputs are the model's.
+    pub graph: Graph,
+    pub weights: Weights,
+    /// As the file has it, without the values.
+    pub(super) bound: Bound,
+}
+
+/// A model planned for inference.
+pub struct PlannedInference {
+    pub model: Inference,
+    pub planned: Planned,
+    pub settings: Settings,
+    /// Which nodes of the model's file run in narrow formats, if that was asked for.
+    pub formats: Option<NodeFormats>,
+}
+
+impl Plans for PlannedInference {
+    fn planned(&mut self) -> &mut Planned {
+        &mut self.planned
+    }
+}
+
+impl Inference {
+    /// Binds a model for inference: without loss, dropout and batch statistics.
+    pub fn new(settings: &Settings, model: &Model, rules: &RuleSet) -> Result<Inference> {
+        let mut bound = model.bind(&settings.sizes, Purpose::Inference)?;
+        let graph = recognise(&bound.graph, rules)?.0;
+        let outputs = unlabelled(&graph);
+        let graph = if outputs.is_empty() {
+            let task = Task::new(graph, settings.loss.as_deref(), &settings.objective, &mut bound.weights)?;
+            task.prediction_graph()?.ok_or_else(|| {
+                Error::Request("every output of the model needs its label, and its loss is of no prediction".into())
+            })?
+        } else {
+            graph.prune(&outputs)?
+        };
+        let weights = std::mem::take(&mut bound.weights);
+        Ok(Inference { graph, weights, bound })
+    }
+
+    /// Samples that one run takes.
+    pub fn batch(&self) -> usize {
+        let is_input = |id: &NodeId| matches!(self.graph.op(*id), Op::Input { .. });
+        let first = self.graph.sources().find(is_input);
+        first.and_then(|id| self.graph.ty(id).dims().first().copied()).unwrap_or(1)
+    }
+
+    /// Values that the model yields, by the names of its outputs.
+    pub fn results(&self) -> BTreeMap<String, String> {
+        let g = &self.graph;
+        let yields = |o: &&Output| g.ty(o.node).format == Format::F32 && !g.op(o.node).is_source();
+        g.outputs().iter().filter(yields).map(|o| (o.name.clone(), g.name_of(o.node).to_owned())).collect()
+    }
+
+    /// The graph with weights that are given to it, as batches are: copies of them in other formats cost nothing.
+    pub fn fed(&self) -> Result<Graph> {
+        self.graph.map_ops(|op| match op {
+            Op::Param { ty, .. } | Op::State { ty, .. } => Op::Input { label: false, ty: ty.clone(), copy_of: None },
+            op => op.clone(),
+        })
+    }
+
+    /// A planned graph with weights that it holds.
+    fn holding(&self, planned: &Graph) -> Result<Graph> {
+        planned.map_ids(|id, op| match op {
+            Op::Input { ty, copy_of: Some(of), .. } if self.weights.contains_key(of) => {
+                Op::State { init: Init::Copy(of.clone()), ty: ty.clone() }
+            }
+            Op::Input { ty, copy_of: None, .. } if self.weights.contains_key(planned.name_of(id)) => {
+                Op::Param { init: Init::Data, ty: ty.clone() }
+            }
+            op => op.clone(),
+        })
+    }
+
+    /// Weights without values cannot be run.
+    fn require_values(&self) -> Result<()> {
+        let holds = |id: &NodeId| matches!(self.graph.op(*id), Op::Param { .. } | Op::State { .. });
+        let missing = self.graph.sources().filter(holds).find(|&id| !self.weights.contains_key(self.graph.name_of(id)));
+        match missing {
+            Some(id) => Err(Error::Request(format!(
+                "parameter `{}` has no value in the model's file; train the model, write it with `mantissa export` and plan that",
+                self.graph.name_of(id)
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Outputs that no label is needed for.
+fn unlabelled(graph: &Graph) -> Vec<Output> {
+    let mut labelled = vec![false; graph.len()];
+    for id in graph.ids() {
+        labelled[id.index()] = matches!(graph.op(id), Op::Input { label: true, .. })
+            || graph.inputs(id).iter().any(|x| labelled[x.index()]);
+    }
+    graph.outputs().iter().filter(|o| o.role == Role::Output && !labelled[o.node.index()]).cloned().collect()
+}
+
+/// Plans a model for inference; under policy `auto`, by what `data` shows. With `as_file`, what is measured and kept to the
+/// budget is the model's own file in mixed precision, as a runtime computes it.
+///
+/// # Errors
+/// Where no plan keeps to the budget, and where a file was asked for of a model that has none.
+pub fn plan_inference(
+    settings: &Settings,
+    model: &Model,
+    rules: &RuleSet,
+    data: Option<(&Dataset, u64)>,
+    effort: Effort,
+    as_file: bool,
+    progress: &dyn Fn(Stage),
+) -> Result<PlannedInference> {
+    let mut settings = Settings { calibration: None, ..settings.clone() };
+    let effort = Effort { budget: effort.budget.of_outputs()?, ..effort };
+    let inference = Inference::new(&settings, model, rules)?;
+    let fed = inference.fed()?;
+    settings.overrides.check(&fed, settings.request()?.allowed())?;
+    let attempt = |settings: &Settings| -> Result<PlannedInference> {
+        let mut planned = plan(&fed, &settings.request()?, rules)?;
+        planned.graph = inference.holding(&planned.graph)?;
+        let formats = as_file.then(|| node_formats(model, &inference, &planned, settings.calibration.as_deref()));
+        let formats = formats.transpose()?;
+        Ok(PlannedInference { model: inference.clone(), planned, settings: settings.clone(), formats })
+    };
+    let Some((data, seed)) = data else { return attempt(&settings) };
+    inference.require_values()?;
+    let before = settings.clone();
+    let tick = || progress(Stage::Ran);
+    let subject = Subject::inference(&inference, data, seed, effort.batches, &tick)?;
+    let mut lab = Laboratory::new(&before, subject, data, seed, effort, &tick)?;
+    let tried = |settings: &Settings| {
+        let out = attempt(settings)?;
+        let trial = out.trial(model)?;
+        Ok((out, trial))
+    };
+    if settings.policy == Policy::Auto {
+        return within_budget(&mut lab, &mut settings, effort.budget, progress, tried);
+    }
+    // Lists keep to no budget, but what they do can be told.
+    progress(Stage::Planning);
+    let (mut out, trial) = tried(&settings)?;
+    progress(Stage::Measuring);
+    out.planned.measured = Some(lab.measure(&trial)?);
+    Ok(out)
+}
+
+impl PlannedInference {
+    /// The graph that is measured: the plan, or the model's file as a runtime computes it.
+    fn trial(&self, model: &Model) -> Result<Trial> {
+        let outputs = self.model.results().into_keys().map(|o| (o.clone(), o)).collect();
+        Ok(match &self.formats {
+            Some(formats) => {
+                let Bound { graph, weights, .. } = model.bind_mixed(&self.settings.sizes, formats)?;
+                Trial { graph: observed(&graph)?, outputs, constants: weights }
+            }
+            None => Trial { graph: self.planned.graph.clone(), outputs, constants: Weights::new() },
+        })
+    }
+
+    /// The model's file in mixed precision; `notes` go into its metadata, and `data_name` is what a file of values will be
+    /// called.
+    pub fn mixed(&self, model: &Model, notes: &[(String, String)], data_name: &str) -> Result<Option<Mixed>> {
+        let Some(formats) = &self.formats else { return Ok(None) };
+        model.mixed(&self.model.bound, formats, notes, data_name).map(Some)
+    }
+}
+
+/// Which nodes of the model's file run narrow by a plan.
+fn node_formats(
+    model: &Model,
+    inference: &Inference,
+    planned: &Planned,
+    calibration: Option<&Calibration>,
+) -> Result<NodeFormats> {
+    let (step, g) = (&inference.graph, &planned.graph);
+    let place = |id: NodeId| planned.places.get(id.index()).copied().flatten();
+    let of = |value: &str| {
+        let id = step.find(value);
+        let product = id.and_then(|id| product_inside(step, id)).and_then(place);
+        let multiplied = product.and_then(|at| g.op(at).multiplies_in());
+        match (multiplied, id.and_then(place)) {
+            (Some(f), _) => narrow_or_wide(f),
+            (None, Some(at)) => wish(g, at),
+            (None, None) => Wish::Unknown,
+        }
+    };
+    let holds = |value: &str, format: Format| {
+        let Some(c) = calibration else { return true };
+        let spread = step.find(value).and_then(|id| c.spread(step, id)).or(c.evidence.values.get(value));
+        spread.is_some_and(|s| Calibration::in_range(s, format))
+    };
+    model.node_formats(&inference.bound, Wishes { of: &of, holds: &holds })
+}
+
+fn narrow_or_wide(f: Format) -> Wish {
+    if f.is_low() { Wish::Narrow(f) } else { Wish::Wide }
+}
+
+/// The product that a node of the file is made of, by the value it yields. What a node computes on the way has no name in
+/// the file (a product before its bias, for one).
+fn product_inside(step: &Graph, value: NodeId) -> Option<NodeId> {
+    let mut stack = vec![value];
+    while let Some(id) = stack.pop() {
+        if step.op(id).multiplies_in().is_some() {
+            return Some(id);
+        }
+        stack.extend(step.inputs(id).into_iter().filter(|&x| step.is_auto_named(x)));
+    }
+    None
+}
+
+/// What a planned graph says of a value that is no product.
+fn wish(g: &Graph, at: NodeId) -> Wish {
+    if g.op(at).is_buffer() {
+        return narrow_or_wide(g.ty(at).format);
+    }
+    let put = |user: NodeId| if let Op::Put(f) = g.op(user) { Some(*f) } else { None };
+    let widest = g.users(at).into_iter().filter_map(put).max_by_key(|f| f.bytes());
+    widest.map_or(Wish::Open, narrow_or_wide)
+}
