@@ -92,7 +92,7 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
     let mut settings = Settings {
         policy: policy.parse()?,
         low: format.parse().map_err(|_| Error::Request(format!("unknown format `{format}`")))?,
-        target: "sm_90".into(),
+        target: std::env::var("MANTISSA_TARGET").unwrap_or_else(|_| "sm_90".into()),
         loss: if loss == "-" { None } else { Some(loss.to_owned()) },
         ..Settings::default()
     };
@@ -100,7 +100,12 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
     *settings.recipe.optimizer.lr_mut() = lr.parse().map_err(|_| Error::Request(format!("`{lr}` is no rate")))?;
     timed("import and differentiate", || settings.build(&model, &RuleSet::builtin()?))?;
     let compiled = timed("compile", || settings.compile(&model, &RuleSet::builtin()?, None))?;
-    eprintln!("{} values in the step, {} evaluations", compiled.step.len(), compiled.planned.evaluations);
+    let predicted = 1e3 * compiled.planned.estimate.seconds;
+    eprintln!(
+        "{} values in the step, {} evaluations, predicted {predicted:.3} ms",
+        compiled.step.len(),
+        compiled.planned.evaluations
+    );
     let classes = compiled.classes().unwrap_or(2);
     let graph = compiled.task.graph.clone();
     let open = |program| DeviceKind::Auto.open(program, &HashMap::new());

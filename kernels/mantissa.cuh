@@ -142,13 +142,17 @@ __device__ __forceinline__ u64 resolve(float i, u64 extent) {
     return r < extent ? r : extent - 1;
 }
 
-/// Several kernels of the same code in one launch. Each part has its first block.
+/// Several kernels of the same code in one launch. Each part has its first block, in ascending order.
 template <class K, int N> struct Group { K part[N]; };
 
 template <class K, int N> __device__ __forceinline__ const K& part_of(const Group<K, N>& g) {
-    int i = N - 1;
-    while (i > 0 && blockIdx.x < g.part[i].first_block) --i;
-    return g.part[i];
+    int low = 0, high = N;
+    while (high - low > 1) {
+        const int middle = (low + high) / 2;
+        if (blockIdx.x < g.part[middle].first_block) high = middle;
+        else low = middle;
+    }
+    return g.part[low];
 }
 
 }  // namespace mantissa

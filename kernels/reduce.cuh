@@ -39,6 +39,8 @@ template <class K, int T, int P> __device__ __forceinline__ void row_passes(cons
 #pragma unroll
         for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
         u64 i = u64(threadIdx.x % T) * K::WIDTH;
+        // Several loads at once: a thread has little else to wait with.
+#pragma unroll 4
         for (; i + K::WIDTH <= k.n; i += T * K::WIDTH) k.template element<P, K::WIDTH>(o, i, done, sum);
         for (; i < k.n; ++i) k.template element<P, 1>(o, i, done, sum);
 #pragma unroll

@@ -9,6 +9,7 @@ pub mod format;
 pub mod hint;
 pub mod ir;
 pub mod lower;
+pub mod measure;
 pub mod memory;
 pub mod model;
 pub mod plan;

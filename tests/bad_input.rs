@@ -295,7 +295,7 @@ fn mixed_precision_files() {
     p.put("x.npz", npz_of(&[("x", 4, &[0.5; 64])], &[0; 16]));
     p.put("there.onnx", "something");
     let plan = "plan net.onnx --inference --batch 4";
-    let said = p.succeeds(&format!("{plan} --policy o2 --calibrate x.npz --onnx mixed.onnx"));
+    let said = p.succeeds(&format!("{plan} --policy greedy --calibrate x.npz --onnx mixed.onnx"));
     assert!(said.contains("off by") && said.contains("1 of 1 nodes in narrow formats, 2 casts"), "{said}");
     p.succeeds("plan mixed.onnx --inference --batch 4 --policy fp32");
     p.refuses(&format!("{plan} --onnx there.onnx"), WRONG, &["there.onnx", "--force"]);
@@ -306,7 +306,7 @@ fn mixed_precision_files() {
     p.refuses("plan low.onnx --inference --batch 4 --onnx new.onnx", WRONG, &["low.onnx", "`w`", "f32"]);
     p.refuses("plan small.mir --inference --batch 4 --onnx new.onnx", WRONG, &["small", "mantissa export"]);
     p.refuses("plan small.mir --inference --batch 4 --policy auto --calibrate x.npz", WRONG, &["mantissa export"]);
-    p.refuses(&format!("{plan} --policy o2 --format bf16 --onnx new.onnx"), WRONG, &["net.onnx", "opset", "bf16"]);
+    p.refuses(&format!("{plan} --policy greedy --format bf16 --onnx new.onnx"), WRONG, &["net.onnx", "opset", "bf16"]);
 }
 
 #[test]

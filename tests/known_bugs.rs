@@ -5,7 +5,7 @@ use mantissa::data::{Dataset, Feature, Labels};
 use mantissa::format::Format;
 use mantissa::ir::{Graph, NodeId, Op, text};
 use mantissa::model::Model;
-use mantissa::plan::Policy;
+use mantissa::plan::{Overrides, Policy};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::{Device, cpu::CpuRunner};
 use mantissa::train::{Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
@@ -96,6 +96,37 @@ fn gradients_that_a_format_loses_are_not_stored_in_it() {
     let scaled = Settings { formats: vec![Format::F16], ..settings(Policy::Auto) };
     let compiled = compile_by_evidence(&scaled, &model(&quiet), &rules, &data, 0, effort, &|_| ()).unwrap();
     assert!(compiled.settings.recipe.scaler.init >= 65536.0, "{}", compiled.settings.recipe.scaler.init);
+}
+
+/// A maximum rounded apart from what it is the maximum of equals nothing any more, and its gradient is lost without a word:
+/// where the gradient goes is one operation, not a comparison with what is stored.
+#[test]
+fn a_maximum_stored_narrow_keeps_its_gradient() {
+    let source = "model peaks {
+        input x: f32[batch, 256]  label y: f32[batch, 16]
+        param w: f32[256, 64] = kaiming_uniform  param v: f32[1, 16] = ones
+        h = sin(x @ w) * 1.3
+        m = reduce_max(h, axes=[1], keep=true)
+        loss = mse(m @ v, y)
+    }";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "h = \"f32\"\nm = \"f16\"").unwrap();
+    let moved = |settings: &Settings| {
+        let mut s = session(compile(source, settings));
+        let before = s.read("w").unwrap();
+        let data = Dataset { labels: Labels::Targets(vec![5.0; 64 * 16]), ..dataset(64, 256, 8) };
+        s.train_steps(&data, 1, || ()).unwrap();
+        let step: Vec<f32> = s.read("w").unwrap().iter().zip(&before).map(|(a, b)| a - b).collect();
+        step
+    };
+    let plain = moved(&settings(Policy::Fp32));
+    let narrow = Settings { overrides: Overrides::read(file.path()).unwrap(), ..settings(Policy::O2) };
+    let g = compile(source, &narrow).planned.graph;
+    assert!(g.find("m.f16").is_some() && g.find("h.f16").is_none(), "{}", text::print(&g));
+    let rounded = moved(&narrow);
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(x * y)).sum::<f64>();
+    let cosine = dot(&plain, &rounded) / (dot(&plain, &plain) * dot(&rounded, &rounded)).sqrt();
+    assert!(cosine > 0.95, "{cosine}");
 }
 
 /// Masks of −1e9 and finfo.min become −inf in f16, and rows where all is masked NaN (transformers#17306, NeMo#2658,

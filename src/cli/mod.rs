@@ -58,7 +58,7 @@ enum Command {
         action: rules::RulesCommand,
     },
     /// Say what this machine can run on
-    Doctor,
+    Doctor(doctor::DoctorArgs),
 }
 
 /// Options that decide what is compiled.
@@ -239,7 +239,7 @@ pub fn main() -> ExitCode {
             Command::Compile(args) => compile::run(&args),
             Command::Export(args) => export::run(&args),
             Command::Rules { action } => rules::run(&action),
-            Command::Doctor => doctor::run(),
+            Command::Doctor(args) => doctor::run(&args),
         },
         Err(e) => Err(e),
     };

@@ -4,16 +4,22 @@
 //! break towards moving less (a plain maximum leaves plateaus a search cannot see across).
 
 mod products;
+mod table;
+
+pub use table::{Timed, Work};
 
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
+use crate::lower::cuda::{launches_of, waits};
 use crate::lower::{BufferId, Exit, Kernel, Loop, Program, View};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
+use table::Table;
 
-/// A device's rates, from one of the files in `src/cost/targets/`.
-#[derive(Clone, Debug, Deserialize)]
+/// A device's rates, from one of the files in `src/cost/targets/`, or from one that `mantissa doctor --measure` wrote.
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     pub name: String,
@@ -31,10 +37,18 @@ pub struct Target {
     pub product_us: f64,
     /// The same for a sum over everything.
     pub total_us: f64,
+    /// What a thread waits for memory, where the next thing it does depends on it.
+    #[serde(default)]
+    pub latency_us: f64,
     /// Products go to a library that can only round and store, so other epilogues are kernels of their own.
     pub library_products: bool,
+    /// Products that were timed, if any were: what is like them takes as long as they do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub timed: Vec<Timed>,
     /// Dense product rates by operand format, in 10^12 per second; formats not listed are not multiplied.
     pub product_tflops: BTreeMap<Format, f64>,
+    #[serde(skip)]
+    table: Table,
 }
 
 const FILES: [&str; 8] = [
@@ -54,23 +68,61 @@ pub const REFUSED: f64 = 1e3;
 /// Share of a strided access's extra sectors that are paid for where the buffer fits the cache.
 const CACHED: f64 = 0.25;
 
+/// A product takes at least this share of what is modelled, whatever was timed.
+const LEAST: f64 = 0.1;
+
+/// How much slower our own convolution is than cuDNN's. Measured on an H200: 14 to 87 times.
+const OWN_CONV: f64 = 40.0;
+
 /// Share of the time to move the bytes that is added to break ties.
 const TIE: f64 = 0.02;
 
 impl Target {
     /// All built-in targets.
     pub fn all() -> Vec<Target> {
-        FILES.iter().map(|f| toml::from_str(f).expect("built-in profiles parse")).collect()
+        FILES.iter().map(|f| toml::from_str::<Target>(f).expect("built-in profiles parse").tabled()).collect()
     }
 
+    /// A profile from a file.
+    pub fn read(path: &Path) -> Result<Target> {
+        let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+        let target: Target = toml::from_str(&text).map_err(|e| {
+            Error::Request(format!(
+                "{}: not a target's profile, as `mantissa doctor --measure` writes them: {e}",
+                path.display()
+            ))
+        })?;
+        Ok(target.tabled())
+    }
+
+    /// With its timed products ready to be looked up.
+    pub fn tabled(mut self) -> Target {
+        self.table = Table::default();
+        self.table = Table::new(&self);
+        self
+    }
+
+    /// How far the model is from the products that were timed, in the median, as a factor: alone, and corrected for each by
+    /// all the others. None if none were.
+    pub fn errors_of_timed(&self) -> Option<[f64; 2]> {
+        self.table.errors()
+    }
+
+    /// A built-in target, or the profile in a `.toml` file.
     pub fn named(name: &str) -> Result<Target> {
+        if Path::new(name).extension().is_some_and(|e| e == "toml") {
+            return Target::read(Path::new(name));
+        }
         let all = Target::all();
         if let Some(t) = all.iter().find(|t| t.name == name) {
             return Ok(t.clone());
         }
         let names: Vec<&str> = all.iter().map(|t| t.name.as_str()).collect();
         let hint = is_meant(name, names.iter().copied());
-        Err(Error::Request(format!("unknown target `{name}`; targets are {}{hint}", names.join(", "))))
+        Err(Error::Request(format!(
+            "unknown target `{name}`; targets are {}, or a profile's file (.toml){hint}",
+            names.join(", ")
+        )))
     }
 
     pub fn multiplies(&self, format: Format) -> bool {
@@ -95,7 +147,8 @@ impl Target {
     pub fn estimate_program(&self, program: &Program) -> Estimate {
         let mut total = Estimate::default();
         for launch in &program.launches {
-            total.seconds += program.times(launch.start) as f64 * self.launch_seconds(&program.kernels[launch.start]);
+            let first = &program.kernels[launch.start];
+            total.seconds += program.times(launch.start) as f64 * self.launch_seconds(first, launch.len());
             for i in launch.clone() {
                 let once = self.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
                 total += once.times(program.times(i));
@@ -104,10 +157,11 @@ impl Target {
         total
     }
 
-    /// What a launch of kernels like this one takes, whatever they do.
-    pub fn launch_seconds(&self, kernel: &Kernel) -> f64 {
+    /// What launching so many kernels like this one takes, whatever they do.
+    pub fn launch_seconds(&self, kernel: &Kernel, kernels: usize) -> f64 {
+        let launches = if self.library_products { launches_of(kernel.body(), kernels) } else { 1 };
         let more = if kernel.kind() == "total" { self.total_us } else { 0.0 };
-        (self.launch_us + more) * 1e-6
+        launches as f64 * (self.launch_us + more) * 1e-6
     }
 
     /// Predicted time of one kernel, without its launch.
@@ -121,21 +175,30 @@ impl Target {
         let scalar = kernel.scalar_operations() / (self.scalar_gflops * 1e9);
         let own = self.traffic(body);
         let Kernel::Product(p) = kernel else {
-            return Estimate { seconds: memory(own).max(scalar) + TIE * memory(own), bytes };
+            let waiting = waits(body) as f64 * self.latency_us * 1e-6;
+            return Estimate { seconds: memory(own).max(scalar).max(waiting) + TIE * memory(own), bytes };
         };
         let operands = (bytes - body.bytes()) as f64;
-        let matrix = products::seconds(self, &p.contraction, format_of) + self.product_us * 1e-6;
+        let work = products::work(&p.contraction, &format_of);
+        // What the product itself takes, with what else its kernel computes.
+        let product = |bytes: f64, scalar: f64, to: Format| {
+            let modelled = memory(bytes).max(scalar + products::seconds(self, &work) + self.product_us * 1e-6);
+            let launch = self.launch_us * 1e-6;
+            let corrected = (self.table.correction(&work) * (launch + modelled) - launch).max(LEAST * modelled);
+            // cuDNN takes one format for all: else a kernel of ours computes in f32 registers.
+            if self.library_products && work.is_conv() && to != work.format { OWN_CONV * corrected } else { corrected }
+        };
         match p.exit() {
             // A product whose epilogue the library cannot run goes through scratch: two kernels, one after the other.
             Exit::Scratch(format) if self.library_products => {
                 let scratch = (p.contraction.elements() * format.bytes()) as f64;
-                let first = memory(operands + scratch).max(matrix);
+                let first = product(operands + scratch, 0.0, format);
                 let second = memory(own + scratch).max(scalar) + self.launch_us * 1e-6;
                 let total = operands + own + 2.0 * scratch;
                 Estimate { seconds: first + second + TIE * memory(total), bytes: bytes + 2 * scratch as usize }
             }
-            _ => {
-                Estimate { seconds: memory(operands + own).max(scalar + matrix) + TIE * memory(operands + own), bytes }
+            Exit::Scratch(to) | Exit::Direct(_, to) => {
+                Estimate { seconds: product(operands + own, scalar, to) + TIE * memory(operands + own), bytes }
             }
         }
     }
@@ -144,7 +207,7 @@ impl Target {
     pub fn floor(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> f64 {
         let moved = kernel.bytes(&format_of) as f64 / (self.bandwidth_gb_s * 1e9);
         match kernel {
-            Kernel::Product(p) => moved.max(products::least(self, &p.contraction)),
+            Kernel::Product(p) => moved.max(products::least(self, &products::work(&p.contraction, &format_of))),
             Kernel::Loop(_) => moved,
         }
     }

@@ -1,6 +1,6 @@
 //! What a contraction takes in the matrix units: whole tiles, dealt out to multiprocessors.
 
-use super::Target;
+use super::{Target, Work};
 use crate::format::Format;
 use crate::ir::ConvKind;
 use crate::lower::{BufferId, Contraction, Conv, Gemm};
@@ -13,28 +13,33 @@ const SPLIT: usize = 512;
 /// an H200 takes 153 to 161 us, 26 us of arithmetic.
 const MISALIGNED: f64 = 5.0;
 
-/// Seconds of a contraction's arithmetic.
-pub(super) fn seconds(target: &Target, c: &Contraction, format_of: impl Fn(BufferId) -> Format) -> f64 {
-    let rate = |f: Format| target.product_tflops.get(&f).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12;
+/// What a contraction is to its library.
+pub(super) fn work(c: &Contraction, format_of: impl Fn(BufferId) -> Format) -> Work {
     match c {
-        Contraction::Gemm(g) => {
-            let slow = if is_misaligned(g, format_of) && target.library_products { MISALIGNED } else { 1.0 };
-            slow * tiled(target, [g.batch, g.m, g.n, g.k], g.format, true) / rate(g.format)
+        Contraction::Gemm(g) => Work {
+            kind: ["nn", "nt", "tn", "tt"][2 * usize::from(g.ta) + usize::from(g.tb)],
+            format: g.format,
+            extents: [g.batch, g.m, g.n, g.k],
+            misaligned: is_misaligned(g, format_of),
+        },
+        Contraction::Conv(c) => {
+            Work { kind: c.kind.name(), format: c.format, extents: as_product(c), misaligned: false }
         }
-        Contraction::Conv(c) => tiled(target, as_product(c), c.format, false) / rate(c.format),
-        Contraction::Scatter(_) => 0.0,
+        Contraction::Scatter(_) => Work { kind: "scatter", format: Format::F32, extents: [0; 4], misaligned: false },
     }
 }
 
+/// Seconds of a contraction's arithmetic.
+pub(super) fn seconds(target: &Target, w: &Work) -> f64 {
+    let rate = target.product_tflops.get(&w.format).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12;
+    let slow = if w.misaligned && target.library_products { MISALIGNED } else { 1.0 };
+    if w.is_nothing() { 0.0 } else { slow * tiled(target, w.extents, w.format, !w.is_conv()) / rate }
+}
+
 /// Seconds of the arithmetic alone, with every multiprocessor busy.
-pub(super) fn least(target: &Target, c: &Contraction) -> f64 {
-    let (extents, format) = match c {
-        Contraction::Gemm(g) => ([g.batch, g.m, g.n, g.k], g.format),
-        Contraction::Conv(c) => (as_product(c), c.format),
-        Contraction::Scatter(_) => return 0.0,
-    };
-    let rate = target.product_tflops.get(&format).copied().unwrap_or(f64::INFINITY) * 1e12;
-    2.0 * extents.iter().map(|&n| n as f64).product::<f64>() / rate
+pub(super) fn least(target: &Target, w: &Work) -> f64 {
+    let rate = target.product_tflops.get(&w.format).copied().unwrap_or(f64::INFINITY) * 1e12;
+    w.operations() / rate
 }
 
 /// Do rows of a narrow operand begin where a wide load cannot?

@@ -285,7 +285,12 @@ impl Emit<'_> {
                 self.push(Inst::Round(f, x))
             }
             Op::Input { .. } | Op::Param { .. } | Op::State { .. } => unreachable!("sources are read, not computed"),
-            Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } | Op::Normalise { .. } | Op::Loss(_) => {
+            Op::IsExtreme { .. }
+            | Op::Softmax { .. }
+            | Op::LogSoftmax { .. }
+            | Op::LayerNorm { .. }
+            | Op::Normalise { .. }
+            | Op::Loss(_) => {
                 unreachable!("{} is expanded before lowering", op.name())
             }
             Op::Scan(_) => unreachable!("loops are kernels of their own"),

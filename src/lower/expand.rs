@@ -4,7 +4,7 @@ use crate::error::Result;
 use crate::ir::ops::{Loss, at_label};
 use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Unary, standardise};
 
-/// The same graph without softmax, layer norm and losses. Names and outputs are kept.
+/// The same graph without softmax, layer norm, losses and the like. Names and outputs are kept.
 pub fn expand(graph: &Graph) -> Result<Graph> {
     let mut out = Graph::new(&graph.name);
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
@@ -15,6 +15,10 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
         let copy = match &node.op {
             Op::Softmax { axis } => softmax(&mut out, x[0], *axis)?,
             Op::LogSoftmax { axis } => log_softmax(&mut out, x[0], *axis)?,
+            Op::IsExtreme { kind, axes } => {
+                let extreme = out.reduce(*kind, x[0], axes, true)?;
+                out.binary(Binary::Eq, x[0], extreme)?
+            }
             Op::LayerNorm { eps } => {
                 let (xhat, _) = {
                     let last = [out.shape(x[0]).rank() - 1];

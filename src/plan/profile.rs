@@ -23,7 +23,8 @@ pub fn print_profile(planned: &Planned, program: &Program, target: &Target, meas
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut kinds: BTreeMap<String, Row> = BTreeMap::new();
     for (launch, &took) in program.launches.iter().zip(measured) {
-        let mut predicted = Estimate { seconds: target.launch_seconds(&program.kernels[launch.start]), bytes: 0 };
+        let first = &program.kernels[launch.start];
+        let mut predicted = Estimate { seconds: target.launch_seconds(first, launch.len()), bytes: 0 };
         for i in launch.clone() {
             predicted += target.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
         }

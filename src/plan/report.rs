@@ -188,8 +188,10 @@ fn launches(
         values.iter().for_each(|&v| {
             row_of.entry(v).or_insert(row);
         });
-        let mut estimate =
-            crate::cost::Estimate { seconds: request.target.launch_seconds(&program.kernels[range.start]), bytes: 0 };
+        let mut estimate = crate::cost::Estimate {
+            seconds: request.target.launch_seconds(&program.kernels[range.start], range.len()),
+            bytes: 0,
+        };
         let mut floor = 0.0;
         for i in range.clone() {
             let format_of = |b: crate::lower::BufferId| program.buffers[b].ty.format;

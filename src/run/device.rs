@@ -1,4 +1,4 @@
-//! What training needs of a device.
+//! What is asked of a device.
 
 use crate::error::Result;
 use crate::format::{Format, widen};
@@ -35,6 +35,11 @@ pub trait Device {
 
     /// Runs every kernel once. May return before they have finished.
     fn run(&mut self) -> Result<()>;
+
+    /// Waits until everything that was started has finished.
+    fn wait(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Seconds of each of the program's launches, by running it over and over. What the step keeps is spoilt by it.
     fn profile(&mut self) -> Result<Vec<f64>>;

@@ -74,6 +74,12 @@ pub enum Op {
         axes: Vec<usize>,
         keep: bool,
     },
+    /// Which elements are the largest (or smallest) along some axes. One operation, so that what is compared is never
+    /// rounded apart from what it is compared with: a mask that hits nothing loses the gradient.
+    IsExtreme {
+        kind: ReduceKind,
+        axes: Vec<usize>,
+    },
     Broadcast {
         dims: Shape,
     },
@@ -206,6 +212,8 @@ impl Op {
             Op::Binary(b) => b.name(),
             Op::Select => "select",
             Op::Reduce { kind, .. } => kind.name(),
+            Op::IsExtreme { kind: ReduceKind::Min, .. } => "is_min",
+            Op::IsExtreme { .. } => "is_max",
             Op::Broadcast { .. } => "broadcast",
             Op::Reshape { .. } => "reshape",
             Op::Transpose { .. } => "transpose",
@@ -299,6 +307,7 @@ impl Op {
             Op::Binary(b) => b.infer(x[0], x[1]),
             Op::Select => elementwise::infer_select(x),
             Op::Reduce { kind, axes, keep } => reduce::infer(*kind, axes, *keep, x[0]),
+            Op::IsExtreme { kind, axes } => reduce::infer_extreme(*kind, axes, x[0]),
             Op::Broadcast { .. }
             | Op::Reshape { .. }
             | Op::Transpose { .. }
@@ -353,6 +362,7 @@ impl Op {
                 Tensor::from_fn(&ty.dims(), |i| x[if x[0].at_broadcast(i) != 0.0 { 1 } else { 2 }].at_broadcast(i))
             }
             Op::Reduce { kind, axes, .. } => reduce::eval(*kind, axes, x[0], ty),
+            Op::IsExtreme { kind, axes } => reduce::eval_extreme(*kind, axes, x[0]),
             Op::Broadcast { .. }
             | Op::Reshape { .. }
             | Op::Transpose { .. }
@@ -386,6 +396,7 @@ impl Op {
             Op::Binary(b) => b.vjp(c),
             Op::Select => elementwise::vjp_select(c),
             Op::Reduce { kind, axes, .. } => reduce::vjp(*kind, axes, c),
+            Op::IsExtreme { .. } => Ok(vec![None]),
             Op::Broadcast { .. }
             | Op::Reshape { .. }
             | Op::Transpose { .. }
@@ -425,6 +436,7 @@ impl Op {
                 vec![("dims", Attr::Dims(dims.clone())), ("salt", Attr::Int(i64::from(*salt)))]
             }
             Op::Reduce { axes, keep, .. } => vec![("axes", ints(axes)), ("keep", Attr::Bool(*keep))],
+            Op::IsExtreme { axes, .. } => vec![("axes", ints(axes))],
             Op::Broadcast { dims } | Op::Reshape { dims } | Op::Alias { dims } => {
                 vec![("dims", Attr::Dims(dims.clone()))]
             }
@@ -577,6 +589,8 @@ impl Op {
                 let (ta, tb) = matmul::parse_side(&a.word_or("t", "nn")?)?;
                 Op::MatMul { ta, tb, format: a.format_or("format", Format::F32)? }
             }
+            "is_max" => Op::IsExtreme { kind: ReduceKind::Max, axes: a.ints("axes")? },
+            "is_min" => Op::IsExtreme { kind: ReduceKind::Min, axes: a.ints("axes")? },
             "softmax" => Op::Softmax { axis: a.int("axis")? },
             "log_softmax" => Op::LogSoftmax { axis: a.int("axis")? },
             "layer_norm" => Op::LayerNorm { eps: a.float_or("eps", 1e-5)? },

@@ -53,6 +53,21 @@ pub(super) fn infer(kind: ReduceKind, axes: &[usize], keep: bool, x: &Type) -> R
     Ok(Type::new(Shape(dims.collect()), format))
 }
 
+pub(super) fn infer_extreme(kind: ReduceKind, axes: &[usize], x: &Type) -> Result<Type, String> {
+    infer(kind, axes, true, x)?;
+    Ok(Type::new(x.shape.clone(), Format::Bool))
+}
+
+pub(super) fn eval_extreme(kind: ReduceKind, axes: &[usize], x: &Tensor) -> Tensor {
+    let mut dims = x.dims.clone();
+    axes.iter().for_each(|&a| dims[a] = 1);
+    let extreme = eval(kind, axes, x, &Type::new(Shape::of(&dims), Format::F32));
+    Tensor::from_fn(&x.dims, |i| {
+        let kept: Vec<usize> = i.iter().enumerate().map(|(a, &p)| if axes.contains(&a) { 0 } else { p }).collect();
+        f64::from(x.at(i) == extreme.at(&kept))
+    })
+}
+
 pub(super) fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> Tensor {
     let dims = ty.dims();
     let mut out = Tensor::full(&dims, kind.identity());
@@ -78,7 +93,7 @@ pub(super) fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> T
 }
 
 pub(super) fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
-    let (g, x, y) = (c.graph, c.x[0], c.node);
+    let (g, x) = (c.graph, c.x[0]);
     let full = g.shape(x).clone();
     let kept = Shape(
         full.0.iter().enumerate().map(|(i, d)| if axes.contains(&i) { Dim::Fixed(1) } else { d.clone() }).collect(),
@@ -109,8 +124,7 @@ pub(super) fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
         }
         // Equal extremes share the gradient equally, as in `torch.amax`.
         ReduceKind::Max | ReduceKind::Min => {
-            let y = g.reshape(y, &kept)?;
-            let hit = g.binary(Binary::Eq, x, y)?;
+            let hit = g.add(Op::IsExtreme { kind, axes: axes.to_vec() }, &[x])?;
             let (one, zero) = (g.constant(1.0)?, g.constant(0.0)?);
             let ones = g.add(Op::Select, &[hit, one, zero])?;
             let ties = g.add(Op::Reduce { kind: ReduceKind::Sum, axes: axes.to_vec(), keep: true }, &[ones])?;

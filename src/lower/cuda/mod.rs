@@ -6,7 +6,7 @@
 mod functor;
 mod plan;
 
-pub use plan::{CudaProgram, Destination, Launch, Word, generate};
+pub use plan::{CudaProgram, Destination, Launch, Word, generate, launches_of, waits};
 
 /// The headers, by the name generated code includes them under.
 pub const HEADERS: [(&str, &str); 5] = [

@@ -64,8 +64,8 @@ pub struct CudaProgram {
 
 /// Stands for the product scratch among buffers.
 const SCRATCH: BufferId = BufferId::MAX;
-/// Parts of one launch: kernel arguments must stay under 4 KiB on older drivers.
-const MOST_PARTS: usize = 16;
+/// Bytes of a launch's arguments, at most: older drivers take 4 KiB.
+const MOST_BYTES: usize = 4096;
 const THREADS: u32 = 256;
 /// Side of the square of results that a block of a convolution computes.
 const CONV_TILE: usize = 64;
@@ -74,6 +74,12 @@ const COLUMNS: usize = 32;
 const COLUMN_THREADS: u32 = 512;
 /// Rows that a warp each would not fill a GPU.
 const FEW_ROWS: usize = 4096;
+/// Threads that are enough for a GPU to have something to do while some of them wait.
+const ENOUGH: usize = 1 << 17;
+/// Rounds of a row's loop whose loads are made at once, as `reduce.cuh` says.
+const UNROLLED: usize = 4;
+/// Elements that a thread of a row's team should have at least.
+const OF_THREAD: usize = 4;
 
 /// Generates source and launches.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
@@ -86,7 +92,7 @@ pub fn generate(program: &Program) -> Result<CudaProgram> {
             g.product(launch.start, product)?;
         } else {
             let bodies: Vec<&Loop> = launch.clone().map(|i| program.kernels[i].body()).collect();
-            for chunk in bodies.chunks(MOST_PARTS) {
+            for chunk in bodies.chunks(most_parts(bodies[0])) {
                 g.group(chunk)?;
             }
         }
@@ -311,13 +317,37 @@ fn word(shape: Shape) -> &'static str {
     }
 }
 
-/// Threads that share a row.
+/// Kernels of this code that one launch takes.
+fn most_parts(k: &Loop) -> usize {
+    // Pointers, sizes, the place of partial results, and the first block.
+    let words = k.loads.len() + k.stores.len() + 5;
+    (MOST_BYTES / (8 * words)).max(1)
+}
+
+/// Launches that a GPU makes of so many kernels like this one.
+pub fn launches_of(k: &Loop, kernels: usize) -> usize {
+    kernels.div_ceil(most_parts(k))
+}
+
+/// Threads that share a row: as many as keep a GPU busy, as long as each has something to do.
 fn team_size(k: &Loop) -> usize {
-    match k.inner_size() {
-        // A few rows alone would leave most of the GPU idle.
-        256..=1024 if k.outer_size() <= FEW_ROWS => 128,
+    let (rows, elements) = (k.outer_size(), k.inner_size());
+    let by_length = match elements {
+        256..=1024 if rows <= FEW_ROWS => 128,
         0..=1024 => 32,
         1025..=8192 => 256,
         _ => 1024,
+    };
+    let wanted = (ENOUGH / rows.max(1)).next_power_of_two();
+    let most = (elements / OF_THREAD).next_power_of_two();
+    by_length.max(wanted.min(most).min(1024))
+}
+
+/// How often a thread of a row kernel waits for memory, one time after the other; 0 for others.
+pub fn waits(k: &Loop) -> usize {
+    if shape_of(k) != Shape::Row {
+        return 0;
     }
+    let live = passes(k).iter().filter(|p| p.is_live()).count();
+    live * k.inner_size().div_ceil(team_size(k) * OF_THREAD * UNROLLED)
 }

@@ -80,6 +80,15 @@ pub fn architecture(context: &CudaContext) -> Result<String> {
     Ok(format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" }))
 }
 
+/// A GPU's name, how many multiprocessors it has, and the bytes of its last cache.
+pub fn hardware(context: &CudaContext) -> Result<(String, usize, usize)> {
+    use sys::CUdevice_attribute as A;
+    let attribute = |a| Ok::<_, Error>(usize::try_from(driver("asking the GPU", context.attribute(a))?).unwrap_or(0));
+    let name = driver("reading the GPU's name", context.name())?;
+    let sms = attribute(A::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+    Ok((name, sms, attribute(A::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?))
+}
+
 impl CudaRunner {
     /// Compiles, allocates and captures. `cubin` is used instead of compiling if given.
     pub fn new(program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<CudaRunner> {
@@ -372,6 +381,10 @@ impl Device for CudaRunner {
     fn run(&mut self) -> Result<()> {
         // SAFETY: the graph was instantiated from this runner's own launches and everything it touches is alive.
         unsafe { driver("running the step", result::graph::launch(self.graph, self.stream)) }
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        self.synchronize()
     }
 
     fn profile(&mut self) -> Result<Vec<f64>> {
