@@ -20,8 +20,9 @@ template <class K> __device__ __forceinline__ float warp_reduce(int s, float x) 
     return x;
 }
 
-/// Combines over a block of T threads; every thread gets the result.
+/// Combines over a team: a thread, a warp, or a block of T threads; every thread gets the result.
 template <class K, int T> __device__ __forceinline__ float team_reduce(int s, float x, float* shared) {
+    if constexpr (T == 1) return x;
     x = warp_reduce<K>(s, x);
     if constexpr (T > 32) {
         __syncthreads();
@@ -51,12 +52,12 @@ template <class K, int T, int P> __device__ __forceinline__ void row_passes(cons
     }
 }
 
-/// One row per team of T threads: a warp, or a whole block.
+/// One row per team of T threads: one alone, a warp, or a whole block.
 template <int T, class K, int N> __device__ __forceinline__ void row(const Group<K, N>& g) {
     __shared__ float shared[32];
     const K& k = part_of(g);
     const u64 o = (blockIdx.x - k.first_block) * u64(blockDim.x / T) + threadIdx.x / T;
-    if (o >= k.rows) return;  // whole warps leave together: T is 32, or the block has one row
+    if (o >= k.rows) return;  // teams leave together: a thread, a warp, or the block with its one row
     float done[K::SUMS];
     row_passes<K, T, 0>(k, o, done, shared);
     if (threadIdx.x % T == 0) k.finish(o, done);

@@ -23,7 +23,7 @@ pub struct Product {
 
 /// Operands and results of a program's copies fill this many bytes at least, where the copies are not too many.
 const FOOTPRINT: usize = 96 << 20;
-const COPIES: usize = 16;
+const COPIES: usize = 8;
 
 fn input(g: &mut Graph, name: String, dims: &[usize], format: Format) -> Result<NodeId> {
     g.add_named(name, Op::Input { label: false, ty: Type::new(Shape::of(dims), format), copy_of: None }, &[])

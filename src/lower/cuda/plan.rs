@@ -233,7 +233,7 @@ impl Generator<'_> {
             if short { (THREADS as usize * functor.width, THREADS) } else { (COLUMNS, COLUMN_THREADS) };
         let (call, threads) = match shape {
             Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
-            Shape::Row => (format!("row<{team}>(g)"), if team == 32 { 128 } else { team as u32 }),
+            Shape::Row => (format!("row<{team}>(g)"), if team <= 32 { 128 } else { team as u32 }),
             Shape::Column => {
                 let across = columns / functor.width;
                 (format!("column<{across}, {}>(g)", column_threads as usize / across), column_threads)
@@ -332,6 +332,9 @@ pub fn launches_of(k: &Loop, kernels: usize) -> usize {
 /// Threads that share a row: as many as keep a GPU busy, as long as each has something to do.
 fn team_size(k: &Loop) -> usize {
     let (rows, elements) = (k.outer_size(), k.inner_size());
+    if elements <= SHORT {
+        return 1;
+    }
     let by_length = match elements {
         256..=1024 if rows <= FEW_ROWS => 128,
         0..=1024 => 32,
