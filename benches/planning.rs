@@ -1,4 +1,4 @@
-//! How long planning takes, and a training step on the CPU executor.
+//! How long planning takes, by the number of layers too, and a training step on the CPU executor.
 //!
 //! `cargo bench --bench planning`
 
@@ -15,6 +15,43 @@ use mantissa::train::Settings;
 fn model() -> Model {
     let source = include_str!("../examples/digits/mlp.mir");
     Model::from_graph(text::parse(source, "mlp.mir").expect("the example parses"))
+}
+
+/// A transformer's decoder of so many layers, 128 tokens and 256 channels wide.
+fn decoder(layers: usize) -> Model {
+    let mut text = "model decoder {
+        input ids: i64[batch, 128]  label y: i64[batch, 128]
+        param wte: f32[512, 256] = normal(0.02)  param wpe: f32[128, 256] = normal(0.02)
+        seen = le(iota(dims=[128, 128], axis=1), iota(dims=[128, 128], axis=0))
+        x0 = gather(wte, ids) + wpe\n"
+        .to_owned();
+    for i in 0..layers {
+        let next = i + 1;
+        for (name, rows, columns) in [("qkv", 256, 768), ("out", 256, 256), ("up", 256, 1024), ("down", 1024, 256)] {
+            text += &format!(
+                "param {name}{i}: f32[{rows}, {columns}] = normal(0.02) param {name}{i}.b: f32[{columns}] = zeros\n"
+            );
+        }
+        for name in ["a", "m"] {
+            text += &format!("param {name}{i}.w: f32[256] = ones param {name}{i}.b: f32[256] = zeros\n");
+        }
+        text += &format!("y{i} = layer_norm(x{i}, a{i}.w, a{i}.b) @ qkv{i} + qkv{i}.b\n");
+        for (part, name) in ["q", "k", "v"].into_iter().enumerate() {
+            let (start, stop) = (256 * part, 256 * (part + 1));
+            text += &format!(
+                "{name}{i} = transpose(reshape(slice(y{i}, axis=2, start={start}, stop={stop}), dims=[batch, 128, 4, 64]), perm=[0, 2, 1, 3])\n"
+            );
+        }
+        text += &format!(
+            "s{i} = matmul(q{i}, k{i}, t=nt) * 0.125
+            p{i} = softmax(select(broadcast(seen, dims=[batch, 4, 128, 128]), s{i}, -1e30), axis=3)
+            z{i} = reshape(transpose(p{i} @ v{i}, perm=[0, 2, 1, 3]), dims=[batch, 128, 256])
+            h{i} = x{i} + z{i} @ out{i} + out{i}.b
+            x{next} = h{i} + gelu(layer_norm(h{i}, m{i}.w, m{i}.b) @ up{i} + up{i}.b) @ down{i} + down{i}.b\n"
+        );
+    }
+    text += &format!("loss = cross_entropy(x{layers} @ transpose(wte), y)\n}}");
+    Model::from_graph(text::parse(&text, "decoder.mir").expect("the decoder parses"))
 }
 
 fn fill(device: &mut CpuRunner, graph: &Graph) {
@@ -55,6 +92,17 @@ fn benches(c: &mut Criterion) {
         let mut device = CpuRunner::new(lower(verify(graph).expect("verified")).expect("lowers"));
         fill(&mut device, graph);
         group.bench_function(format!("cpu step {policy}"), |b| b.iter(|| device.run().expect("runs")));
+    }
+    group.finish();
+    // Layers are alike, so time should not grow as their number does.
+    let mut group = c.benchmark_group("plan decoder");
+    group.sample_size(10);
+    for layers in [12, 48] {
+        let settings = Settings { sizes: [("batch".to_owned(), 2)].into(), ..Settings::default() };
+        let (_, step) = settings.build(&decoder(layers), &rules).expect("the decoder builds");
+        group.bench_function(format!("{layers} layers, {} values", step.len()), |b| {
+            b.iter(|| plan(&step, &request, &rules).expect("plans"))
+        });
     }
     group.finish();
 }

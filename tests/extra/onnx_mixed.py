@@ -108,7 +108,7 @@ def lstm():
     """Two inputs, one of them a mask."""
     node = helper.make_node
     nodes = [
-        node("LSTM", ["x", "wx", "wh", "wb"], ["y", "", ""], hidden_size=16),
+        node("LSTM", ["x", "wx", "wh", "wb"], ["y", "", ""], hidden_size=256),
         node("Squeeze", ["y", "one"], ["s"]),
         node("Unsqueeze", ["mask", "last"], ["wide"]),
         node("Transpose", ["wide"], ["turned"], perm=[1, 0, 2]),
@@ -120,12 +120,12 @@ def lstm():
     # A model may have its nodes in any order that computes; runtimes want them sorted.
     nodes = nodes[-1:] + nodes[:-1]
     data = {
-        "wx": normal(1, 64, 10), "wh": normal(1, 64, 16), "wb": normal(1, 128), "one": np.array([1]),
-        "last": np.array([-1]), "zero": np.array([0]), "w": normal(16, 4),
+        "wx": normal(1, 1024, 128, scale=0.05), "wh": normal(1, 1024, 256, scale=0.05), "wb": normal(1, 2048, scale=0.05),
+        "one": np.array([1]), "last": np.array([-1]), "zero": np.array([0]), "w": normal(256, 128, scale=0.1),
     }
-    ins = [("rows", TensorProto.FLOAT, [4, 6, 10]), ("mask", TensorProto.FLOAT, [4, 6])]
-    made = model(nodes, data, ins, [("out", TensorProto.FLOAT, [4, 4])])
-    feeds = {"rows": lambda n: normal(n, 6, 10, scale=1.0), "mask": lambda n: (RNG.random((n, 6)) > 0.3).astype(np.float32)}
+    ins = [("rows", TensorProto.FLOAT, [64, 6, 128]), ("mask", TensorProto.FLOAT, [64, 6])]
+    made = model(nodes, data, ins, [("out", TensorProto.FLOAT, [64, 128])])
+    feeds = {"rows": lambda n: normal(n, 6, 128, scale=1.0), "mask": lambda n: (RNG.random((n, 6)) > 0.3).astype(np.float32)}
     return made, feeds
 
 
@@ -142,11 +142,11 @@ def loud():
         node("MatMul", ["t", "w3"], ["out"]),
     ]
     data = {
-        "w1": normal(24, 48), "b1": normal(48), "large": np.float32(3e5), "w2": normal(48, 48), "small": np.float32(1e-6),
-        "w3": normal(48, 6),
+        "w1": normal(1024, 2048, scale=0.05), "b1": normal(2048), "large": np.float32(3e5),
+        "w2": normal(2048, 1024, scale=0.05), "small": np.float32(1e-6), "w3": normal(1024, 2048, scale=0.05),
     }
-    made = model(nodes, data, [("x", TensorProto.FLOAT, ["batch", 24])], [("out", TensorProto.FLOAT, ["batch", 6])])
-    return made, {"x": lambda n: normal(n, 24, scale=1.0)}
+    made = model(nodes, data, [("x", TensorProto.FLOAT, ["batch", 1024])], [("out", TensorProto.FLOAT, ["batch", 2048])])
+    return made, {"x": lambda n: normal(n, 1024, scale=1.0)}
 
 
 def light(name):
@@ -180,7 +180,7 @@ def check(name, make, policy, folder):
     held = initialisers(made)
     free = [i for i in made.graph.input if i.name not in held]
     first = free[0].type.tensor_type.shape.dim[0]
-    batch = first.dim_value or 16
+    batch = first.dim_value or 64
     samples = {k: np.concatenate([f(batch) for _ in range(6)]) for k, f in feeds.items()}
     np.savez(data, **samples)
     sizes = ["--dim", f"{first.dim_param}={batch}"] if first.dim_param else []
