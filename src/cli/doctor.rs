@@ -38,10 +38,8 @@ fn measured(args: &DoctorArgs) -> Result<()> {
         return Err(Error::Request(format!("{}: --target knows profiles by the ending .toml", path.display())));
     }
     new_file(&path, args.force)?;
-    let kind: DeviceKind = args.device.parse()?;
-    let on_gpu = kind == DeviceKind::Cuda || (kind == DeviceKind::Auto && cuda::available());
-    let base = if on_gpu { gpu()? } else { Target::named("cpu")? };
-    let kind = if on_gpu { DeviceKind::Cuda } else { DeviceKind::Cpu };
+    let kind = args.device.parse::<DeviceKind>()?.resolved();
+    let base = if kind == DeviceKind::Cuda { gpu()? } else { Target::named("cpu")? };
     let bar = bar(steps(&base), "timing {pos} of {len}");
     let none = HashMap::new();
     let target = measure(&base, &|program| kind.open(program, &none), &|| bar.inc(1))?;

@@ -6,6 +6,7 @@ use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::Budget;
+use crate::rewrite::RuleSet;
 use crate::train::{
     Compiled, Effort, Laboratory, PlannedInference, Settings, Stage, compile_by_evidence, plan_inference,
 };
@@ -26,11 +27,9 @@ pub struct EvidenceArgs {
 }
 
 impl EvidenceArgs {
-    fn effort(&self) -> Result<Effort> {
-        let mut effort = Effort::default();
-        if let Some(b) = &self.budget {
-            effort.budget = b.parse()?;
-        }
+    fn effort(&self, budget: Budget) -> Result<Effort> {
+        let budget = self.budget.as_ref().map_or(Ok(budget), |b| b.parse())?;
+        let mut effort = Effort { budget, ..Effort::default() };
         if let Some(n) = self.calibration_batches {
             if n == 0 {
                 return Err(Error::Request("--calibration-batches must be at least 1".into()));
@@ -38,13 +37,6 @@ impl EvidenceArgs {
             effort.batches = n;
         }
         Ok(effort)
-    }
-
-    /// What inference plans go by: errors are shares of the outputs.
-    fn effort_of_inference(&self) -> Result<Effort> {
-        let budget =
-            if self.budget.is_some() { self.effort()?.budget.of_outputs()? } else { Budget::Outputs(OF_OUTPUTS) };
-        Ok(Effort { budget, ..EvidenceArgs { budget: None, ..self.clone() }.effort()? })
     }
 
     /// Compiles by what the data shows, saying on stderr what goes on.
@@ -56,28 +48,23 @@ impl EvidenceArgs {
         data: &Dataset,
         seed: u64,
     ) -> Result<Compiled> {
-        let (effort, rules) = (self.effort()?, step.rule_set()?);
+        let (effort, rules) = (self.effort(Budget::default())?, step.rule_set()?);
         told(&effort, settings, |progress| compile_by_evidence(settings, model, &rules, data, seed, effort, progress))
     }
 
-    /// Plans a model for inference, by what the data shows where there is some. Returns the budget as well.
+    /// Plans a model for inference, by what the data shows where there is some.
     pub fn plan_inference(
         &self,
         settings: &Settings,
         model: &Model,
-        step: &StepArgs,
+        rules: &RuleSet,
         data: Option<&Dataset>,
         as_file: bool,
-    ) -> Result<(PlannedInference, Budget)> {
-        let (effort, rules) = (self.effort_of_inference()?, step.rule_set()?);
+    ) -> Result<PlannedInference> {
+        let effort = self.effort(Budget::Outputs(OF_OUTPUTS))?;
         let data = data.map(|d| (d, 0));
-        let planned = match data {
-            None => plan_inference(settings, model, &rules, None, effort, as_file, &|_| {}),
-            Some(_) => told(&effort, settings, |progress| {
-                plan_inference(settings, model, &rules, data, effort, as_file, progress)
-            }),
-        };
-        Ok((planned?, effort.budget))
+        let run = |progress: &dyn Fn(Stage)| plan_inference(settings, model, rules, data, effort, as_file, progress);
+        if data.is_some() { told(&effort, settings, run) } else { run(&|_| {}) }
     }
 }
 

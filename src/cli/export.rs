@@ -1,9 +1,9 @@
 //! `mantissa export`.
 
-use super::{StepArgs, new_file, read_model};
+use super::{StepArgs, data_name, new_file, read_model, write_onnx};
 use crate::error::Result;
 use crate::format::Format;
-use crate::model::{Checkpoint, Purpose, Weight, write_atomically};
+use crate::model::{Checkpoint, Purpose, Weight};
 use crate::train::{Settings, Task};
 use clap::Args;
 use std::path::PathBuf;
@@ -29,7 +29,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let mut settings = Settings::default();
     args.step.apply(&mut settings)?;
     new_file(&args.output, args.force)?;
-    let data_path = PathBuf::from(format!("{}.data", args.output.display()));
     let model = read_model(&args.model)?;
     let checkpoint = Checkpoint::read(&args.checkpoint)?;
     let name = args.model.display().to_string();
@@ -50,13 +49,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         task.head.map(|h| task.graph.name_of(h.prediction).to_owned())
     };
     let sizes = args.step.sizes(&settings);
-    let data_name = data_path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let written = model.to_onnx(&values, &sizes, prediction.as_deref(), &data_name)?;
-    if let Some(data) = &written.data {
-        new_file(&data_path, args.force)?;
-        write_atomically(&data_path, data)?;
-    }
-    write_atomically(&args.output, &written.model)?;
+    let written = model.to_onnx(&values, &sizes, prediction.as_deref(), &data_name(&args.output))?;
+    write_onnx(&args.output, &written, args.force)?;
     if args.output.extension().is_none_or(|e| e != "onnx") {
         eprintln!("note: ONNX files are called .onnx by most tools");
     }

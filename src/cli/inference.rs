@@ -1,18 +1,18 @@
 //! `mantissa plan --inference`.
 
 use super::plan::{PlanArgs, emit_planned};
-use super::{new_file, out, read_model};
+use super::{data_name, out, read_model, write_onnx};
 use crate::error::{Error, Result};
 use crate::ir::{Op, text, verify};
 use crate::lower::outline;
-use crate::model::{Mixed, Model, write_atomically};
-use crate::plan::{Budget, PlanFile, Planned, Policy, Request, clip, percent, plan, print_table, report, summary_line};
+use crate::model::{Mixed, write_atomically};
+use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_table, report, summary_line};
+use crate::rewrite::RuleSet;
 use crate::train::{PlannedInference, Settings};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
     let (model_path, mut settings, data) = args.what.of_inference(what)?;
-    let data_path = args.onnx.as_ref().map(|p| PathBuf::from(format!("{}.data", p.display())));
     if let Some(path) = &args.onnx {
         require_other(path, &model_path)?;
         // Few runtimes mix f16 and bf16, and some have no bf16 at all.
@@ -24,30 +24,25 @@ pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
     if settings.policy != Policy::Fp32 {
         settings.request()?.target.require(settings.low)?;
     }
-    let (planned, budget) =
-        args.what.evidence.plan_inference(&settings, &model, &args.what.step, data.as_ref(), args.onnx.is_some())?;
+    let rules = args.what.step.rule_set()?;
+    let planned = args.what.evidence.plan_inference(&settings, &model, &rules, data.as_ref(), args.onnx.is_some())?;
     let request = planned.settings.request()?;
     let file = PlanFile::new(&planned.model.graph, &planned.planned, &request);
     let mut written = None;
-    if let (Some(path), Some(data_path)) = (&args.onnx, &data_path) {
-        let data_name = data_path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        if let Some(mixed) = planned.mixed(&model, &notes(&planned, &request, budget), &data_name)? {
-            if let Some(data) = &mixed.written.data {
-                new_file(data_path, args.force)?;
-                write_atomically(data_path, data)?;
-            }
-            write_atomically(path, &mixed.written.model)?;
-            eprintln!("written to {}", path.display());
-            written = Some(mixed);
-        }
+    if let Some(path) = &args.onnx
+        && let Some(mixed) = planned.mixed(&model, &notes(&planned, &request), &data_name(path))?
+    {
+        write_onnx(path, &mixed.written, args.force)?;
+        eprintln!("written to {}", path.display());
+        written = Some(mixed);
     }
     if let Some(path) = &args.output {
         write_atomically(path, file.to_json().as_bytes())?;
         eprintln!("written to {}", path.display());
     }
-    let wide = f32_plan(&planned, &model, args)?;
+    let wide = || f32_plan(&planned, &rules);
     if let Some(path) = &args.report {
-        let others = vec![("everything f32 (fp32)".to_owned(), wide.estimate.seconds)];
+        let others = vec![("everything f32 (fp32)".to_owned(), wide()?.estimate.seconds)];
         write_atomically(path, report(&planned.model.graph, &planned.planned, &request, others)?.as_bytes())?;
         eprintln!("written to {}", path.display());
     }
@@ -61,7 +56,7 @@ pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
     if args.json {
         out(&file.to_json());
     } else if args.emit.is_empty() {
-        print(&planned, &wide, &request, budget, written.as_ref())?;
+        print(&planned, &wide()?, &request, written.as_ref())?;
     }
     Ok(())
 }
@@ -76,33 +71,26 @@ fn require_other(path: &Path, model: &Path) -> Result<()> {
 }
 
 /// The same with everything in f32.
-fn f32_plan(planned: &PlannedInference, model: &Model, args: &PlanArgs) -> Result<Planned> {
+fn f32_plan(planned: &PlannedInference, rules: &RuleSet) -> Result<Planned> {
     let settings = Settings { policy: Policy::Fp32, calibration: None, ..planned.settings.clone() };
-    let inference = crate::train::Inference::new(&settings, model, &args.what.step.rule_set()?)?;
-    plan(&inference.fed()?, &settings.request()?, &args.what.step.rule_set()?)
+    plan(&planned.model.fed()?, &settings.request()?, rules)
 }
 
 /// What a written file says of itself.
-fn notes(planned: &PlannedInference, request: &Request, budget: Budget) -> Vec<(String, String)> {
+fn notes(planned: &PlannedInference, request: &Request) -> Vec<(String, String)> {
     let mut notes = vec![
         ("mantissa.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
         ("mantissa.policy".to_owned(), request.policy.to_string()),
     ];
     if let Some(m) = &planned.planned.measured {
         for (output, error) in &m.results {
-            notes.push((format!("mantissa.error.{output}"), format!("{:e}", error * budget.share())));
+            notes.push((format!("mantissa.error.{output}"), format!("{:e}", error * planned.budget.share())));
         }
     }
     notes
 }
 
-fn print(
-    planned: &PlannedInference,
-    wide: &Planned,
-    request: &Request,
-    budget: Budget,
-    written: Option<&Mixed>,
-) -> Result<()> {
+fn print(planned: &PlannedInference, wide: &Planned, request: &Request, written: Option<&Mixed>) -> Result<()> {
     let g = &planned.model.graph;
     let held = g.sources().filter(|&id| matches!(g.op(id), Op::Param { .. } | Op::State { .. }));
     let parameters: usize = held.map(|id| g.ty(id).elements()).sum();
@@ -116,7 +104,7 @@ fn print(
         "policy {} with {} on {} ({})\n\n",
         request.policy, request.low, request.target.name, request.target.device
     ));
-    out(&evidence_text(planned, budget, written.is_some()));
+    out(&evidence_text(planned, written.is_some()));
     out(&print_table(&planned.planned, request)?);
     out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one run", "time", "bytes", "launches"));
     for (label, plan) in [("this plan", &planned.planned), ("everything f32 (fp32)", wide)] {
@@ -137,7 +125,7 @@ fn print(
 }
 
 /// What the plan went by, and what came of it.
-fn evidence_text(planned: &PlannedInference, budget: Budget, as_file: bool) -> String {
+fn evidence_text(planned: &PlannedInference, as_file: bool) -> String {
     let Some(m) = &planned.planned.measured else {
         return "without data: the formats are those of autocast's lists, and nothing is known of the outputs' errors;\n--calibrate DATA tells, and with --policy auto chooses\n\n".into();
     };
@@ -152,7 +140,7 @@ fn evidence_text(planned: &PlannedInference, budget: Budget, as_file: bool) -> S
     };
     let mut text = format!("{by}Measured on {}{}:\n", m.on(), if as_file { ", for the file" } else { "" });
     for (output, error) in &m.results {
-        text += &format!("  {:<28} off by {:.2e} of its norm\n", clip(output, 28), error * budget.share());
+        text += &format!("  {:<28} off by {:.2e} of its norm\n", clip(output, 28), error * planned.budget.share());
     }
     text + "\n"
 }

@@ -16,7 +16,7 @@ mod train;
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::model::Model;
+use crate::model::{Model, Written, write_atomically};
 use crate::plan::{Overrides, Policy};
 use crate::rewrite::RuleSet;
 use crate::train::{Optimizer, Settings};
@@ -217,6 +217,21 @@ fn new_file(path: &std::path::Path, force: bool) -> Result<()> {
         )));
     }
     Ok(())
+}
+
+/// What the file of values beside an ONNX file is called, where they are too many for one.
+fn data_name(onnx: &std::path::Path) -> String {
+    onnx.file_name().map_or_else(String::new, |n| format!("{}.data", n.to_string_lossy()))
+}
+
+/// Writes an ONNX file, with its values beside it if they are apart.
+fn write_onnx(path: &std::path::Path, written: &Written, force: bool) -> Result<()> {
+    if let Some(data) = &written.data {
+        let beside = path.with_file_name(data_name(path));
+        new_file(&beside, force)?;
+        write_atomically(&beside, data)?;
+    }
+    write_atomically(path, &written.model)
 }
 
 /// Reads a model, or says what is wrong with the path.

@@ -124,13 +124,14 @@ impl Source {
 }
 
 /// Loads a split. Features are multiplied by `scale` (of several arrays, those that are not of whole numbers); every value
-/// must be finite. The arrays of an `.npz` file are named
-/// as the model's inputs are (a single one may have any name), and its labels `y`.
+/// must be finite. The arrays of an `.npz` file are named as the model's inputs are (a single one may have any name), and
+/// its labels `y`.
 pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
     let path = &source.features;
+    let label_path = source.labels.as_ref().unwrap_or(path);
     let (features, labels) = match &source.labels {
-        Some(labels) => (read_features(path)?, read_labels(labels)?),
-        None if is(path, "npz") => (read_features(path)?, numpy::read_npz(path, LABELS)?),
+        Some(_) => (read_features(path)?, read_array(label_path, LABELS)?),
+        None if is(path, "npz") => (read_features(path)?, read_array(path, LABELS)?),
         None if is(path, "csv") => {
             let (x, y) = csv::read(path)?;
             (vec![("x".to_owned(), x)], y)
@@ -143,7 +144,6 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
         }
     };
     let mut data = features_alone(path, features, scale)?;
-    let label_path = source.labels.as_ref().unwrap_or(path);
     let of_labels = labels.dims.first().copied().unwrap_or(0);
     if of_labels != data.samples {
         return Err(Error::data(label_path, format!("{of_labels} labels for {} samples", data.samples)));
@@ -300,10 +300,6 @@ fn read_features(path: &Path) -> Result<Vec<(String, Array)>> {
         return Err(Error::data(path, "there are no arrays of features: name one `x`, or as the model's inputs"));
     }
     names.into_iter().map(|n| Ok((n.clone(), numpy::read_npz(path, &n)?))).collect()
-}
-
-fn read_labels(path: &Path) -> Result<Array> {
-    read_array(path, LABELS)
 }
 
 fn read_array(path: &Path, name: &str) -> Result<Array> {

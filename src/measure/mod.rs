@@ -7,15 +7,11 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Op, verify};
 use crate::lower::cuda::waits;
-use crate::lower::{Program, lower};
-use crate::run::Device;
+use crate::lower::lower;
+use crate::run::{Device, Open};
 use probes::{Probe, Product, pointwise, products, rows, total};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use std::time::Instant;
-
-/// Puts a program on the device that is measured.
-pub type Open<'a> = &'a dyn Fn(Program) -> Result<Box<dyn Device>>;
 
 /// Products that should take longer than this are left out, in seconds.
 const LONG: f64 = 0.05;
@@ -47,7 +43,7 @@ pub fn measure(base: &Target, open: Open, tick: &dyn Fn()) -> Result<Target> {
     let times = waits(lower(verify(&rows.graph)?)?.kernels[0].body());
     let waited = bench.alone(&rows)? - launch;
     if base.library_products && times > 0 {
-        target.latency_us = rounded(waited / times as f64 * 1e6);
+        target.latency_us = waited / times as f64 * 1e6;
     }
     let mut timed: Vec<(Product, f64)> = Vec::new();
     for p in chosen(base) {
@@ -84,6 +80,7 @@ pub fn measure(base: &Target, open: Open, tick: &dyn Fn()) -> Result<Target> {
         &mut target.bandwidth_gb_s,
         &mut target.scalar_gflops,
         &mut target.total_us,
+        &mut target.latency_us,
         &mut target.product_us,
     ] {
         *x = rounded(*x);
@@ -159,18 +156,12 @@ impl Bench<'_> {
         }
         let expected = base.estimate_program(device.program()).seconds;
         let runs = (RUN / expected).clamp(1.0, 50.0) as usize;
-        device.run()?;
-        device.wait()?;
         let mut best = f64::INFINITY;
-        for _ in 0..REPETITIONS {
-            let start = Instant::now();
-            for _ in 0..runs {
-                device.run()?;
-            }
-            device.wait()?;
-            best = best.min(start.elapsed().as_secs_f64());
+        for repetition in 0..REPETITIONS {
+            // Libraries load their kernels when they are first used.
+            best = best.min(device.time(usize::from(repetition == 0), runs)?);
         }
-        Ok(best / (runs * probe.copies) as f64)
+        Ok(best * 1e-3 / probe.copies as f64)
     }
 }
 
@@ -192,6 +183,7 @@ pub fn to_toml(target: &Target) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lower::Program;
     use crate::run::cpu::CpuRunner;
 
     /// On a CPU that is said to be slow, so that little is timed; what is written reads back and predicts what was timed.

@@ -53,6 +53,23 @@ pub struct Stands {
     pub format: Format,
 }
 
+impl Bound {
+    /// Is a tensor of the file one of f32 numbers?
+    pub fn is_f32(&self, tensor: &str) -> bool {
+        self.tensors.get(tensor).is_some_and(|t| t.format == Format::F32)
+    }
+}
+
+/// Outputs that no label is needed for.
+pub fn unlabelled_outputs(graph: &Graph) -> Vec<Output> {
+    let mut needs_label = vec![false; graph.len()];
+    for id in graph.ids() {
+        let label = matches!(graph.op(id), crate::ir::Op::Input { label: true, .. });
+        needs_label[id.index()] = label || graph.inputs(id).iter().any(|i| needs_label[i.index()]);
+    }
+    graph.outputs().iter().filter(|o| o.role == Role::Output && !needs_label[o.node.index()]).cloned().collect()
+}
+
 impl Model {
     /// Reads a `.mir` or `.onnx` file.
     pub fn read(path: &Path) -> Result<Model> {
@@ -84,17 +101,13 @@ impl Model {
     pub fn bind(&self, sizes: &BTreeMap<String, usize>, purpose: Purpose) -> Result<Bound> {
         match &self.source {
             Source::Graph(g) => Ok(Bound { graph: g.bind(sizes)?, ..Bound::default() }),
-            Source::Onnx(file) => {
-                let (shapes, fixed, formats) = Default::default();
-                file.import(onnx::Given { sizes, shapes: &shapes, fixed: &fixed, formats: &formats }, purpose)
-            }
+            Source::Onnx(file) => file.import(onnx::Given { sizes, ..onnx::Given::default() }, purpose),
         }
     }
 
     /// The graph for inference of an ONNX model some nodes of which run in narrow formats, as a runtime would compute it.
     pub fn bind_mixed(&self, sizes: &BTreeMap<String, usize>, formats: &NodeFormats) -> Result<Bound> {
-        let (shapes, fixed) = Default::default();
-        self.onnx()?.import(onnx::Given { sizes, shapes: &shapes, fixed: &fixed, formats }, Purpose::Inference)
+        self.onnx()?.import(onnx::Given { sizes, formats, ..onnx::Given::default() }, Purpose::Inference)
     }
 
     /// Which nodes of an ONNX model run in narrow formats by a plan; `bound` is what it was bound as.
@@ -142,10 +155,7 @@ impl Model {
     ) -> Result<Bound> {
         match &self.source {
             Source::Graph(_) => self.bind(&BTreeMap::new(), purpose),
-            Source::Onnx(file) => {
-                let (sizes, formats) = Default::default();
-                file.import(onnx::Given { sizes: &sizes, shapes, fixed, formats: &formats }, purpose)
-            }
+            Source::Onnx(file) => file.import(onnx::Given { shapes, fixed, ..onnx::Given::default() }, purpose),
         }
     }
 
@@ -163,17 +173,7 @@ impl Model {
             Source::Onnx(file) => return file.with_values(values, data_name),
             Source::Graph(g) => g.map_ops(|op| op.bind(sizes))?,
         };
-        let mut needs_label = vec![false; graph.len()];
-        for id in graph.ids() {
-            let label = matches!(graph.op(id), crate::ir::Op::Input { label: true, .. });
-            needs_label[id.index()] = label || graph.inputs(id).iter().any(|i| needs_label[i.index()]);
-        }
-        let mut outputs: Vec<Output> = graph
-            .outputs()
-            .iter()
-            .filter(|o| o.role == Role::Output && !needs_label[o.node.index()])
-            .cloned()
-            .collect();
+        let mut outputs = unlabelled_outputs(&graph);
         if let Some(node) =
             prediction.and_then(|name| graph.find(name)).filter(|n| outputs.iter().all(|o| o.node != *n))
         {

@@ -29,12 +29,20 @@ impl FromStr for DeviceKind {
 }
 
 impl DeviceKind {
+    /// The CPU or CUDA: what `Auto` stands for on this machine.
+    pub fn resolved(self) -> DeviceKind {
+        match self {
+            DeviceKind::Auto if cuda::available() => DeviceKind::Cuda,
+            DeviceKind::Auto => DeviceKind::Cpu,
+            kind => kind,
+        }
+    }
+
     /// Puts a program on the device. `cubins` are kernels compiled before, by [`cuda::key`].
     pub fn open(self, program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<Box<dyn Device>> {
-        match self {
-            DeviceKind::Auto if cuda::available() => DeviceKind::Cuda.open(program, cubins),
-            DeviceKind::Cpu | DeviceKind::Auto => Ok(Box::new(CpuRunner::new(program))),
+        match self.resolved() {
             DeviceKind::Cuda => Ok(Box::new(CudaRunner::new(program, cubins)?)),
+            _ => Ok(Box::new(CpuRunner::new(program))),
         }
     }
 }

@@ -4,6 +4,10 @@ use crate::error::Result;
 use crate::format::{Format, widen};
 use crate::lower::Program;
 use crate::memory::Bytes;
+use std::time::Instant;
+
+/// Opens a program on a device.
+pub type Open<'a> = &'a dyn Fn(Program) -> Result<Box<dyn Device>>;
 
 /// A program with its memory on some device.
 pub trait Device {
@@ -39,6 +43,20 @@ pub trait Device {
     /// Waits until everything that was started has finished.
     fn wait(&mut self) -> Result<()> {
         Ok(())
+    }
+
+    /// Milliseconds per run, over `n` runs after `warm` others.
+    fn time(&mut self, warm: usize, n: usize) -> Result<f64> {
+        for _ in 0..warm {
+            self.run()?;
+        }
+        self.wait()?;
+        let start = Instant::now();
+        for _ in 0..n {
+            self.run()?;
+        }
+        self.wait()?;
+        Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
     }
 
     /// Seconds of each of the program's launches, by running it over and over. What the step keeps is spoilt by it.

@@ -54,19 +54,14 @@ pub fn compile_by_evidence(
     })
 }
 
-/// What was planned.
-pub(super) trait Plans {
-    fn planned(&mut self) -> &mut Planned;
-}
-
-impl Plans for Compiled {
-    fn planned(&mut self) -> &mut Planned {
+impl AsMut<Planned> for Compiled {
+    fn as_mut(&mut self) -> &mut Planned {
         &mut self.planned
     }
 }
 
 /// Plans by evidence and measures what comes out, more strictly until it keeps to the budget.
-pub(super) fn within_budget<T: Plans>(
+pub(super) fn within_budget<T: AsMut<Planned>>(
     lab: &mut Laboratory,
     settings: &mut Settings,
     budget: Budget,
@@ -82,11 +77,11 @@ pub(super) fn within_budget<T: Plans>(
         progress(Stage::Measuring);
         let measured = lab.measure(&trial)?;
         if measured.keeps_budget() {
-            out.planned().measured = Some(measured);
+            out.as_mut().measured = Some(measured);
             return Ok(out);
         }
         if attempt == ATTEMPTS {
-            return Err(over_budget(out.planned(), &measured, budget));
+            return Err(over_budget(out.as_mut(), &measured, budget));
         }
         lab.tighten(&measured);
         progress(Stage::Tightening);

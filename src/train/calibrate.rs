@@ -312,8 +312,8 @@ impl<'a> Laboratory<'a> {
         let mut errors: BTreeMap<String, f64> = BTreeMap::new();
         for rows in &self.subject.held_out {
             let exact = self.plain.of(&self.subject.sources, self.data, rows)?;
-            write_sources(&mut device, &self.subject.sources)?;
-            write_sources(&mut device, &trial.constants)?;
+            let others = self.subject.sources.iter().filter(|(name, _)| !trial.constants.contains_key(*name));
+            write_sources(&mut device, others.chain(&trial.constants))?;
             write_copies(&mut device, &trial.graph, &self.subject.sources)?;
             feed(&mut device, &feeds, self.data, rows)?;
             device.run()?;

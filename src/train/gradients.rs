@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Role, verify};
 use crate::lower::lower_visibly;
-use crate::model::Weights;
+use crate::model::{Weight, Weights};
 use crate::plan::{Planned, gradient_output, gradient_outputs, observed};
 use crate::run::Device;
 use crate::run::cpu::CpuRunner;
@@ -37,7 +37,10 @@ impl PlainResults {
 }
 
 /// Writes those of the sources that the device's program has.
-pub fn write_sources(device: &mut dyn Device, sources: &Weights) -> Result<()> {
+pub fn write_sources<'s>(
+    device: &mut dyn Device,
+    sources: impl IntoIterator<Item = (&'s String, &'s Weight)>,
+) -> Result<()> {
     for (name, held) in sources {
         if device.program().find(name).is_some() {
             device.write_as(name, held.format, held.bytes())?;

@@ -1,6 +1,6 @@
 //! Inference: a model's forward graph planned alone, to be written as ONNX in mixed precision.
 
-use super::auto::{Plans, Stage, within_budget};
+use super::auto::{Stage, within_budget};
 use super::calibrate::{Effort, Laboratory, Trial};
 use super::compile::Settings;
 use super::subject::Subject;
@@ -8,9 +8,9 @@ use super::task::Task;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, Init, NodeId, Op, Output, Role};
-use crate::model::{Bound, Mixed, Model, NodeFormats, Purpose, Weights, Wish, Wishes};
-use crate::plan::{Calibration, Planned, Policy, observed, plan, recognise};
+use crate::ir::{Graph, Init, NodeId, Op, Output};
+use crate::model::{Bound, Mixed, Model, NodeFormats, Purpose, Weights, Wish, Wishes, unlabelled_outputs};
+use crate::plan::{Budget, Calibration, Planned, Policy, observed, plan, recognise};
 use crate::rewrite::RuleSet;
 use std::collections::BTreeMap;
 
@@ -29,12 +29,14 @@ pub struct PlannedInference {
     pub model: Inference,
     pub planned: Planned,
     pub settings: Settings,
+    /// What measured errors are shares of.
+    pub budget: Budget,
     /// Which nodes of the model's file run in narrow formats, if that was asked for.
     pub formats: Option<NodeFormats>,
 }
 
-impl Plans for PlannedInference {
-    fn planned(&mut self) -> &mut Planned {
+impl AsMut<Planned> for PlannedInference {
+    fn as_mut(&mut self) -> &mut Planned {
         &mut self.planned
     }
 }
@@ -44,7 +46,7 @@ impl Inference {
     pub fn new(settings: &Settings, model: &Model, rules: &RuleSet) -> Result<Inference> {
         let mut bound = model.bind(&settings.sizes, Purpose::Inference)?;
         let graph = recognise(&bound.graph, rules)?.0;
-        let outputs = unlabelled(&graph);
+        let outputs = unlabelled_outputs(&graph);
         let graph = if outputs.is_empty() {
             let task = Task::new(graph, settings.loss.as_deref(), &settings.objective, &mut bound.weights)?;
             task.prediction_graph()?.ok_or_else(|| {
@@ -106,16 +108,6 @@ impl Inference {
     }
 }
 
-/// Outputs that no label is needed for.
-fn unlabelled(graph: &Graph) -> Vec<Output> {
-    let mut labelled = vec![false; graph.len()];
-    for id in graph.ids() {
-        labelled[id.index()] = matches!(graph.op(id), Op::Input { label: true, .. })
-            || graph.inputs(id).iter().any(|x| labelled[x.index()]);
-    }
-    graph.outputs().iter().filter(|o| o.role == Role::Output && !labelled[o.node.index()]).cloned().collect()
-}
-
 /// Plans a model for inference; under policy `auto`, by what `data` shows. With `as_file`, what is measured and kept to the
 /// budget is the model's own file in mixed precision, as a runtime computes it.
 ///
@@ -140,7 +132,13 @@ pub fn plan_inference(
         planned.graph = inference.holding(&planned.graph)?;
         let formats = as_file.then(|| node_formats(model, &inference, &planned, settings.calibration.as_deref()));
         let formats = formats.transpose()?;
-        Ok(PlannedInference { model: inference.clone(), planned, settings: settings.clone(), formats })
+        Ok(PlannedInference {
+            model: inference.clone(),
+            planned,
+            settings: settings.clone(),
+            budget: effort.budget,
+            formats,
+        })
     };
     let Some((data, seed)) = data else { return attempt(&settings) };
     inference.require_values()?;

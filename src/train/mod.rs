@@ -22,7 +22,7 @@ pub use loss::{Criterion, LossKind, Objective, Score};
 pub use observe::{Observed, observe};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
 pub use runfile::{DataSection, RunFile};
-pub use session::{EpochReport, EvalReport, Open, Session};
+pub use session::{EpochReport, EvalReport, Session};
 pub use step::{Built, build_step, names};
 pub use subject::Subject;
 pub use task::{Head, Task};

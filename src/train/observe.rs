@@ -7,6 +7,7 @@ use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Evidence;
 use crate::rewrite::RuleSet;
+use crate::run::Watcher;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -25,6 +26,16 @@ impl Observed {
     }
 }
 
+/// Evidence, and who gathers it of an observed graph's values.
+pub(super) fn watching() -> (Rc<RefCell<Evidence>>, Watcher) {
+    let evidence = Rc::new(RefCell::new(Evidence::default()));
+    let seen = evidence.clone();
+    let watcher = Box::new(move |name: &str, values: &[f32]| {
+        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
+    });
+    (evidence, watcher)
+}
+
 /// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.
 pub fn observe(
     settings: &Settings,
@@ -35,11 +46,7 @@ pub fn observe(
     steps: usize,
     tick: &dyn Fn(),
 ) -> Result<Observed> {
-    let evidence = Rc::new(RefCell::new(Evidence::default()));
-    let seen = evidence.clone();
-    let watcher = Box::new(move |name: &str, values: &[f32]| {
-        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
-    });
+    let (evidence, watcher) = watching();
     let mut session = Session::watched(settings.observed(model, rules)?, seed, watcher)?;
     let losses = session.train_steps(data, steps, || {
         evidence.borrow_mut().steps += 1;

@@ -8,19 +8,16 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ops::random;
 use crate::ir::{Graph, Init, Op, Type, verify};
-use crate::lower::{Program, lower, lower_visibly};
+use crate::lower::{lower, lower_visibly};
 use crate::model::{Checkpoint, Saved};
 use crate::plan::print_profile;
-use crate::run::{Device, Watched, Watcher, initialise};
+use crate::run::{Device, Open, Watched, Watcher, initialise};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Instant;
-
-/// Opens a program on a device.
-pub type Open<'a> = &'a dyn Fn(Program) -> Result<Box<dyn Device>>;
 
 /// What an epoch came to.
 #[derive(Clone, Debug, Serialize, PartialEq)]
@@ -64,6 +61,13 @@ pub(super) struct Feed {
     pub input: String,
     pub label: bool,
     pub ty: Type,
+}
+
+impl Feed {
+    /// Extents of one sample.
+    fn sample_dims(&self) -> Vec<usize> {
+        self.ty.dims().get(1..).map_or(Vec::new(), <[usize]>::to_vec)
+    }
 }
 
 impl Session {
@@ -154,14 +158,13 @@ impl Session {
 
     /// Refuses data that does not fit the model. Training data must fill a batch.
     pub fn check(&self, data: &Dataset, training: bool) -> Result<()> {
-        let sample = |f: &Feed| f.ty.dims().get(1..).map_or(Vec::new(), <[usize]>::to_vec);
         let batch = if training { self.compiled.settings.batch() } else { 1 };
         let classes = self.compiled.classes().map(|n| {
             let head = self.compiled.task.head.as_ref();
             (n, head.and_then(|h| h.criterion.options.ignore_index))
         });
         data.check_features(&inputs(&self.feeds), batch)?;
-        let label = self.feeds.iter().find(|f| f.label).map_or(Vec::new(), sample);
+        let label = self.feeds.iter().find(|f| f.label).map_or(Vec::new(), Feed::sample_dims);
         data.check_labels(classes, label.iter().product())
     }
 
@@ -377,7 +380,7 @@ pub(super) fn inputs(feeds: &[Feed]) -> Vec<(String, Vec<usize>)> {
     let mut out: Vec<(String, Vec<usize>)> = Vec::new();
     for f in feeds.iter().filter(|f| !f.label) {
         if out.iter().all(|(name, _)| *name != f.input) {
-            out.push((f.input.clone(), f.ty.dims().get(1..).map_or(Vec::new(), <[usize]>::to_vec)));
+            out.push((f.input.clone(), f.sample_dims()));
         }
     }
     out

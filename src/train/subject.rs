@@ -3,7 +3,7 @@
 use super::compile::Settings;
 use super::gradients::write_sources;
 use super::inference::Inference;
-use super::observe::observe;
+use super::observe::{observe, watching};
 use super::session::{feed, feeds, inputs, saved_sources, shuffled};
 use crate::data::Dataset;
 use crate::error::Result;
@@ -13,9 +13,7 @@ use crate::model::{Model, Weight, Weights};
 use crate::plan::{Evidence, observed};
 use crate::rewrite::RuleSet;
 use crate::run::{Device, Watched};
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 /// A step with its sources standing still, and batches to look at it by.
 pub struct Subject {
@@ -130,11 +128,7 @@ impl Subject {
 fn seen(graph: &Graph, weights: &Weights, data: &Dataset, batches: &[Vec<usize>], tick: &dyn Fn()) -> Result<Evidence> {
     let graph = observed(graph)?;
     let feeds = feeds(&graph);
-    let evidence = Rc::new(RefCell::new(Evidence::default()));
-    let shared = evidence.clone();
-    let watcher = Box::new(move |name: &str, values: &[f32]| {
-        shared.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
-    });
+    let (evidence, watcher) = watching();
     let mut device = Watched::new(lower_visibly(verify(&graph)?)?, watcher);
     write_sources(&mut device, weights)?;
     for rows in batches {

@@ -85,19 +85,19 @@ impl File {
         let nodes = std::mem::take(&mut graph.node);
         let (count, narrow) = (nodes.len(), nodes.iter().filter(|n| m.format(n).is_some()).count());
         let mut out = Vec::new();
-        m.casts_of(graph.input.iter().map(|i| i.name()), &held, &mut out);
+        // Old files list initialisers among the inputs as well.
+        let is_held = |name: &str| held.iter().any(|(h, _)| h == name);
+        m.casts_of(graph.input.iter().map(|i| i.name()).filter(|n| !is_held(n)), &mut out);
         for node in nodes {
             let results = node.output.clone();
             out.push(m.rewritten(node));
-            m.casts_of(results.iter().map(String::as_str), &held, &mut out);
+            m.casts_of(results.iter().map(String::as_str), &mut out);
         }
         let casts = out.len() - count;
         graph.node = out;
         graph.initializer = m.initialisers(&held);
-        // Old files list initialisers among the inputs as well.
-        let gone =
-            |name: &str| held.iter().any(|(h, _)| h == name) && !graph.initializer.iter().any(|t| t.name() == name);
-        graph.input.retain(|i| !gone(i.name()));
+        let is_left = |name: &str| graph.initializer.iter().any(|t| t.name() == name);
+        graph.input.retain(|i| !is_held(i.name()) || is_left(i.name()));
         // Types of tensors that are not there any more.
         let there: HashSet<&str> = graph.node.iter().flat_map(|n| &n.output).map(String::as_str).collect();
         graph.value_info.retain(|v| there.contains(v.name()));
@@ -115,8 +115,8 @@ impl File {
 /// The graph as it acts in inference, without readings of a tensor that want its type alone.
 pub fn prepare(graph: &mut GraphProto, bound: &Bound) {
     infer(graph);
-    let is_f32 = |name: &String| bound.tensors.get(name).is_some_and(|t| t.format == Format::F32);
-    for node in graph.node.iter_mut().filter(|n| n.op_type() == "CastLike" && n.input.get(1).is_some_and(is_f32)) {
+    let to_f32 = |n: &NodeProto| n.op_type() == "CastLike" && n.input.get(1).is_some_and(|of| bound.is_f32(of));
+    for node in graph.node.iter_mut().filter(|n| to_f32(n)) {
         *node = NodeProto { name: node.name.clone(), ..cast(&node.input[0], Format::F32, &node.output[0]) };
     }
 }
@@ -148,18 +148,18 @@ impl<'a> Mixer<'a> {
         taken.extend(graph.initializer.iter().map(|t| t.name().to_owned()));
         for node in &graph.node {
             let Some(f) = m.format(node) else { continue };
-            for name in operands(node).filter(|n| m.is_f32(n)).map(str::to_owned).collect::<Vec<_>>() {
+            for name in operands(node).filter(|n| bound.is_f32(n)).map(str::to_owned).collect::<Vec<_>>() {
                 m.read_in.entry(name.clone()).or_default().insert(f);
                 m.name(name, f, &mut taken);
             }
-            for name in node.output.iter().filter(|o| m.is_f32(o)).cloned().collect::<Vec<_>>() {
+            for name in node.output.iter().filter(|o| bound.is_f32(o)).cloned().collect::<Vec<_>>() {
                 m.narrow.insert(name.clone(), f);
                 m.name(name, f, &mut taken);
             }
         }
         for node in &graph.node {
             let own: BTreeSet<&str> = match m.format(node) {
-                Some(_) => operands(node).filter(|n| m.is_f32(n)).collect(),
+                Some(_) => operands(node).filter(|n| bound.is_f32(n)).collect(),
                 None => BTreeSet::new(),
             };
             let reads = all_reads(node).into_iter().filter(|n| !own.contains(n) && m.shape_of(node, n).is_none());
@@ -178,10 +178,6 @@ impl<'a> Mixer<'a> {
 
     fn format(&self, node: &NodeProto) -> Option<Format> {
         self.formats.get(key(node)).copied()
-    }
-
-    fn is_f32(&self, name: &str) -> bool {
-        self.bound.tensors.get(name).is_some_and(|t| t.format == Format::F32)
     }
 
     fn name(&mut self, name: String, f: Format, taken: &mut HashSet<String>) {
@@ -203,7 +199,7 @@ impl<'a> Mixer<'a> {
     fn rewritten(&self, mut node: NodeProto) -> NodeProto {
         if let Some(f) = self.format(&node) {
             for i in operand_positions(&node).collect::<Vec<_>>() {
-                if self.is_f32(&node.input[i]) {
+                if self.bound.is_f32(&node.input[i]) {
                     node.input[i] = self.called(&node.input[i], f);
                 }
             }
@@ -219,13 +215,8 @@ impl<'a> Mixer<'a> {
     }
 
     /// Casts of tensors that were just computed into the other formats they are read in.
-    fn casts_of<'n>(
-        &self,
-        computed: impl Iterator<Item = &'n str>,
-        held: &[(String, Weight)],
-        out: &mut Vec<NodeProto>,
-    ) {
-        for name in computed.filter(|n| !held.iter().any(|(h, _)| h == n)) {
+    fn casts_of<'n>(&self, computed: impl Iterator<Item = &'n str>, out: &mut Vec<NodeProto>) {
+        for name in computed {
             let own = self.narrow.get(name).copied();
             let from = own.map_or(name.to_owned(), |f| self.called(name, f));
             if own.is_some() && self.wide.contains(name) {

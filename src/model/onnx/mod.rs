@@ -48,6 +48,17 @@ pub struct Given<'a> {
     pub formats: &'a NodeFormats,
 }
 
+impl Default for Given<'_> {
+    /// Nothing is known.
+    fn default() -> Self {
+        static SIZES: BTreeMap<String, usize> = BTreeMap::new();
+        static SHAPES: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        static FIXED: BTreeMap<String, Weight> = BTreeMap::new();
+        static FORMATS: NodeFormats = BTreeMap::new();
+        Given { sizes: &SIZES, shapes: &SHAPES, fixed: &FIXED, formats: &FORMATS }
+    }
+}
+
 /// A model file, decoded but for what lies outside it.
 #[derive(Debug)]
 pub struct File {

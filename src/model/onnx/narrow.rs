@@ -252,12 +252,8 @@ struct Assigner<'a> {
 }
 
 impl<'a> Assigner<'a> {
-    fn is_f32(&self, name: &str) -> bool {
-        self.bound.tensors.get(name).is_some_and(|t| t.format == Format::F32)
-    }
-
     fn results(&self, node: &'a NodeProto) -> Vec<&'a str> {
-        node.output.iter().map(String::as_str).filter(|o| self.is_f32(o)).collect()
+        node.output.iter().map(String::as_str).filter(|o| self.bound.is_f32(o)).collect()
     }
 
     fn holds(&self, name: &str, format: Format) -> bool {
@@ -334,7 +330,7 @@ impl<'a> Assigner<'a> {
 
     /// Moving what is narrow already is as exact, and moves less.
     fn as_given(&mut self, node: &'a NodeProto) {
-        let given: Vec<&str> = operands(node).filter(|n| self.is_f32(n)).collect();
+        let given: Vec<&str> = operands(node).filter(|n| self.bound.is_f32(n)).collect();
         let formats: BTreeSet<Option<Format>> =
             given.iter().filter(|n| !self.constants.contains_key(*n)).map(|n| self.comes_in(n)).collect();
         if let (1, Some(&Some(f))) = (formats.len(), formats.first())

@@ -266,20 +266,6 @@ impl CudaRunner {
         };
         Ok(out)
     }
-
-    /// Milliseconds per run, over `n` runs after `warm` others.
-    pub fn time(&mut self, warm: usize, n: usize) -> Result<f64> {
-        for _ in 0..warm {
-            self.run()?;
-        }
-        self.synchronize()?;
-        let start = std::time::Instant::now();
-        for _ in 0..n {
-            self.run()?;
-        }
-        self.synchronize()?;
-        Ok(start.elapsed().as_secs_f64() * 1e3 / n as f64)
-    }
 }
 
 /// Addresses of what is not a buffer of the program.
