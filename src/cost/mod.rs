@@ -11,8 +11,9 @@ pub use table::{Timed, Work};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
+use crate::ir::{Graph, verify};
 use crate::lower::cuda::{launches_of, waits};
-use crate::lower::{BufferId, Exit, Kernel, Loop, Program, View};
+use crate::lower::{BufferId, Exit, Kernel, Loop, Program, View, outline};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -141,6 +142,11 @@ impl Target {
             format!("these targets have it: {}", able.join(", "))
         };
         Err(Error::Request(format!("{} ({}) does not multiply {format}; {who}", self.name, self.device)))
+    }
+
+    /// Predicted time of a planned graph.
+    pub fn estimate_graph(&self, graph: &Graph) -> Result<Estimate> {
+        Ok(self.estimate_program(&outline(verify(graph)?)?))
     }
 
     /// Predicted time of a program: its kernels, and a launch for each group, as often as they run.

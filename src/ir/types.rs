@@ -121,7 +121,8 @@ impl Type {
     }
 
     pub fn elements(&self) -> usize {
-        self.dims().iter().product()
+        let extent = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { panic!("a bound graph has no named extents") };
+        self.shape.0.iter().map(extent).product()
     }
 
     pub fn bytes(&self) -> usize {

@@ -45,8 +45,10 @@ impl Axes {
         self.ends.push(self.of.len());
     }
 
-    pub fn sites(&self) -> impl Iterator<Item = Site> + '_ {
-        self.sites.iter().copied()
+    /// All sites, ascending, and where their axes are among those of all sites.
+    pub fn sites(&self) -> impl Iterator<Item = (Site, Range<usize>)> + '_ {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        self.sites.iter().copied().zip(starts.zip(&self.ends).map(|(start, &end)| start..end))
     }
 
     pub fn has(&self, site: Site) -> bool {
@@ -79,13 +81,13 @@ impl Axes {
     /// The unsplit variables that an axis of a site is made of, outermost first.
     pub fn leaves_of(&self, site: Site, axis: usize) -> Vec<usize> {
         let mut out = Vec::new();
-        self.add_leaves(site, axis, &mut out);
+        self.add_leaves(self.range(site).start + axis, &mut out);
         out
     }
 
-    /// Appends what [`Axes::leaves_of`] returns.
-    pub fn add_leaves(&self, site: Site, axis: usize, out: &mut Vec<usize>) {
-        if let Some(v) = self.of[self.range(site)][axis] {
+    /// Appends the unsplit variables that an axis is made of, by its place among those of all sites.
+    pub fn add_leaves(&self, place: usize, out: &mut Vec<usize>) {
+        if let Some(v) = self.of[place] {
             self.leaves(v, out);
         }
     }

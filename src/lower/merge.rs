@@ -24,13 +24,14 @@ pub fn regions(graph: &Graph) -> Result<Regions, String> {
     for i in 0..merger.regions.len() {
         // What a merged region reads may come from another partner still.
         let mut at = i;
-        while let Some(j) = merger.partners(at).into_iter().find(|&j| merger.merge(j, at)) {
+        while let Some(j) = merger.merge_earlier(at) {
             at = j;
         }
     }
     let order = merger.order().expect("merging closes no circle");
-    let regions = order.into_iter().filter_map(|i| merger.regions[i].take()).collect();
-    Ok(Regions { regions, shadowed })
+    let regions = order.into_iter().filter_map(|i| merger.regions[i].take());
+    let regions = regions.map(|r| if r.layout.is_stale { merger.analyser.region(&r.roots) } else { Ok(r) });
+    Ok(Regions { regions: regions.collect::<Result<_, String>>()?, shadowed })
 }
 
 /// A region for every stored buffer; buffers fed by one product share theirs, because products are never computed twice.
@@ -78,8 +79,11 @@ struct Merger<'a> {
     regions: Vec<Option<Region>>,
     before: Vec<BTreeSet<usize>>,
     after: Vec<BTreeSet<usize>>,
-    writer: BTreeMap<NodeId, usize>,
-    readers: BTreeMap<NodeId, BTreeSet<usize>>,
+    /// By buffer.
+    writer: Vec<Option<usize>>,
+    readers: Vec<BTreeSet<usize>>,
+    /// Of each value.
+    elements: Vec<usize>,
     scalars: BTreeSet<usize>,
     /// Where each region comes in an order that agrees with `before`.
     place: Vec<usize>,
@@ -103,8 +107,9 @@ impl<'a> Merger<'a> {
             regions: regions.into_iter().map(Some).collect(),
             before: vec![BTreeSet::new(); n],
             after: vec![BTreeSet::new(); n],
-            writer: BTreeMap::new(),
-            readers: BTreeMap::new(),
+            writer: vec![None; graph.len()],
+            readers: vec![BTreeSet::new(); graph.len()],
+            elements: graph.ids().map(|id| graph.ty(id).elements()).collect(),
             scalars: BTreeSet::new(),
             place: vec![0; n],
             seen: vec![0; n],
@@ -112,11 +117,9 @@ impl<'a> Merger<'a> {
         };
         for (i, r) in m.regions.iter().enumerate() {
             let Some(r) = r else { continue };
-            r.roots.iter().for_each(|&b| {
-                m.writer.insert(b, i);
-            });
-            r.reads.iter().for_each(|&b| {
-                m.readers.entry(b).or_default().insert(i);
+            r.roots.iter().for_each(|b| m.writer[b.index()] = Some(i));
+            r.reads.iter().for_each(|b| {
+                m.readers[b.index()].insert(i);
             });
             if is_scalar(r) {
                 m.scalars.insert(i);
@@ -124,7 +127,7 @@ impl<'a> Merger<'a> {
         }
         for i in 0..n {
             let from: Vec<usize> =
-                m.region(i).reads.iter().filter_map(|b| m.writer.get(b).copied()).filter(|&w| w != i).collect();
+                m.region(i).reads.iter().filter_map(|b| m.writer[b.index()]).filter(|&w| w != i).collect();
             from.into_iter().for_each(|w| m.link(w, i));
         }
         m
@@ -144,9 +147,8 @@ impl<'a> Merger<'a> {
     fn order_updates(&mut self) -> BTreeSet<String> {
         let mut shadowed = BTreeSet::new();
         for (source, root) in self.updates {
-            let Some(&w) = self.writer.get(root) else { continue };
-            let readers: Vec<usize> =
-                self.readers.get(source).into_iter().flatten().copied().filter(|&r| r != w).collect();
+            let Some(w) = self.writer[root.index()] else { continue };
+            let readers: Vec<usize> = self.readers[source.index()].iter().copied().filter(|&r| r != w).collect();
             if readers.iter().any(|&r| self.reaches(w, r, &[])) {
                 shadowed.insert(self.graph.name_of(*source).to_owned());
             } else {
@@ -157,21 +159,31 @@ impl<'a> Merger<'a> {
     }
 
     /// Is there a way from `from` to `to` through something else than `skipped`? A direct step does not count if `from` is
-    /// among these.
+    /// among these. Looked for from both ends, because often one of them has few ways to go.
     fn reaches(&mut self, from: usize, to: usize, skipped: &[usize]) -> bool {
-        self.searches += 1;
-        let first = self.place[from];
-        let mut stack: Vec<usize> = self.before[to].iter().copied().filter(|m| !skipped.contains(m)).collect();
-        while let Some(i) = stack.pop() {
-            if i == from {
-                return true;
-            }
-            // What comes before `from` does not wait for it.
-            if self.place[i] >= first
-                && !skipped.contains(&i)
-                && std::mem::replace(&mut self.seen[i], self.searches) != self.searches
+        if !skipped.contains(&from) && self.after[from].contains(&to) {
+            return true;
+        }
+        self.searches += 2;
+        let (ahead, behind) = (self.searches - 1, self.searches);
+        // What comes before `from` does not wait for it, and what comes after `to` is not waited for.
+        let between = self.place[from]..=self.place[to];
+        let (mut down, mut up) = (vec![from], vec![to]);
+        while let (Some(a), Some(b)) = (down.pop(), up.pop()) {
+            for (at, links, stack, own, other) in
+                [(a, &self.after, &mut down, ahead, behind), (b, &self.before, &mut up, behind, ahead)]
             {
-                stack.extend(self.before[i].iter().copied());
+                for &i in &links[at] {
+                    if i == from || i == to || skipped.contains(&i) || !between.contains(&self.place[i]) {
+                        continue;
+                    }
+                    if self.seen[i] == other {
+                        return true;
+                    }
+                    if std::mem::replace(&mut self.seen[i], own) != own {
+                        stack.push(i);
+                    }
+                }
             }
         }
         false
@@ -204,59 +216,62 @@ impl<'a> Merger<'a> {
         moved.into_iter().zip(places).for_each(|(n, place)| self.place[n] = place);
     }
 
-    /// Earlier regions that might share a kernel with region `i`, nearest first.
-    fn partners(&self, i: usize) -> Vec<usize> {
-        let Some(r) = &self.regions[i] else { return Vec::new() };
-        let mut out: BTreeSet<usize> = BTreeSet::new();
-        out.extend(r.reads.iter().filter_map(|b| self.writer.get(b)));
-        out.extend(r.roots.iter().filter_map(|b| self.readers.get(b)).flatten());
-        let elements = domain(r);
-        let large = r.reads.iter().filter(|&&b| self.graph.ty(b).elements() == elements);
-        out.extend(large.filter_map(|b| self.readers.get(b)).flatten());
-        if is_scalar(r) {
-            out.extend(&self.scalars);
+    /// Merges a region into an earlier one, the nearest that it can share a kernel with, and returns that.
+    fn merge_earlier(&mut self, i: usize) -> Option<usize> {
+        let near = self.partners(i);
+        let is_scalar = self.regions[i].as_ref().is_some_and(is_scalar);
+        let mut before = i;
+        loop {
+            let scalar = if is_scalar { self.scalars.range(..before).next_back() } else { None };
+            before = near.range(..before).next_back().max(scalar).copied()?;
+            if self.merge(before, i) {
+                return Some(before);
+            }
         }
-        out.range(..i).rev().copied().collect()
+    }
+
+    /// Earlier regions, other than scalars, that might share a kernel with region `i`.
+    fn partners(&self, i: usize) -> BTreeSet<usize> {
+        let Some(r) = &self.regions[i] else { return BTreeSet::new() };
+        let mut out: BTreeSet<usize> = BTreeSet::new();
+        out.extend(r.reads.iter().filter_map(|b| self.writer[b.index()]).filter(|&w| w < i));
+        out.extend(r.roots.iter().flat_map(|b| self.readers[b.index()].range(..i)));
+        let elements = domain(r);
+        let large = r.reads.iter().filter(|&&b| self.elements[b.index()] == elements);
+        out.extend(large.flat_map(|b| self.readers[b.index()].range(..i)));
+        out
     }
 
     /// Merges region `i` into the earlier `j` if that is legal and worth it.
     fn merge(&mut self, j: usize, i: usize) -> bool {
-        let (a, b) = (self.region(j), self.region(i));
-        if !worth_merging(self.graph, a, b) {
+        if !worth_merging(self.graph, &self.elements, self.region(j), self.region(i))
+            || self.reaches(j, i, &[j])
+            || self.reaches(i, j, &[i])
+            || self.parts_from_reader(j, i)
+        {
             return false;
         }
-        let mut both = [&a.roots[..], &b.roots].concat();
-        both.sort_unstable();
-        let already_wide = wide_reduction(a) || wide_reduction(b);
-        if self.reaches(j, i, &[j]) || self.reaches(i, j, &[i]) || self.parts_from_reader(j, i) {
-            return false;
-        }
-        let Ok(merged) = self.analyser.region(&both) else { return false };
-        if is_strided(&merged) && !is_strided(self.region(i)) && !is_strided(self.region(j)) {
-            return false;
-        }
-        // Wide registers are for what needs them; a reduction that does not is not made to wait for them.
-        if wide_reduction(&merged) && !already_wide {
-            return false;
-        }
-        let old = [self.regions[j].take(), self.regions[i].take()];
-        for (at, r) in [j, i].into_iter().zip(old.iter().flatten()) {
-            for b in &r.reads {
-                if let Some(readers) = self.readers.get_mut(b) {
-                    readers.remove(&at);
-                }
+        let Some(merged) = self.both(j, i) else { return false };
+        let old = self.regions[i].take().expect("a live region");
+        for b in &old.reads {
+            let readers = &mut self.readers[b.index()];
+            readers.remove(&i);
+            if merged.reads.contains(b) {
+                readers.insert(j);
             }
         }
-        merged.reads.iter().for_each(|b| {
-            self.readers.entry(*b).or_default().insert(j);
-        });
-        merged.roots.iter().for_each(|b| {
-            self.writer.insert(*b, j);
-        });
+        for b in &old.roots {
+            self.writer[b.index()] = Some(j);
+            // Read from registers from now on.
+            if !merged.reads.contains(b) {
+                self.readers[b.index()].remove(&j);
+            }
+        }
         self.scalars.remove(&i);
-        self.scalars.remove(&j);
         if is_scalar(&merged) {
             self.scalars.insert(j);
+        } else {
+            self.scalars.remove(&j);
         }
         self.regions[j] = Some(merged);
         self.make_room(j, i);
@@ -275,6 +290,24 @@ impl<'a> Merger<'a> {
         true
     }
 
+    /// What two regions become together, if that is one kernel. The first may be taken.
+    fn both(&mut self, j: usize, i: usize) -> Option<Region> {
+        let (mut a, b) = (self.regions[j].take()?, self.region(i));
+        if is_scalar(&a) && is_scalar(b) && self.analyser.add_scalars(&mut a, b) {
+            return Some(a);
+        }
+        let mut roots = [&a.roots[..], &b.roots].concat();
+        roots.sort_unstable();
+        let merged = self.analyser.region(&roots).ok().filter(|merged| {
+            // Wide registers are for what needs them; a reduction that does not is not made to wait for them.
+            let widened = wide_reduction(merged) && !wide_reduction(&a) && !wide_reduction(b);
+            let strided = is_strided(merged) && !is_strided(&a) && !is_strided(b);
+            !widened && !strided
+        });
+        self.regions[j] = Some(a);
+        merged
+    }
+
     /// Would merging `i` into `j` part it from a reader that it could share a kernel with? So it would if the reader waits
     /// for something else that `j` comes before. The optimizer's arithmetic, which waits for the overflow check in the end,
     /// is not begun in the kernels of the gradients: there, readers' readers count too.
@@ -284,8 +317,8 @@ impl<'a> Merger<'a> {
         let (mut chain, mut next) = (vec![i], 0);
         while next < chain.len() && next < most {
             let region = self.region(chain[next]);
-            for &r in region.roots.iter().filter_map(|b| self.readers.get(b)).flatten() {
-                if r != j && !chain.contains(&r) && worth_merging(self.graph, region, self.region(r)) {
+            for &r in region.roots.iter().flat_map(|b| &self.readers[b.index()]) {
+                if r != j && !chain.contains(&r) && worth_merging(self.graph, &self.elements, region, self.region(r)) {
                     chain.push(r);
                 }
             }
@@ -342,7 +375,7 @@ fn domain(r: &Region) -> usize {
 
 /// Two regions are worth one kernel if one reads what the other writes, if both read a large buffer, or if both are
 /// scalar work. Reductions to a scalar keep to themselves: many blocks share one, and what follows must wait for all.
-fn worth_merging(graph: &Graph, a: &Region, b: &Region) -> bool {
+fn worth_merging(graph: &Graph, sizes: &[usize], a: &Region, b: &Region) -> bool {
     if a.is_loop || b.is_loop {
         return false;
     }
@@ -373,5 +406,5 @@ fn worth_merging(graph: &Graph, a: &Region, b: &Region) -> bool {
         return false;
     }
     let elements = domain(a);
-    elements == domain(b) && a.reads.intersection(&b.reads).any(|&s| graph.ty(s).elements() == elements)
+    elements == domain(b) && a.reads.intersection(&b.reads).any(|&s| sizes[s.index()] == elements)
 }

@@ -10,7 +10,7 @@ use super::emit::is_wide_format;
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op};
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
@@ -35,6 +35,8 @@ pub struct Layout {
     axes: Axes,
     /// The domain axis that each variable of `axes` is.
     place: Vec<Option<usize>>,
+    /// Of scalars, whose axes are still to be laid out.
+    pub is_stale: bool,
 }
 
 impl Layout {
@@ -129,6 +131,8 @@ pub(super) struct Analyser<'a> {
     inputs: Vec<Vec<NodeId>>,
     /// What [`resolve_view`] says of every value, found when it is asked for.
     views: Vec<OnceCell<Option<(NodeId, View)>>>,
+    /// The cone that each value was last seen in, and how many there were.
+    seen: RefCell<(Vec<u32>, u32)>,
 }
 
 /// A region's contents, both ascending: values computed, and reads with the buffer each reaches.
@@ -149,27 +153,53 @@ impl<'a> Analyser<'a> {
         let inputs = graph.ids().map(|id| graph.inputs(id)).collect();
         let mut updates: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
         next.iter().for_each(|(&source, &buffer)| updates.entry(buffer).or_default().push(source));
-        Analyser { graph, updates, inputs, views: vec![OnceCell::new(); graph.len()] }
+        let (views, seen) = (vec![OnceCell::new(); graph.len()], RefCell::new((vec![0; graph.len()], 0)));
+        Analyser { graph, updates, inputs, views, seen }
     }
 
     fn view(&self, id: NodeId) -> Option<&(NodeId, View)> {
         self.views[id.index()].get_or_init(|| resolve_view(self.graph, id)).as_ref()
     }
 
-    /// Checks that the roots can be one kernel and lays out its domain. All reads of a buffer run over it in the same way
+    /// Checks that the roots, ascending, can be one kernel and lays out its domain. All reads of a buffer run over it in the same way
     /// if they can (a maximum over a buffer, and the exponentials that use it), each in its own way if not.
     pub fn region(&self, roots: &[NodeId]) -> Result<Region, String> {
         let cone = self.cone(roots)?;
         self.lay_out(roots, &cone, true).or_else(|_| self.lay_out(roots, &cone, false))
     }
 
+    /// Makes a region of scalars, of which there may be many, that of `other`'s scalars too: all but its axes, which takes
+    /// no look at all of them. Returns whether it did; if not, it takes a closer look.
+    pub fn add_scalars(&self, region: &mut Region, other: &Region) -> bool {
+        let updated = |r: &Region, by: &Region| {
+            by.roots.iter().filter_map(|root| self.updates.get(root)).flatten().any(|source| r.reads.contains(source))
+        };
+        if updated(region, other) || updated(other, region) || other.roots.iter().any(|r| region.reads.contains(r)) {
+            return false;
+        }
+        let mut roots = [&region.roots[..], &other.roots].concat();
+        roots.sort_unstable();
+        let Ok(cone) = self.cone_of(&other.roots, &roots) else { return false };
+        region.roots = roots;
+        region.reads.extend(cone.reads.iter().map(|r| r.1.0));
+        region.wide |= cone.values.iter().any(|&v| needs_wide(self.graph, v));
+        region.layout = Layout { is_stale: true, ..Layout::default() };
+        true
+    }
+
     fn cone(&self, roots: &[NodeId]) -> Result<Cone<'_>, String> {
+        self.cone_of(roots, roots)
+    }
+
+    /// The cone of some of a region's roots, down to the others.
+    fn cone_of(&self, some: &[NodeId], roots: &[NodeId]) -> Result<Cone<'_>, String> {
         let graph = self.graph;
         let mut cone = Cone { values: Vec::new(), reads: Vec::new() };
-        let mut seen = vec![false; graph.len()];
-        let mut stack: Vec<NodeId> = roots.to_vec();
+        let (seen, now) = &mut *self.seen.borrow_mut();
+        *now += 1;
+        let mut stack: Vec<NodeId> = some.to_vec();
         while let Some(id) = stack.pop() {
-            if std::mem::replace(&mut seen[id.index()], true) {
+            if std::mem::replace(&mut seen[id.index()], *now) == *now {
                 continue;
             }
             cone.values.push(id);
@@ -180,7 +210,7 @@ impl<'a> Analyser<'a> {
                 let needs_buffer = gathered || matches!(op, Op::Concat { .. }) || op.is_product();
                 match found {
                     // A register of this very kernel, if read as it was written.
-                    Some((buffer, _)) if roots.contains(buffer) => {
+                    Some((buffer, _)) if roots.binary_search(buffer).is_ok() => {
                         if *buffer != input || needs_buffer {
                             return Err(format!(
                                 "`{}` reads `{}` across positions",
@@ -188,7 +218,9 @@ impl<'a> Analyser<'a> {
                                 graph.name_of(*buffer)
                             ));
                         }
-                        stack.push(*buffer);
+                        if some.binary_search(buffer).is_ok() {
+                            stack.push(*buffer);
+                        }
                     }
                     Some(found) => cone.reads.push((Site::Read { user: id, operand }, found)),
                     None if needs_buffer => {
@@ -216,6 +248,10 @@ impl<'a> Analyser<'a> {
         }
         for &user in &cone.values {
             for (operand, &input) in self.inputs[user.index()].iter().enumerate() {
+                // Arithmetic on scalars has no axes.
+                if graph.op(user).is_elementwise() && graph.shape(user).rank() == 0 {
+                    continue;
+                }
                 let read = Site::Read { user, operand };
                 let at = if cone.is_read(read) { read } else { Site::Value(input) };
                 a.connect(graph, user, operand, at)?;
@@ -264,14 +300,16 @@ impl<'a> Analyser<'a> {
         let mut all = vec![false; a.variables()];
         let mut last_seen = vec![usize::MAX; a.variables()];
         let mut vars = Vec::new();
-        for (n, site) in a.sites().enumerate().filter(|(_, s)| !is_product_operand(graph, *s)) {
+        for (n, (site, places)) in
+            a.sites().enumerate().filter(|(_, s)| !s.1.is_empty() && !is_product_operand(graph, s.0))
+        {
             let hidden = match site {
                 Site::Read { user, operand } => hidden_axis(graph, user, operand),
                 Site::Value(_) => None,
             };
-            for axis in 0..a.rank(site) {
+            for (axis, place) in places.enumerate() {
                 vars.clear();
-                a.add_leaves(site, axis, &mut vars);
+                a.add_leaves(place, &mut vars);
                 for &v in &vars {
                     if std::mem::replace(&mut last_seen[v], n) == n {
                         return Err("a value meets itself along a diagonal".into());
@@ -280,11 +318,9 @@ impl<'a> Analyser<'a> {
                 }
             }
         }
-        let widest = roots
-            .iter()
-            .copied()
-            .max_by_key(|&r| (a.all_leaves(Site::Value(r)).len(), std::cmp::Reverse(r)))
-            .ok_or("no roots")?;
+        let leaves = |r: NodeId| if graph.shape(r).rank() == 0 { Vec::new() } else { a.all_leaves(Site::Value(r)) };
+        let widest =
+            roots.iter().copied().max_by_key(|&r| (leaves(r).len(), std::cmp::Reverse(r))).ok_or("no roots")?;
         // A product's epilogue runs in the product's order, whatever order its result is stored in.
         let lead = product.unwrap_or(widest);
         let outer: Vec<usize> = a.all_leaves(Site::Value(lead)).into_iter().filter(|v| !inner.contains(v)).collect();
@@ -293,13 +329,20 @@ impl<'a> Analyser<'a> {
             return Err("no one domain covers the region".into());
         }
         for &r in roots {
-            let vars = a.all_leaves(Site::Value(r));
+            let vars = leaves(r);
             if !is_same_set(&vars, &outer) && !is_same_set(&vars, &order) {
                 return Err(format!("`{}` covers a part of the domain", graph.name_of(r)));
             }
         }
         let extents = |of: &[usize]| of.iter().map(|&v| a.extent(v)).collect();
-        let mut layout = Layout { outer: extents(&outer), inner: extents(&inner), axes: a, place: Vec::new(), product };
+        let mut layout = Layout {
+            outer: extents(&outer),
+            inner: extents(&inner),
+            axes: a,
+            place: Vec::new(),
+            product,
+            is_stale: false,
+        };
         layout.place = vec![None; layout.axes.variables()];
         order.iter().enumerate().for_each(|(i, &v)| layout.place[v] = Some(i));
         if let Some(p) = product

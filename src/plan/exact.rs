@@ -3,6 +3,7 @@
 //! Every combination of members that a plan can reach is costed by the same cost model, whole, and the best of those
 //! within the budget is what the search is measured by.
 
+use super::alike::Alike;
 use super::calibration::{Budget, Calibration, Shares};
 use super::evidence::Evidence;
 use super::extract::{cheapest, members};
@@ -10,7 +11,7 @@ use super::live::Live;
 use super::members::{Choice, Members};
 use super::search::Search;
 use super::sketch::{Key, Sketch};
-use super::{Policy, Request, Saturated};
+use super::{Policy, Request, Saturated, paint};
 use crate::cost::Target;
 use crate::format::{Format, Formats};
 use crate::ir::{Graph, text};
@@ -99,10 +100,10 @@ fn choices(m: &Members) -> Option<Vec<Choice>> {
 
 /// Seconds of the best choice within the budget, and of the one that the search finds; none if the graph is too large.
 fn solved(g: &Graph, request: &Request) -> Option<(f64, f64)> {
-    let saturated = Saturated::new(g, request, &RuleSet::builtin().unwrap()).unwrap();
-    let m = members(&saturated.step, &saturated.encoded, &saturated.egraph, request);
+    let saturated = Saturated::new(g.clone(), &paint(g, request), request, &RuleSet::builtin().unwrap()).unwrap();
+    let m = members(&saturated, request);
     let all = choices(&m)?;
-    let mut search = Search::new(&m, &request.target);
+    let mut search = Search::new(&m, &request.target, Alike::default());
     let mut known: HashMap<Key, Option<f64>> = HashMap::new();
     let mut best = f64::INFINITY;
     for choice in all {
@@ -119,7 +120,7 @@ fn solved(g: &Graph, request: &Request) -> Option<(f64, f64)> {
             best = s;
         }
     }
-    let found = cheapest(&mut Search::new(&m, &request.target)).unwrap();
+    let found = cheapest(&mut Search::new(&m, &request.target, Alike::default())).unwrap();
     assert!(m.noise.is_none() || Live::new(&m, found.choice.clone()).noise() <= 1.0 + 1e-9, "over the budget");
     Some((best, found.estimate.seconds))
 }

@@ -3,18 +3,21 @@
 //! The step is planned, and every other way the value could travel is put in its place and costed with the whole step: in
 //! registers, in memory in each format, and, where products read it or make it, multiplied in each format.
 
+use super::bodies::plan_bodies;
 use super::calibration::{Shares, percent};
 use super::evidence::Spread;
-use super::extract::{cheapest, members};
+use super::extract::{alike, cheapest, members};
+use super::layers::Layers;
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
 use super::search::{Costed, Search};
+use super::sketch::Sketch;
 use super::table::seconds;
-use super::{Request, Saturated};
+use super::{Request, Saturated, paint};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
-use crate::ir::{Graph, Op, text};
+use crate::ir::{Graph, NodeId, Op, text};
 use crate::rewrite::RuleSet;
 use egg::Id;
 use serde::Serialize;
@@ -40,6 +43,9 @@ pub struct Explanation {
     pub name: String,
     /// The value's line of text, and where it comes from.
     pub line: String,
+    /// The same value of the layer that was planned for all that are like it, if that is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub planned_as: Option<String>,
     pub origin: Option<String>,
     pub stage: &'static str,
     pub readers: Vec<String>,
@@ -59,14 +65,22 @@ pub struct Explanation {
 /// Plans a step and explains one of its values.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
     let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
-    let saturated = Saturated::new(step, request, rules)?;
-    let (step, encoded) = (&saturated.step, &saturated.encoded);
-    let m = members(step, encoded, &saturated.egraph, request);
-    let mut search = Search::new(&m, &request.target);
-    let Costed { choice, estimate, .. } = cheapest(&mut search)?;
-    let mut live = Live::new(&m, choice.clone());
-    let value = m.find(encoded.classes[id.index()]);
-    let alternatives = alternatives(&m, &mut search, &mut live, value, estimate.seconds, rules);
+    let step = &plan_bodies(step, request, rules)?.graph;
+    let verdicts = paint(step, request);
+    let judged = match Layers::of(step, &verdicts, request)? {
+        Some(layers) => {
+            let few = Saturated::few(&layers, &verdicts, request, rules)?;
+            Judged::new(&few, request, rules, id, Some(&layers))?
+        }
+        None => None,
+    };
+    let judged = match judged {
+        Some(judged) => judged,
+        None => {
+            let whole = Saturated::new(step.clone(), &verdicts, request, rules)?;
+            Judged::new(&whole, request, rules, id, None)?.expect("a step without layers is planned whole")
+        }
+    };
     let calibration = request.calibration.as_ref();
     let products = calibration.map_or(Vec::new(), |c| {
         let reading = c.operands.iter().filter_map(|(p, of)| Some((p.clone(), of.get(name)?.clone())));
@@ -80,17 +94,57 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
     Ok(Explanation {
         name: name.to_owned(),
         line: line.unwrap_or(name).to_owned(),
+        planned_as: judged.planned_as.filter(|other| other != name),
         origin: step.node(id).origin.clone(),
         stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
         spread: calibration.and_then(|c| c.spread(step, id)).cloned(),
         shares: calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default(),
         products,
-        verdict: saturated.verdicts[id.index()].why.clone(),
-        seconds: estimate.seconds,
-        noise: m.noise.is_some().then(|| live.noise()),
-        alternatives,
+        verdict: verdicts[id.index()].why.clone(),
+        seconds: judged.seconds,
+        noise: judged.noise,
+        alternatives: judged.alternatives,
     })
+}
+
+/// What a value could be, in a step that was planned.
+struct Judged {
+    planned_as: Option<String>,
+    seconds: f64,
+    noise: Option<f64>,
+    alternatives: Vec<Alternative>,
+}
+
+impl Judged {
+    /// Of a value of the whole step, of which `saturated` has few layers if there are `layers`; none if it cannot be
+    /// planned by these.
+    fn new(
+        saturated: &Saturated,
+        request: &Request,
+        rules: &RuleSet,
+        id: NodeId,
+        layers: Option<&Layers>,
+    ) -> Result<Option<Judged>> {
+        let m = members(saturated, request);
+        let pairs = layers.map_or(Vec::new(), Layers::pairs);
+        let mut search = Search::new(&m, &request.target, alike(&m, &pairs));
+        let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
+        let (mut id, mut rest, mut planned_as) = (id, 0.0, None);
+        if let Some(layers) = layers {
+            let places = Sketch::whole(&m, &choice)?.places(&saturated.step)?;
+            let Some(grown) = layers.grow(&graph, &places)? else { return Ok(None) };
+            id = grown.planned_as[id.index()];
+            planned_as = Some(saturated.step.name_of(id).to_owned());
+            rest = request.target.estimate_graph(&grown.graph)?.seconds - estimate.seconds;
+        }
+        let mut live = Live::new(&m, choice);
+        let value = m.find(saturated.encoded.classes[id.index()]);
+        let mut alternatives = alternatives(&m, &mut search, &mut live, value, estimate.seconds, rules);
+        alternatives.iter_mut().flat_map(|a| &mut a.seconds).for_each(|s| *s += rest);
+        let noise = m.noise.is_some().then(|| live.noise());
+        Ok(Some(Judged { planned_as, seconds: estimate.seconds + rest, noise, alternatives }))
+    }
 }
 
 fn unknown(step: &Graph, name: &str) -> Error {
@@ -207,6 +261,9 @@ impl Explanation {
             let _ = writeln!(out, "{:<12}{origin}", "from");
         }
         let _ = writeln!(out, "{:<12}{} pass, read by {}", "where", self.stage, join(&self.readers));
+        if let Some(other) = &self.planned_as {
+            let _ = writeln!(out, "{:<12}as `{other}` is, whose layer was planned for all that are like it", "planned");
+        }
         if let Some(s) = &self.spread {
             let zeros = 100.0 * s.zeros as f64 / s.count.max(1) as f64;
             let _ = writeln!(out, "{:<12}|x| from {:.2e} to {:.2e}, {zeros:.1} % zeros", "seen", s.smallest, s.largest);

@@ -4,13 +4,14 @@
 //! run; cyclic choices are rejected while that graph is built. [`super::start`] says where the search begins,
 //! [`super::search`] how it goes on.
 
+use super::alike::Alike;
 use super::live::Live;
 use super::members::{Choice, Members};
 use super::noise::Noise;
 use super::search::{Costed, SMALL, Search};
 use super::sketch::Sketch;
 use super::start::{start, widest};
-use super::{Policy, Request};
+use super::{Policy, Request, Saturated};
 use crate::cost::Estimate;
 use crate::error::Result;
 use crate::format::Format;
@@ -37,13 +38,13 @@ pub struct Extracted {
     pub rules: BTreeMap<String, String>,
 }
 
-/// The cheapest graph found. `egraph` is `encoded`'s after saturation.
-pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Request) -> Result<Extracted> {
-    let members = members(step, encoded, egraph, request);
-    let mut search = Search::new(&members, &request.target);
+/// The cheapest graph found. `pairs` are values that are the same in one layer and the next, and planned alike.
+pub fn extract(saturated: &Saturated, request: &Request, pairs: &[(NodeId, NodeId)]) -> Result<Extracted> {
+    let members = members(saturated, request);
+    let mut search = Search::new(&members, &request.target, alike(&members, pairs));
     let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
     let rules = rules(&members, &choice);
-    let places = Sketch::whole(&members, &choice)?.places(step)?;
+    let places = Sketch::whole(&members, &choice)?.places(&saturated.step)?;
     let noise = noisiest(&members, &choice);
     let frontier = match search.fastest.take().filter(|_| request.frontier) {
         Some(fastest) => search.frontier(fastest),
@@ -62,7 +63,8 @@ pub fn extract(step: &Graph, encoded: &Encoded, egraph: &EGraph, request: &Reque
 }
 
 /// What there is to choose, with its noise where that was measured.
-pub(super) fn members<'a>(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGraph, request: &Request) -> Members<'a> {
+pub(super) fn members<'a>(saturated: &'a Saturated, request: &Request) -> Members<'a> {
+    let Saturated { step, encoded, egraph, .. } = saturated;
     let mut members = Members::new(step, encoded, egraph);
     if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
         members.noise = Some(Noise::new(step, encoded, &members, calibration));
@@ -73,6 +75,12 @@ pub(super) fn members<'a>(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGr
     members
 }
 
+/// Classes that follow each other from layer to layer as these values do.
+pub(super) fn alike(m: &Members, pairs: &[(NodeId, NodeId)]) -> Alike {
+    let class = |id: NodeId| m.find(m.encoded.classes[id.index()]);
+    Alike::new(m, &pairs.iter().map(|&(a, b)| (class(a), class(b))).collect::<Vec<_>>())
+}
+
 /// A choice this much slower than another may still become the faster one.
 const NEAR: f64 = 1.1;
 /// Narrow formats are kept for the memory they save unless wide ones are faster by more than this.
@@ -81,8 +89,11 @@ const PAYS: f64 = 0.99;
 /// The best choice that a search finds.
 pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
     let members = search.members;
-    let (starts, failed): (Vec<_>, Vec<_>) =
-        [true, false].into_iter().map(|pass| search.whole(start(members, pass))).partition(Result::is_ok);
+    let (starts, failed): (Vec<_>, Vec<_>) = [true, false]
+        .map(|pass| search.alike.in_all_layers(members, start(members, pass)))
+        .into_iter()
+        .map(|c| search.whole(c))
+        .partition(Result::is_ok);
     let mut starts: Vec<Costed> = starts.into_iter().flatten().collect();
     // What is fused comes apart more easily than what is apart comes together, so the first start has an advantage. Small
     // steps are searched from both.

@@ -1,5 +1,6 @@
 //! Choosing a format for every value: policy, extraction, and the plan a user reads and keeps.
 
+mod alike;
 mod bodies;
 mod calibration;
 mod diff;
@@ -11,6 +12,7 @@ mod extract;
 mod file;
 mod interval;
 mod kinks;
+mod layers;
 mod live;
 mod measured;
 mod members;
@@ -51,6 +53,7 @@ use crate::ir::{Graph, NodeId, Op, Role, verify};
 use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
+use layers::Layers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -109,6 +112,8 @@ pub struct Planned {
     pub evaluations: usize,
     /// Plans of the bodies of loops, by the body's name.
     pub bodies: BTreeMap<String, Planned>,
+    /// Runs of layers that are alike and were planned alike: how many there are, and how many of them were planned.
+    pub layers: Vec<(usize, usize)>,
     /// The search for a cheaper plan ended at its limit.
     pub search_cut_short: bool,
     /// What roundings were estimated to add to the gradients' noise, in budgets, the noisiest first, by what is rounded
@@ -148,7 +153,7 @@ impl Planned {
 
     /// A plan made before, costed for a target.
     pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
-        let estimate = request.target.estimate_program(&crate::lower::outline(verify(&graph)?)?);
+        let estimate = request.target.estimate_graph(&graph)?;
         Ok(Planned {
             graph,
             estimate,
@@ -158,6 +163,7 @@ impl Planned {
             phases: Vec::new(),
             evaluations: 0,
             bodies: BTreeMap::new(),
+            layers: Vec::new(),
             search_cut_short: false,
             noise: Vec::new(),
             frontier: Vec::new(),
@@ -183,21 +189,16 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
 /// A step with everything that it equals.
 struct Saturated {
     step: Graph,
-    bodies: BTreeMap<String, Planned>,
-    verdicts: Vec<Verdict>,
     encoded: Encoded,
     egraph: EGraph,
     phases: Vec<PhaseReport>,
 }
 
 impl Saturated {
-    fn new(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Saturated> {
-        let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
-        let verified = verify(&step)?;
-        let formats = request.allowed();
-        formats.iter().try_for_each(|f| request.target.require(f))?;
-        let verdicts = paint(&step, request);
+    /// `step`'s loops have planned bodies.
+    fn new(step: Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Saturated> {
         let allow: Vec<Allow> = verdicts.iter().map(|v| v.allow).collect();
+        let verified = verify(&step)?;
         let updates = step.outputs().iter().filter(|o| o.role == Role::Update);
         let updated = updates.map(|o| o.name.clone()).collect();
         let is_staged =
@@ -206,20 +207,35 @@ impl Saturated {
             sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
             updated,
             staged: step.sources().filter(is_staged).map(|id| step.name_of(id).to_owned()).collect(),
-            formats,
+            formats: request.allowed(),
             ..Facts::default()
         };
         let mut encoded = encode(verified, facts, &allow)?;
         let egraph = std::mem::take(&mut encoded.egraph);
         let (egraph, phases) = saturate(egraph, rules, &PHASES);
-        Ok(Saturated { step, bodies, verdicts, encoded, egraph, phases })
+        Ok(Saturated { step, encoded, egraph, phases })
+    }
+
+    /// The same for a step with few of its layers. `verdicts` are on the whole step.
+    fn few(layers: &Layers, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Saturated> {
+        let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
+        Saturated::new(layers.step.clone(), &verdicts, request, rules)
     }
 }
 
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
 pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
-    let Saturated { step, bodies, verdicts, encoded, egraph, phases } = Saturated::new(step, request, rules)?;
-    let extracted = extract(&step, &encoded, &egraph, request)?;
+    request.allowed().iter().try_for_each(|f| request.target.require(f))?;
+    let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
+    let verdicts = paint(&step, request);
+    let InLayers { extracted, phases, layers } = match in_layers(&step, &verdicts, request, rules)? {
+        Some(planned) => planned,
+        None => {
+            let saturated = Saturated::new(step.clone(), &verdicts, request, rules)?;
+            let extracted = extract(&saturated, request, &[])?;
+            InLayers { extracted, phases: saturated.phases, layers: Vec::new() }
+        }
+    };
     verify(&extracted.graph)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {
@@ -231,9 +247,30 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         phases,
         evaluations: extracted.evaluations,
         bodies,
+        layers,
         search_cut_short: extracted.cut_short,
         noise: extracted.noise,
         frontier: extracted.frontier,
         measured: None,
     })
+}
+
+/// What was extracted, and which layers were planned alike.
+struct InLayers {
+    extracted: Extracted,
+    phases: Vec<PhaseReport>,
+    layers: Vec<(usize, usize)>,
+}
+
+/// The choice for a step of many layers, by planning few of them; none if it is not one.
+fn in_layers(step: &Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Option<InLayers>> {
+    let Some(layers) = Layers::of(step, verdicts, request)? else { return Ok(None) };
+    let few = Saturated::few(&layers, verdicts, request, rules)?;
+    let extracted = extract(&few, request, &layers.pairs())?;
+    let Some(grown) = layers.grow(&extracted.graph, &extracted.places)? else { return Ok(None) };
+    let estimate = request.target.estimate_graph(&grown.graph)?;
+    let rule = |id: NodeId| extracted.rules.get(layers.step.name_of(grown.planned_as[id.index()]));
+    let rules = step.ids().filter_map(|id| Some((step.name_of(id).to_owned(), rule(id)?.clone()))).collect();
+    let extracted = Extracted { graph: grown.graph, places: grown.places, estimate, rules, ..extracted };
+    Ok(Some(InLayers { extracted, phases: few.phases, layers: layers.counts() }))
 }

@@ -6,14 +6,14 @@
 //! cannot see everything (launches shared across the step, for one), so every sweep ends with the whole step lowered;
 //! moves that save much less together than each promised are tried in halves. Small steps end with flips costed whole.
 
+use super::alike::Alike;
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
 use super::sketch::{Key, Sketch};
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
 use crate::format::Format;
-use crate::ir::{Graph, verify};
-use crate::lower::outline;
+use crate::ir::Graph;
 use crate::rewrite::Sort;
 use egg::Id;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -39,6 +39,8 @@ const READERS: usize = 5;
 pub(super) struct Search<'a> {
     pub members: &'a Members<'a>,
     target: &'a Target,
+    /// What is chosen in one layer is chosen in all that are like it.
+    pub alike: Alike,
     /// The noise that a choice may add, where noise counts: 1 is all of the budget.
     limit: f64,
     known: HashMap<Key, Option<f64>>,
@@ -80,10 +82,11 @@ struct Move {
 }
 
 impl<'a> Search<'a> {
-    pub fn new(members: &'a Members<'a>, target: &'a Target) -> Search<'a> {
+    pub fn new(members: &'a Members<'a>, target: &'a Target, alike: Alike) -> Search<'a> {
         Search {
             members,
             target,
+            alike,
             limit: f64::INFINITY,
             fastest: None,
             known: HashMap::new(),
@@ -106,7 +109,7 @@ impl<'a> Search<'a> {
     fn lowered(&mut self, sketch: &Sketch) -> Result<(Graph, Estimate)> {
         self.evaluations += 1;
         let graph = sketch.graph()?;
-        let estimate = self.target.estimate_program(&outline(verify(&graph)?)?);
+        let estimate = self.target.estimate_graph(&graph)?;
         Ok((graph, estimate))
     }
 
@@ -158,7 +161,7 @@ impl<'a> Search<'a> {
         if m.step.len() > SMALL {
             return best;
         }
-        let mut open: Vec<Id> = m.open().collect();
+        let mut open: Vec<Id> = self.open();
         open.sort_by_key(|&c| m.rank_of(c) != Some(0));
         let mut live = Live::new(m, best.choice.clone());
         // Round and round, until every flip was tried on the choice that stands.
@@ -176,6 +179,7 @@ impl<'a> Search<'a> {
                     return best;
                 }
                 *left -= 1;
+                let flip = self.alike.everywhere(m, &flip);
                 if let Some(better) = self.with(&best, flip.iter()).filter(|b| b.is_better(&best)) {
                     best = better;
                     live.take(&flip);
@@ -193,8 +197,9 @@ impl<'a> Search<'a> {
         let mut tried = m.step.len() > TINY;
         while !tried {
             let live = Live::new(m, best.choice.clone());
-            let open = m.open().filter(|&c| live.is_live(c));
-            let flips: Vec<Flip> = open.flat_map(|c| flips(m, &live, c)).collect();
+            let open = self.open().into_iter().filter(|&c| live.is_live(c));
+            let flips = open.flat_map(|c| flips(m, &live, c)).map(|f| self.alike.everywhere(m, &f));
+            let flips: Vec<Flip> = flips.collect();
             tried = true;
             for (a, b) in flips.iter().enumerate().flat_map(|(i, a)| flips[i + 1..].iter().map(move |b| (a, b))) {
                 if *left == 0 {
@@ -283,8 +288,7 @@ impl<'a> Search<'a> {
     fn sweep(&mut self, choice: Choice, ending: bool) -> Vec<Move> {
         let mut live = Live::new(self.members, choice);
         let mut moves = Vec::new();
-        let open: Vec<Id> = self.members.open().collect();
-        for class in open {
+        for class in self.open() {
             if !live.is_live(class) {
                 continue;
             }
@@ -298,12 +302,18 @@ impl<'a> Search<'a> {
                     best = Some(Move { flip, saved, noise });
                 }
             }
-            if let Some(m) = best {
-                live.take(&m.flip);
-                moves.push(m);
+            if let Some(one) = best {
+                let flip = self.alike.everywhere(self.members, &one.flip);
+                live.take(&flip);
+                moves.push(Move { saved: one.saved * (flip.len() / one.flip.len()) as f64, flip, ..one });
             }
         }
         moves
+    }
+
+    /// Classes with a member to choose that do not follow another layer's.
+    fn open(&self) -> Vec<Id> {
+        self.members.open().filter(|&c| !self.alike.follows(c)).collect()
     }
 
     /// Seconds that a flip costs, or saves if they are negative; none if it cannot be taken.
@@ -334,7 +344,10 @@ impl<'a> Search<'a> {
         };
         let before = cost(self, &live.choice)?;
         let mut choice = live.choice.clone();
-        flip.iter().for_each(|&(c, member)| choice.set(c, member));
+        // Layers beside this one are flipped with it, where the window shows them.
+        for (c, member) in self.alike.everywhere(m, flip) {
+            choice.set(c, member);
+        }
         let after = cost(self, &choice)?;
         // Differences that are only rounding are none.
         Some(if (after - before).abs() <= before * 1e-7 { 0.0 } else { after - before })

@@ -63,6 +63,9 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         carried(&planned.graph),
         staged(&planned.graph)
     );
+    for (all, few) in &planned.layers {
+        let _ = writeln!(out, "layers: {all} that are alike, planned as {few}");
+    }
     Ok(out)
 }
 

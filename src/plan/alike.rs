@@ -1,0 +1,120 @@
+//! Classes that are the same in different layers: what is chosen in one is chosen in all of them.
+
+use super::layers::matching::Matching;
+use super::live::Flip;
+use super::members::{Choice, Members};
+use crate::format::Format;
+use crate::rewrite::{Sort, Term};
+use egg::Id;
+use std::collections::HashMap;
+use std::hash::Hash;
+
+/// By class id; everything stands for itself where a step has no layers.
+#[derive(Default)]
+pub(super) struct Alike {
+    /// The same class in the next layer, and in the one before.
+    next: Vec<Option<Id>>,
+    previous: Vec<Option<Id>>,
+    /// What is chosen for another class is chosen here.
+    follows: Vec<bool>,
+    /// For each member a number: equal for terms that differ in no more than what they read and in names.
+    heads: Vec<Vec<u32>>,
+}
+
+impl Alike {
+    /// What follows from pairs of classes that are the same in one layer and the next.
+    pub fn new(m: &Members, pairs: &[(Id, Id)]) -> Alike {
+        if pairs.is_empty() {
+            return Alike::default();
+        }
+        let (mut known, mut labels, mut kinds) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut all_heads, mut links, mut kind_of) = (Vec::new(), Vec::new(), Vec::new());
+        for class in (0..m.ids()).map(Id::from) {
+            let heads: Vec<u32> = m.of(class).iter().map(|t| number(&mut known, head(m, t))).collect();
+            let mut link = Vec::new();
+            for (term, head) in m.of(class).iter().zip(&heads) {
+                // Of members alike there is no telling which is which.
+                if heads.iter().filter(|h| *h == head).count() == 1 {
+                    let read = term.children.iter().enumerate().filter(|&(_, &c)| m.sort(c) != Sort::Word);
+                    link.extend(read.map(|(at, &c)| (number(&mut labels, (*head, at)), usize::from(c))));
+                }
+            }
+            let mut kind = heads.clone();
+            kind.sort_unstable();
+            // Ids that are not canonical have no members.
+            let ty = if kind.is_empty() { None } else { m.ty(class).cloned() };
+            kind_of.push(number(&mut kinds, (kind, ty)));
+            links.push(link);
+            all_heads.push(heads);
+        }
+        let mut matching = Matching::new(links, kind_of);
+        matching.follow(&pairs.iter().map(|&(a, b)| (usize::from(a), usize::from(b))).collect::<Vec<_>>());
+        let mut follows = vec![false; m.ids()];
+        for chain in matching.chains() {
+            // A layer in the middle has layers on both sides.
+            let middle = chain[chain.len() / 2];
+            chain.into_iter().for_each(|c| follows[c] = c != middle);
+        }
+        let ids = |v: Vec<Option<usize>>| v.into_iter().map(|c| c.map(Id::from)).collect();
+        Alike { next: ids(matching.next), previous: ids(matching.previous), follows, heads: all_heads }
+    }
+
+    /// Is what is chosen here what is chosen for the same class of another layer?
+    pub fn follows(&self, class: Id) -> bool {
+        self.follows.get(usize::from(class)).copied().unwrap_or(false)
+    }
+
+    /// A flip in all layers that have its classes.
+    pub fn everywhere(&self, m: &Members, flip: &Flip) -> Flip {
+        let mut out = flip.clone();
+        for beside in [&self.next, &self.previous] {
+            let mut here = flip.clone();
+            while let Some(there) = here.iter().map(|&f| self.shifted(m, beside, f)).collect::<Option<Flip>>() {
+                out.extend(&there);
+                here = there;
+            }
+        }
+        out
+    }
+
+    /// The same choice in all layers.
+    pub fn in_all_layers(&self, m: &Members, mut choice: Choice) -> Choice {
+        for class in m.open().filter(|&c| !self.follows(c)).collect::<Vec<_>>() {
+            for (class, member) in self.everywhere(m, &vec![(class, choice.of(class))]) {
+                choice.set(class, member);
+            }
+        }
+        choice
+    }
+
+    /// The same member of the same class a layer further.
+    fn shifted(&self, m: &Members, beside: &[Option<Id>], (class, member): (Id, usize)) -> Option<(Id, usize)> {
+        let to = |c: Id| beside.get(usize::from(c)).copied().flatten();
+        let there = to(class)?;
+        let (here, others) = (&self.heads[usize::from(class)], &self.heads[usize::from(there)]);
+        let mut same = (0..others.len()).filter(|&i| others[i] == here[member]);
+        let (first, second) = (same.next()?, same.next());
+        if second.is_none() {
+            return Some((there, first));
+        }
+        // Told apart by what they read.
+        let reads = |i: usize| {
+            let mut pairs = m.of(class)[member].children.iter().zip(&m.of(there)[i].children);
+            pairs.all(|(&a, &b)| m.sort(a) == Sort::Word || a == b || to(a) == Some(b))
+        };
+        [first].into_iter().chain(second).chain(same).find(|&i| reads(i)).map(|i| (there, i))
+    }
+}
+
+/// A term without what it reads and without names.
+fn head(m: &Members, term: &Term) -> (&'static str, Vec<&'static str>) {
+    let named = matches!(term.name(), "param" | "state" | "input" | "carried" | "staged");
+    let words = term.children.iter().filter(|&&c| m.sort(c) == Sort::Word).map(|&c| m.word(c));
+    (term.name(), words.filter(|w| !named || w.parse::<Format>().is_ok()).collect())
+}
+
+/// The number of something, the same whenever it is asked for.
+fn number<T: Eq + Hash>(known: &mut HashMap<T, u32>, of: T) -> u32 {
+    let fresh = known.len() as u32;
+    *known.entry(of).or_insert(fresh)
+}

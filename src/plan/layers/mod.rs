@@ -1,0 +1,280 @@
+//! Repeated layers are planned once: a step of many layers is planned with few, and the plan given the rest.
+//!
+//! What follows from parameters being alike tells which values are the same in one layer and the next ([`matching`]). They
+//! form chains ([`chains`]), and taking layers out of the chains leaves a smaller step of the same kind ([`resize`]). That
+//! one is planned; in its plan chains are looked for again, and put in where layers had been taken out. Where any of this
+//! fails, as where layers are not alike or not planned alike, the step is planned as it is.
+//!
+//! Evidence differs from layer to layer, so plans by evidence are made for the whole step.
+
+mod chains;
+pub(super) mod matching;
+mod resize;
+#[cfg(test)]
+mod tests;
+
+use super::{Request, Verdict};
+use crate::error::Result;
+use crate::ir::{Graph, Init, NodeId, Op, Role};
+use chains::Chains;
+use matching::Matching;
+use resize::{Change, Key, Made, Resize};
+use std::collections::{BTreeMap, HashMap};
+
+/// Layers left in a step to be planned.
+const LAYERS: isize = 4;
+/// Taking fewer layers out is not worth the trouble.
+const WORTH: isize = 2;
+/// Layers that a plan must have in common: one at each end that what is around may read, and those between.
+const COMMON: isize = 3;
+
+/// A step of many layers and the one with few that is planned in its place.
+pub(super) struct Layers<'a> {
+    full: &'a Graph,
+    chains: Chains,
+    /// What was taken out, by family.
+    changes: BTreeMap<usize, Change>,
+    /// The step with few layers.
+    pub step: Graph,
+    /// For each of its nodes, the step's.
+    pub full_of: Vec<NodeId>,
+    /// Where its nodes are in the chains.
+    keys: Vec<Key>,
+    made: HashMap<Key, NodeId>,
+}
+
+/// A plan with all layers.
+pub(super) struct Grown {
+    pub graph: Graph,
+    /// Where each value of the step is in the graph.
+    pub places: Vec<Option<NodeId>>,
+    /// The value of the step with few layers that each of the step's was planned as.
+    pub planned_as: Vec<NodeId>,
+}
+
+impl<'a> Layers<'a> {
+    /// A step with few layers, if this one has many that are alike and nothing is known that would tell them apart.
+    pub fn of(full: &'a Graph, verdicts: &[Verdict], request: &Request) -> Result<Option<Layers<'a>>> {
+        if request.calibration.is_some() {
+            return Ok(None);
+        }
+        let mut allowed = Vec::new();
+        let labels: Vec<u64> = verdicts.iter().map(|v| position(&mut allowed, v.allow)).collect();
+        let links = chains::links(full);
+        let mut matching = Matching::of_graph(full, &links, &|id| labels[id.index()]);
+        matching.match_sources(full.sources(), (LAYERS + WORTH) as usize);
+        let chains = Chains::new(full, links, &matching, LAYERS as usize, None);
+        let changes: BTreeMap<usize, Change> = chains
+            .common()
+            .into_iter()
+            .filter(|(_, common)| common.end - common.start >= LAYERS + WORTH)
+            .map(|(f, common)| {
+                let by = LAYERS - (common.end - common.start);
+                (f, Change { after: common.start + LAYERS / 2, by, inner: 0..0 })
+            })
+            .collect();
+        if changes.is_empty() {
+            return Ok(None);
+        }
+        let resize = Resize { graph: full, chains: &chains, changes: &changes };
+        let mut outputs = Vec::new();
+        for o in full.outputs() {
+            let key = match o.role {
+                Role::Update => {
+                    let source = full.find(&o.name).expect("what is updated exists");
+                    let Some(key) = resize.key(source) else { continue };
+                    resize.replaced_by(key)
+                }
+                _ => resize.key(o.node),
+            };
+            let Some(key) = key else { return Ok(None) };
+            outputs.push((o.name.clone(), o.role, key));
+        }
+        let name = |old: NodeId| Made { op: full.op(old).clone(), name: Some(full.name_of(old).to_owned()) };
+        let Some((step, made)) = resize.build(&outputs, &|old, _| Some(name(old)))? else { return Ok(None) };
+        let mut keys = vec![Key::Own(NodeId::new(0)); step.len()];
+        made.iter().for_each(|(&key, id)| keys[id.index()] = key);
+        let full_of = keys.iter().map(|&k| resize.old(k).0).collect();
+        Ok(Some(Layers { full, step, full_of, keys, made, chains, changes }))
+    }
+
+    /// A plan of the step with few layers, with all of them; none where it does not plan its layers alike.
+    pub fn grow(&self, planned: &Graph, places: &[Option<NodeId>]) -> Result<Option<Grown>> {
+        let links = chains::links(planned);
+        let mut matching = Matching::of_graph(planned, &links, &|_| 0);
+        matching.follow(&self.sources(planned));
+        let layer = |id: NodeId| match self.key(base(planned, id))? {
+            Key::In(chain, at) => Some((self.chains.all[chain].family, self.chains.all[chain].first + at)),
+            Key::Own(_) => None,
+        };
+        let chains = Chains::new(planned, links, &matching, COMMON as usize, Some(&layer));
+        let common = chains.common();
+        let mut changes = BTreeMap::new();
+        for (&family, change) in &self.changes {
+            let Some(common) = common.get(&family).filter(|c| c.end - c.start >= COMMON) else { return Ok(None) };
+            let (after, inner) = (common.start + (common.end - common.start) / 2, common.start + 1..common.end - 1);
+            changes.insert(family, Change { after, by: -change.by, inner });
+        }
+        let resize = Resize { graph: planned, chains: &chains, changes: &changes };
+        let Some(outputs) = self.outputs(planned, &resize, &changes) else { return Ok(None) };
+        let mut image = vec![None; planned.len()];
+        for id in self.step.ids() {
+            if let Some(place) = places[id.index()] {
+                let same = self.step.name_of(id) == planned.name_of(place);
+                if same || image[place.index()].is_none() {
+                    image[place.index()] = Some(id);
+                }
+            }
+        }
+        let make = |old: NodeId, later: isize| {
+            let name = planned.name_of(old);
+            let known = !planned.is_auto_named(old) || image[old.index()].is_some_and(|i| self.step.name_of(i) == name);
+            let renamed = |name: &str| self.full_name(name, resize.chains.at[old.index()].map(|_| later), &changes);
+            let op = match planned.op(old).clone() {
+                Op::State { init: Init::Copy(of), ty } => Op::State { init: Init::Copy(renamed(&of)?), ty },
+                Op::Input { label, ty, copy_of: Some(of) } => Op::Input { label, ty, copy_of: Some(renamed(&of)?) },
+                op => op,
+            };
+            Some(Made { op, name: if known { renamed(name) } else { None } })
+        };
+        let Some((graph, made)) = resize.build(&outputs, &make)? else { return Ok(None) };
+        // Which of the small step's values each of the step's was planned as, and where that came to be.
+        let shrunk = Resize { graph: &self.step, chains: &self.chains, changes: &self.changes };
+        let (mut planned_as, mut all_places) = (Vec::new(), Vec::new());
+        for id in self.full.ids() {
+            let (key, later) = match self.chains.at[id.index()] {
+                Some((chain, at)) if changes.contains_key(&self.chains.all[chain].family) => {
+                    let c = &self.chains.all[chain];
+                    let change = &changes[&c.family];
+                    // As the plan was: what is put in is like what comes before it.
+                    let (at, before) = (at as isize, change.after + 1 - c.first);
+                    let old = if at < before { at } else { (at - change.by).max(before - 1).max(0) };
+                    (Key::In(chain, old), at - old)
+                }
+                _ => (shrunk.key(id).expect("only changed families lose nodes"), 0),
+            };
+            let Some(&few) = self.made.get(&key) else { return Ok(None) };
+            planned_as.push(few);
+            let place = places[few.index()].and_then(|p| match chains.at[p.index()] {
+                Some((chain, at)) if changes.contains_key(&chains.all[chain].family) => {
+                    made.get(&Key::In(chain, at as isize + later))
+                }
+                _ => made.get(&resize.key(p)?),
+            });
+            all_places.push(place.copied());
+        }
+        Ok(Some(Grown { graph, places: all_places, planned_as }))
+    }
+
+    /// Pairs of the small step's values that are the same in one layer and the next.
+    pub fn pairs(&self) -> Vec<(NodeId, NodeId)> {
+        let next = |key: &Key| match *key {
+            Key::In(chain, at) => self.made.get(&Key::In(chain, at + 1)).copied(),
+            Key::Own(_) => None,
+        };
+        let changed =
+            |key: &Key| matches!(*key, Key::In(chain, _) if self.changes.contains_key(&self.chains.all[chain].family));
+        let pair = |id: NodeId| {
+            let key = &self.keys[id.index()];
+            Some((id, next(key).filter(|_| changed(key))?))
+        };
+        self.step.ids().filter_map(pair).collect()
+    }
+
+    /// For each run of layers that are alike: how many there are, and how many were planned.
+    pub fn counts(&self) -> Vec<(usize, usize)> {
+        let of = |(&family, change): (&usize, &Change)| {
+            let sources =
+                self.full.sources().filter_map(|id| self.chains.at[id.index()]).map(|at| &self.chains.all[at.0]);
+            let all = sources.filter(|c| c.family == family).map(|c| c.nodes.len()).max().unwrap_or(0);
+            (all, all.saturating_add_signed(change.by))
+        };
+        self.changes.iter().map(of).collect()
+    }
+
+    /// Where a source of the small step is in the chains.
+    fn key(&self, name: &str) -> Option<Key> {
+        self.step.find(name).map(|id| self.keys[id.index()])
+    }
+
+    /// Pairs of the plan's sources that are the same in one layer and the next.
+    fn sources(&self, planned: &Graph) -> Vec<(usize, usize)> {
+        let mut of: BTreeMap<(usize, isize, String), NodeId> = BTreeMap::new();
+        for id in planned.sources() {
+            if let Some(Key::In(chain, at)) = self.key(base(planned, id)) {
+                let what = planned.name_of(id)[base(planned, id).len()..].to_owned();
+                of.insert((chain, at, what), id);
+            }
+        }
+        let next = |(chain, at, what): &(usize, isize, String)| of.get(&(*chain, at + 1, what.clone()));
+        of.iter().filter_map(|(key, id)| Some((id.index(), next(key)?.index()))).collect()
+    }
+
+    /// The outputs of the grown plan: the step's in their order, then what it carries along.
+    fn outputs(
+        &self,
+        planned: &Graph,
+        resize: &Resize,
+        changes: &BTreeMap<usize, Change>,
+    ) -> Option<Vec<(String, Role, Key)>> {
+        let mut out = Vec::new();
+        for o in planned.outputs() {
+            if o.role != Role::Update {
+                out.push((o.name.clone(), o.role, resize.key(o.node)?));
+                continue;
+            }
+            let source = planned.find(&o.name)?;
+            let first = resize.chains.at[source.index()].is_none_or(|at| at.1 == 0);
+            for key in resize.all(source).into_iter().filter(|_| first) {
+                let (old, later) = resize.old(key);
+                let later = resize.chains.at[old.index()].map(|_| later);
+                let name = self.full_name(planned.name_of(old), later, changes)?;
+                out.push((name, Role::Update, resize.replaced_by(key)?));
+            }
+        }
+        let rank: HashMap<(&str, Role), usize> =
+            self.full.outputs().iter().enumerate().map(|(i, o)| ((o.name.as_str(), o.role), i)).collect();
+        out.sort_by_cached_key(|(name, role, _)| {
+            (rank.get(&(name.as_str(), *role)).copied().unwrap_or(rank.len()), name.clone())
+        });
+        // Every output of the step, once.
+        let known = out.iter().filter(|(name, role, _)| rank.contains_key(&(name.as_str(), *role))).count();
+        (known == rank.len()).then_some(out)
+    }
+
+    /// The name that a plan's value has so many layers later; what is in no chain of the plan is before what is put in, or
+    /// after it.
+    fn full_name(&self, name: &str, later: Option<isize>, changes: &BTreeMap<usize, Change>) -> Option<String> {
+        let mut base = name;
+        let id = loop {
+            match self.step.find(base) {
+                Some(id) => break id,
+                None => base = base.rsplit_once('.')?.0,
+            }
+        };
+        let Key::In(chain, at) = self.keys[id.index()] else {
+            return (later.unwrap_or(0) == 0).then(|| name.to_owned());
+        };
+        let c = &self.chains.all[chain];
+        let change = changes.get(&c.family);
+        let later = later.unwrap_or(change.filter(|g| c.first + at > g.after).map_or(0, |g| g.by));
+        let full = *c.nodes.get(usize::try_from(at + later).ok()?)?;
+        Some(self.full.name_of(full).to_owned() + &name[base.len()..])
+    }
+}
+
+/// The name of a source, or of what it is a copy of.
+fn base(graph: &Graph, id: NodeId) -> &str {
+    match graph.op(id) {
+        Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } => of,
+        _ => graph.name_of(id),
+    }
+}
+
+fn position<T: PartialEq>(all: &mut Vec<T>, item: T) -> u64 {
+    let at = all.iter().position(|x| *x == item).unwrap_or_else(|| {
+        all.push(item);
+        all.len() - 1
+    });
+    at as u64
+}

@@ -1,0 +1,194 @@
+//! Steps of many layers, of which few are planned: what they compute, and which steps are planned so.
+
+mod common;
+
+use common::{compile, distance, noise};
+use mantissa::format::{Format, Overflow};
+use mantissa::ir::{Graph, Init, NodeId, Op, Role, Tensor, evaluate};
+use mantissa::plan::{Overrides, Policy};
+use mantissa::train::Compiled;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+
+/// What every source holds: its own numbers, by its name, so that no layer is like another.
+fn value(graph: &Graph, id: NodeId) -> Tensor {
+    let (op, ty) = (graph.op(id), graph.ty(id));
+    let name = match op {
+        Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } => of,
+        _ => graph.name_of(id),
+    };
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let seed = hasher.finish() as u32;
+    let of = |i: usize| match op {
+        Op::Input { label: true, .. } => f64::from((noise(seed, i) * 4.0).floor()),
+        // Small enough for gradients of networks that are not trained.
+        Op::State { .. } if name == "scaler.scale" => 64.0,
+        Op::State { init: Init::Constant(x), .. } => x.get(),
+        _ => ty.format.round(0.6 * f64::from(noise(seed, i)) - 0.3, Overflow::Ieee),
+    };
+    Tensor::new(&ty.dims(), (0..ty.elements()).map(of).collect())
+}
+
+/// The outputs of a graph in f64, rounded where it rounds, without the copies that a plan carries along.
+fn outputs(graph: &Graph) -> BTreeMap<(String, Role), Vec<f32>> {
+    let values = evaluate(graph, |id| value(graph, id));
+    let is_copy =
+        |name: &str| graph.find(name).is_some_and(|id| matches!(graph.op(id), Op::State { init: Init::Copy(_), .. }));
+    let own = graph.outputs().iter().filter(|o| !is_copy(&o.name));
+    own.map(|o| ((o.name.clone(), o.role), values[o.node.index()].data.iter().map(|&x| x as f32).collect())).collect()
+}
+
+/// Compares every output of a plan with the step's.
+fn check(name: &str, compiled: &Compiled, tolerance: f64) {
+    let (expected, got) = (outputs(&compiled.step), outputs(&compiled.planned.graph));
+    assert_eq!(expected.keys().collect::<Vec<_>>(), got.keys().collect::<Vec<_>>(), "{name}");
+    for ((output, _), expected) in &expected {
+        let d = distance(&got[&(output.clone(), expected_role(&compiled.step, output))], expected);
+        assert!(d < tolerance, "{name}: `{output}` is off by {d:e}");
+    }
+}
+
+fn expected_role(step: &Graph, output: &str) -> Role {
+    step.outputs().iter().find(|o| o.name == output).expect("an output of the step").role
+}
+
+/// A model of so many layers, from what declares and computes one: `#` is its number, `@@` the one before.
+fn model(layers: usize, before: &str, layer: &str, after: &str) -> String {
+    let mut text = format!("model deep {{ input x: f32[batch, 8] label y: i64[batch] {before}\n");
+    for i in 1..=layers {
+        text += &layer.replace("@@", &(i - 1).to_string()).replace('#', &i.to_string());
+        text += "\n";
+    }
+    text + &after.replace("@@", &layers.to_string()) + "\nloss = cross_entropy(logits, y) }"
+}
+
+const START: &str = "param w: f32[8, 16] = xavier_uniform h0 = tanh(x @ w)";
+const END: &str = "param v: f32[16, 4] = xavier_uniform logits = h@@ @ v";
+
+/// Models whose layers are alike, with how many of the kind there are.
+fn alike() -> Vec<(&'static str, String, usize)> {
+    let residual =
+        "param a#: f32[16, 24] = xavier_uniform param b#: f32[24] = zeros param c#: f32[24, 16] = xavier_uniform
+        h# = h@@ + gelu(h@@ @ a# + b#) @ c#";
+    let plain = "param a#: f32[16, 16] = xavier_uniform h# = tanh(h@@ @ a#)";
+    let normed = "param s#: f32[16] = ones param t#: f32[16] = zeros param a#: f32[16, 16] = xavier_uniform
+        h# = h@@ + relu(layer_norm(h@@, s#, t#, eps=1e-5) @ a#)";
+    let shared = "param a#: f32[16, 16] = xavier_uniform h# = h@@ + relu(layer_norm(h@@, s, t, eps=1e-5) @ a#)";
+    let attention = "param q#: f32[16, 16] = xavier_uniform param k#: f32[16, 16] = xavier_uniform param u#: f32[16, 20] = xavier_uniform
+        param o#: f32[20, 16] = xavier_uniform
+        p# = softmax(matmul(h@@ @ q#, h@@ @ k#, t=nt) * 0.25) h# = h@@ + (p# @ (h@@ @ u#)) @ o#";
+    let from_start =
+        "param a#: f32[16, 12] = xavier_uniform param c#: f32[12, 16] = xavier_uniform h# = tanh((h@@ * h0) @ a#) @ c#";
+    let two_back = "param a#: f32[16, 16] = xavier_uniform h# = tanh(h@@ @ a#) + g@@ * 0.5 g# = h@@ * 0.7";
+    let start_and_norm = format!("{START} param s: f32[16] = ones param t: f32[16] = zeros");
+    let start_and_older = format!("{START} g0 = h0 * 0.3");
+    vec![
+        ("residual", model(12, START, residual, END), 12),
+        ("plain", model(10, START, plain, END), 10),
+        ("normed", model(11, START, normed, END), 11),
+        ("shared", model(11, &start_and_norm, shared, END), 11),
+        ("attention", model(9, START, attention, END), 9),
+        ("from the start", model(11, START, from_start, END), 11),
+        ("two back", model(12, &start_and_older, two_back, END), 12),
+    ]
+}
+
+#[test]
+fn layers_that_are_alike_are_planned_as_few_and_compute_the_same() {
+    for (name, source, layers) in alike() {
+        for (policy, tolerance) in
+            [(Policy::Fp32, 1e-4), (Policy::O1, 1e-1), (Policy::Greedy, 1e-1), (Policy::O2, 1e-1)]
+        {
+            let compiled = compile(&source, policy, Format::F16, |_| {});
+            let [(all, few)] = compiled.planned.layers[..] else {
+                panic!("{name} under {policy}: runs of layers {:?}", compiled.planned.layers)
+            };
+            assert!(few < all && all + 1 >= layers, "{name} under {policy}: {all} layers planned as {few}");
+            check(&format!("{name} under {policy}"), &compiled, tolerance);
+        }
+    }
+}
+
+#[test]
+fn layers_that_differ_are_planned_as_they_are() {
+    let unlike =
+        "param a#: f32[16, 1#] = xavier_uniform param c#: f32[1#, 16] = xavier_uniform h# = h@@ + tanh(h@@ @ a#) @ c#";
+    // The last layers read the first ones' values: which, no other number of layers tells.
+    let mut skips = START.to_owned();
+    for i in 1..=8 {
+        skips += &format!(" param a{i}: f32[16, 16] = xavier_uniform h{i} = tanh(h{} @ a{i})", i - 1);
+    }
+    for i in 9..=16 {
+        skips += &format!(" param a{i}: f32[16, 16] = xavier_uniform h{i} = tanh(h{} @ a{i}) + h{}", i - 1, 17 - i);
+    }
+    for (name, source) in
+        [("unlike", model(9, START, unlike, END)), ("skips", model(0, &skips, "", &END.replace("@@", "16")))]
+    {
+        let compiled = compile(&source, Policy::Fp32, Format::F16, |_| {});
+        assert_eq!(compiled.planned.layers, [], "{name}");
+        check(name, &compiled, 1e-5);
+    }
+}
+
+#[test]
+fn a_layer_with_a_format_of_its_own_parts_those_before_it_from_those_after() {
+    let (_, source, _) = alike().swap_remove(0);
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"\"h6\" = \"f32\"\n").unwrap();
+    let overrides = Overrides::read(file.path()).unwrap();
+    let compiled = compile(&source, Policy::O1, Format::F16, |s| s.overrides = overrides.clone());
+    check("one layer apart", &compiled, 1e-1);
+}
+
+#[test]
+fn runs_of_layers_of_two_kinds_are_both_planned_as_few() {
+    let mut before = START.to_owned();
+    for i in 1..=9 {
+        let j = i - 1;
+        before += &format!(" param a{i}: f32[16, 16] = xavier_uniform h{i} = h{j} + tanh(h{j} @ a{i})");
+    }
+    before += " param m: f32[16, 24] = xavier_uniform g0 = h9 @ m";
+    let layer = "param b#: f32[24, 24] = xavier_uniform g# = g@@ + gelu(g@@ @ b#)";
+    let source = model(10, &before, layer, "param v: f32[24, 4] = xavier_uniform logits = g@@ @ v");
+    let compiled = compile(&source, Policy::O1, Format::F16, |_| {});
+    assert_eq!(compiled.planned.layers.len(), 2, "{:?}", compiled.planned.layers);
+    check("two kinds", &compiled, 1e-1);
+}
+
+/// What a layer of a random network computes, from the last layer's result, the one before that, and the start.
+fn expression() -> impl Strategy<Value = String> {
+    let leaf = prop_oneof![
+        Just("h@@".to_owned()),
+        Just("g@@".to_owned()),
+        Just("h0".to_owned()),
+        Just("(h@@ + b#)".to_owned()),
+        Just("(g@@ * z)".to_owned())
+    ];
+    leaf.prop_recursive(3, 8, 2, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|a| format!("tanh({a})")),
+            inner.clone().prop_map(|a| format!("(({a}) @ a#)")),
+            inner.clone().prop_map(|a| format!("(relu({a}) @ c#)")),
+            (inner.clone(), inner.clone()).prop_map(|(a, b)| format!("(({a}) + ({b}))")),
+            (inner.clone(), inner).prop_map(|(a, b)| format!("(({a}) * ({b}))")),
+        ]
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_network_of_layers_computes_what_its_step_says(e in expression(), f in expression(), layers in 7usize..11) {
+        let before = format!("{START} param z: f32[16] = ones g0 = h0 * 0.3");
+        let layer = format!(
+            "param a#: f32[16, 16] = xavier_uniform param c#: f32[16, 16] = xavier_uniform param b#: f32[16] = zeros
+             h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f})"
+        );
+        let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
+        check(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 1e-4);
+    }
+}
