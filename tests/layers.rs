@@ -4,11 +4,10 @@ mod common;
 
 use common::{compile, distance, noise};
 use mantissa::format::{Format, Overflow};
-use mantissa::ir::{Graph, Init, NodeId, Op, Role, Tensor, evaluate};
+use mantissa::ir::{Graph, Init, NodeId, Op, Tensor, evaluate};
 use mantissa::plan::{Overrides, Policy};
 use mantissa::train::Compiled;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 
@@ -32,27 +31,33 @@ fn value(graph: &Graph, id: NodeId) -> Tensor {
     Tensor::new(&ty.dims(), (0..ty.elements()).map(of).collect())
 }
 
-/// The outputs of a graph in f64, rounded where it rounds, without the copies that a plan carries along.
-fn outputs(graph: &Graph) -> BTreeMap<(String, Role), Vec<f32>> {
-    let values = evaluate(graph, |id| value(graph, id));
-    let is_copy =
-        |name: &str| graph.find(name).is_some_and(|id| matches!(graph.op(id), Op::State { init: Init::Copy(_), .. }));
-    let own = graph.outputs().iter().filter(|o| !is_copy(&o.name));
-    own.map(|o| ((o.name.clone(), o.role), values[o.node.index()].data.iter().map(|&x| x as f32).collect())).collect()
-}
-
-/// Compares every output of a plan with the step's.
+/// Compares a plan with its step in f64: every output, and every value that the plan says it has, if it rounds nothing.
 fn check(name: &str, compiled: &Compiled, tolerance: f64) {
-    let (expected, got) = (outputs(&compiled.step), outputs(&compiled.planned.graph));
-    assert_eq!(expected.keys().collect::<Vec<_>>(), got.keys().collect::<Vec<_>>(), "{name}");
-    for ((output, _), expected) in &expected {
-        let d = distance(&got[&(output.clone(), expected_role(&compiled.step, output))], expected);
-        assert!(d < tolerance, "{name}: `{output}` is off by {d:e}");
+    let (step, planned) = (&compiled.step, &compiled.planned);
+    let of = |graph: &Graph| evaluate(graph, |id| value(graph, id));
+    let (expected, got) = (of(step), of(&planned.graph));
+    let near = |what: &str, id: NodeId, place: NodeId| {
+        let narrow = |x: &Tensor| x.data.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let d = distance(&narrow(&got[place.index()]), &narrow(&expected[id.index()]));
+        assert!(d < tolerance, "{name}: {what} `{}` is off by {d:e}", step.name_of(id));
+    };
+    for o in step.outputs() {
+        let place = planned.graph.output(&o.name, o.role).unwrap_or_else(|| panic!("{name}: no output `{}`", o.name));
+        near("output", o.node, place);
     }
-}
-
-fn expected_role(step: &Graph, output: &str) -> Role {
-    step.outputs().iter().find(|o| o.name == output).expect("an output of the step").role
+    let is_copy = |name: &str| {
+        planned.graph.find(name).is_some_and(|id| matches!(planned.graph.op(id), Op::State { init: Init::Copy(_), .. }))
+    };
+    let own = planned.graph.outputs().iter().filter(|o| !is_copy(&o.name)).count();
+    assert_eq!(own, step.outputs().len(), "{name}");
+    // What is rounded may be lost to zero on the way.
+    if compiled.planned.graph.ids().any(|id| compiled.planned.graph.ty(id).format.is_low()) {
+        return;
+    }
+    let places = step.ids().zip(&planned.places).filter_map(|(id, place)| Some((id, (*place)?)));
+    for (id, place) in places.filter(|&(id, _)| step.ty(id).format.is_float()) {
+        near("value", id, place);
+    }
 }
 
 /// A model of so many layers, from what declares and computes one: `#` is its number, `@@` the one before.
@@ -99,9 +104,7 @@ fn alike() -> Vec<(&'static str, String, usize)> {
 #[test]
 fn layers_that_are_alike_are_planned_as_few_and_compute_the_same() {
     for (name, source, layers) in alike() {
-        for (policy, tolerance) in
-            [(Policy::Fp32, 1e-4), (Policy::O1, 1e-1), (Policy::Greedy, 1e-1), (Policy::O2, 1e-1)]
-        {
+        for (policy, tolerance) in [(Policy::Fp32, 1e-4), (Policy::O1, 0.2), (Policy::Greedy, 0.2), (Policy::O2, 0.2)] {
             let compiled = compile(&source, policy, Format::F16, |_| {});
             let [(all, few)] = compiled.planned.layers[..] else {
                 panic!("{name} under {policy}: runs of layers {:?}", compiled.planned.layers)
@@ -129,7 +132,7 @@ fn layers_that_differ_are_planned_as_they_are() {
     {
         let compiled = compile(&source, Policy::Fp32, Format::F16, |_| {});
         assert_eq!(compiled.planned.layers, [], "{name}");
-        check(name, &compiled, 1e-5);
+        check(name, &compiled, 1e-4);
     }
 }
 
@@ -140,7 +143,7 @@ fn a_layer_with_a_format_of_its_own_parts_those_before_it_from_those_after() {
     file.write_all(b"\"h6\" = \"f32\"\n").unwrap();
     let overrides = Overrides::read(file.path()).unwrap();
     let compiled = compile(&source, Policy::O1, Format::F16, |s| s.overrides = overrides.clone());
-    check("one layer apart", &compiled, 1e-1);
+    check("one layer apart", &compiled, 0.2);
 }
 
 #[test]
@@ -155,7 +158,7 @@ fn runs_of_layers_of_two_kinds_are_both_planned_as_few() {
     let source = model(10, &before, layer, "param v: f32[24, 4] = xavier_uniform logits = g@@ @ v");
     let compiled = compile(&source, Policy::O1, Format::F16, |_| {});
     assert_eq!(compiled.planned.layers.len(), 2, "{:?}", compiled.planned.layers);
-    check("two kinds", &compiled, 1e-1);
+    check("two kinds", &compiled, 0.2);
 }
 
 /// What a layer of a random network computes, from the last layer's result, the one before that, and the start.

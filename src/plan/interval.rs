@@ -2,6 +2,7 @@
 //! follows from these. Parameters move and inputs are anything, so most values have no bounds; those that have need no
 //! data to be stored in a format that holds them (interval arithmetic, Moore 1966).
 
+use crate::format::Format;
 use crate::ir::{Binary, Dim, Graph, NodeId, Op, ReduceKind, Unary};
 
 /// Smallest and largest.
@@ -15,6 +16,23 @@ pub(super) fn bounds(graph: &Graph) -> Vec<Option<Interval>> {
         // What overflows on the way is no bound.
         let found = bound(graph, id, &x).filter(|b| b.0.is_finite() && b.1.is_finite() && b.0 <= b.1);
         out.push(found);
+    }
+    out
+}
+
+/// Values known to hold finite numbers that a format does not: constants, what is computed from constants alone, and what
+/// they are added to or picked for. A mask of the least f32 is one.
+pub fn beyond(graph: &Graph, format: Format) -> Vec<bool> {
+    let most = format.float().map_or(f64::INFINITY, |s| s.max);
+    let known = bounds(graph);
+    let mut out: Vec<bool> = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let op = graph.op(id);
+        let keeps =
+            matches!(op, Op::Select | Op::Concat { .. } | Op::Binary(Binary::Add | Binary::Sub)) || op.is_view();
+        let large = known[id.index()].is_some_and(|(lo, hi)| lo < -most || hi > most);
+        // Through masks and the like, not through arithmetic that could bring it back.
+        out.push(large || (keeps && known[id.index()].is_none() && graph.inputs(id).iter().any(|i| out[i.index()])));
     }
     out
 }
@@ -157,5 +175,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_mask_of_the_least_f32_is_beyond_f16() {
+        let source = "model m { input s: f32[4, 4] k = le(iota(dims=[4, 4], axis=1), iota(dims=[4, 4], axis=0))
+            m = select(k, 0, -3.4028234663852886e38) a = s + m p = softmax(a) i = select(k, s, -inf) output p output i }";
+        let g = text::parse(source, "m").unwrap();
+        let names = |format| -> Vec<&str> {
+            let large = beyond(&g, format);
+            g.ids()
+                .filter(|id| large[id.index()] && !matches!(g.op(*id), Op::Const(_)))
+                .map(|id| g.name_of(id))
+                .collect()
+        };
+        assert_eq!(names(Format::F16), ["m", "a"]);
+        assert_eq!(names(Format::F32), Vec::<&str>::new());
     }
 }

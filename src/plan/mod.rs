@@ -35,6 +35,7 @@ pub use evidence::{Evidence, Fate, Spread};
 pub use explain::{Alternative, Explanation, explain};
 pub use extract::Extracted;
 pub use file::{EvidenceSummary, PLAN_VERSION, PlanFile, fingerprint};
+pub use interval::beyond;
 pub use kinks::Kink;
 pub use measured::Measured;
 pub use observed::observed;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Output};
 use crate::model::{Bound, Mixed, Model, NodeFormats, Purpose, Weights, Wish, Wishes, unlabelled_outputs};
-use crate::plan::{Budget, Calibration, Planned, Policy, observed, plan, recognise};
+use crate::plan::{Budget, Calibration, Planned, Policy, beyond, observed, plan, recognise};
 use crate::rewrite::RuleSet;
 use std::collections::BTreeMap;
 
@@ -202,8 +202,13 @@ fn node_formats(
             (None, None) => Wish::Unknown,
         }
     };
+    // Without data there is still what follows from the constants.
+    let known: BTreeMap<Format, Vec<bool>> = Format::PLANNED.into_iter().map(|f| (f, beyond(step, f))).collect();
     let holds = |value: &str, format: Format| {
-        let Some(c) = calibration else { return true };
+        let Some(c) = calibration else {
+            let is_beyond = |id: NodeId| known.get(&format).is_some_and(|k| k[id.index()]);
+            return !step.find(value).is_some_and(is_beyond);
+        };
         let spread = step.find(value).and_then(|id| c.spread(step, id)).or(c.evidence.values.get(value));
         spread.is_some_and(|s| Calibration::in_range(s, format))
     };

@@ -10,8 +10,6 @@
 mod chains;
 pub(super) mod matching;
 mod resize;
-#[cfg(test)]
-mod tests;
 
 use super::{Request, Verdict};
 use crate::error::Result;
@@ -149,14 +147,14 @@ impl<'a> Layers<'a> {
                     // As the plan was: what is put in is like what comes before it.
                     let (at, before) = (at as isize, change.after + 1 - c.first);
                     let old = if at < before { at } else { (at - change.by).max(before - 1).max(0) };
-                    (Key::In(chain, old), at - old)
+                    (Key::In(chain, old), Some(at - old))
                 }
-                _ => (shrunk.key(id).expect("only changed families lose nodes"), 0),
+                _ => (shrunk.key(id).expect("only changed families lose nodes"), None),
             };
             let Some(&few) = self.made.get(&key) else { return Ok(None) };
             planned_as.push(few);
-            let place = places[few.index()].and_then(|p| match chains.at[p.index()] {
-                Some((chain, at)) if changes.contains_key(&chains.all[chain].family) => {
+            let place = places[few.index()].and_then(|p| match (chains.at[p.index()], later) {
+                (Some((chain, at)), Some(later)) if changes.contains_key(&chains.all[chain].family) => {
                     made.get(&Key::In(chain, at as isize + later))
                 }
                 _ => made.get(&resize.key(p)?),
