@@ -284,6 +284,21 @@ fn several_inputs() {
     assert!(said.contains("100.00 %"), "{said}");
     p.refuses(&train("one.npz"), WRONG, &["one.npz", "right"]);
     p.refuses(&train("other.npz"), WRONG, &["other.npz", "`right`", "rihgt"]);
+    // An input called `x` takes none of the others' arrays from them; what is beside it is not looked at unless it is fed.
+    p.put("two.mir", model.replace("left", "x"));
+    let nothing = [f32::NAN; 64];
+    p.put("beside.npz", npz_of(&[("right", 2, &right), ("x", 3, &left), ("nothing", 1, &nothing)], &labels));
+    let train = |data: &str| train(data).replace("both.npz", data);
+    let said = p.succeeds(&train("beside.npz"));
+    assert!(said.contains("100.00 %"), "{said}");
+    p.put("short.npz", npz_of(&[("right", 2, &right[..64]), ("x", 3, &left)], &labels));
+    p.refuses(&train("short.npz"), WRONG, &["short.npz", "`right`", "has x"]);
+    let mut spoilt = right.clone();
+    spoilt[33] = f32::NAN;
+    p.put("nan.npz", npz_of(&[("right", 2, &spoilt), ("x", 3, &left)], &labels));
+    p.refuses(&train("nan.npz"), WRONG, &["nan.npz", "feature of `right` 1 of sample 16 is NaN"]);
+    p.put("alone.npz", npz_of(&[("feet", 4, &[0.5; 64]), ("x", 4, &[0.5; 64])], &[0; 16]));
+    p.succeeds("train small.mir --data alone.npz --batch 4 --epochs 1 --device cpu --out alone");
 }
 
 /// A model's file in mixed precision is written beside it, from one in f32, and says what is missing.
@@ -534,6 +549,7 @@ fn output_that_cannot_be_written() {
     p.put("file", "not a directory");
     let reason = "ot a directory";
     p.refuses("plan small.mir -o file/plan.json", FAILED, &["file/plan.json", reason]);
+    p.refuses("plan small.mir -o missing/plan.json", FAILED, &["missing/plan.json", "No such file or directory"]);
     p.refuses("compile small.mir --archs none -o file/trainer", FAILED, &["file/trainer", reason]);
     p.refuses(&TRAIN.replace("--out run", "--out file/run"), FAILED, &["file/run", reason]);
 }

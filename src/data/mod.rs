@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 /// The array of an `.npz` file that holds the labels.
 const LABELS: &str = "y";
+/// The array of an `.npz` file that feeds a model's only input, whatever that is called.
+const FEATURES: &str = "x";
 
 /// Labels of a dataset, row-major, the same number for every sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,9 +125,9 @@ impl Source {
     }
 }
 
-/// Loads a split. Features are multiplied by `scale` (of several arrays, those that are not of whole numbers); every value
-/// must be finite. The arrays of an `.npz` file are named as the model's inputs are (a single one may have any name), and
-/// its labels `y`.
+/// Loads a split. Features are multiplied by `scale` (of several arrays, those that are not of whole numbers). The
+/// arrays of an `.npz` file are named as the model's inputs are (the only input's may be called `x`, and a single one have
+/// any name), and its labels `y`.
 pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
     let path = &source.features;
     let label_path = source.labels.as_ref().unwrap_or(path);
@@ -134,7 +136,7 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
         None if is(path, "npz") => (read_features(path)?, read_array(path, LABELS)?),
         None if is(path, "csv") => {
             let (x, y) = csv::read(path)?;
-            (vec![("x".to_owned(), x)], y)
+            (vec![(FEATURES.to_owned(), x)], y)
         }
         None => {
             return Err(Error::data(
@@ -148,7 +150,9 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
     if of_labels != data.samples {
         return Err(Error::data(label_path, format!("{of_labels} labels for {} samples", data.samples)));
     }
-    require_finite(label_path, "label", &labels, 1.0)?;
+    if let Some(fault) = non_finite("label", &labels.values, data.samples) {
+        return Err(Error::data(label_path, fault));
+    }
     data.labels = if labels.integers {
         Labels::Classes(labels.values.iter().map(|&v| v as i64).collect())
     } else {
@@ -161,7 +165,7 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
 /// training split. Labels are left out.
 pub fn load_features(path: &Path, scale: f64) -> Result<Dataset> {
     let path = &Source::find(path, "train")?.features;
-    let features = if is(path, "csv") { vec![("x".to_owned(), csv::read(path)?.0)] } else { read_features(path)? };
+    let features = if is(path, "csv") { vec![(FEATURES.to_owned(), csv::read(path)?.0)] } else { read_features(path)? };
     features_alone(path, features, scale)
 }
 
@@ -177,33 +181,31 @@ fn features_alone(path: &Path, features: Vec<(String, Array)>, scale: f64) -> Re
         if count != samples {
             return Err(Error::data(path, format!("array `{name}` has {count} samples, but others have {samples}")));
         }
-        require_finite(path, "feature", &a, scale)?;
-        // Beside other inputs, whole numbers are indices and masks.
-        let scale = if alone || !a.integers { scale } else { 1.0 };
+        // Whole numbers in arrays of other names are indices and masks.
+        let is_scaled = alone || name == FEATURES || !a.integers;
+        let scale = if is_scaled { scale } else { 1.0 };
         let values = a.values.iter().map(|&v| (v * scale) as f32).collect();
         out.push(Feature { name, values, dims: a.dims[1..].to_vec() });
     }
     Ok(Dataset { features: out, labels: Labels::Classes(Vec::new()), samples, path: path.to_owned() })
 }
 
-fn require_finite(path: &Path, what: &str, a: &Array, scale: f64) -> Result<()> {
-    let Some(i) = a.values.iter().position(|v| !((v * scale) as f32).is_finite()) else { return Ok(()) };
-    let per = (a.values.len() / a.dims.first().copied().unwrap_or(1).max(1)).max(1);
-    Err(Error::data(
-        path,
-        format!("{what} {} of sample {} is {}; training data must be finite", i % per, i / per, a.values[i]),
-    ))
+/// What to say of the first value that is not a finite f32.
+fn non_finite<T: Copy + Into<f64>>(what: &str, values: &[T], samples: usize) -> Option<String> {
+    let i = values.iter().position(|&v| !(v.into() as f32).is_finite())?;
+    let (per, value) = ((values.len() / samples.max(1)).max(1), values[i].into());
+    Some(format!("{what} {} of sample {} is {value}; training data must be finite", i % per, i / per))
 }
 
 impl Dataset {
-    /// What an input is fed with: the array of its name, or the only one.
+    /// What an input is fed with: the array of its name, or the only one, or `x`.
     pub fn feature(&self, input: &str) -> Option<&Feature> {
-        let named = self.features.iter().find(|f| f.name == input);
-        named.or(if self.features.len() == 1 { self.features.first() } else { None })
+        let named = |name: &str| self.features.iter().find(|f| f.name == name);
+        named(input).or(if self.features.len() == 1 { self.features.first() } else { named(FEATURES) })
     }
 
     /// Refuses features that do not fit: `inputs` are the model's, with the extents of one sample; `batch` samples must be
-    /// there.
+    /// there, and every value finite.
     pub fn check_features(&self, inputs: &[(String, Vec<usize>)], batch: usize) -> Result<()> {
         if self.samples < batch {
             return Err(Error::data(
@@ -240,6 +242,13 @@ impl Dataset {
                         if inputs.len() == 1 { String::new() } else { format!("`{name}` ") }
                     ),
                 ));
+            }
+        }
+        for (name, _) in inputs {
+            let Some(feature) = self.feature(name) else { continue };
+            let what = if inputs.len() == 1 { "feature".to_owned() } else { format!("feature of `{name}`") };
+            if let Some(fault) = non_finite(&what, &feature.values, self.samples) {
+                return Err(Error::data(&self.path, fault));
             }
         }
         Ok(())
@@ -288,18 +297,22 @@ fn is(path: &Path, extension: &str) -> bool {
 /// The arrays of a file that are not labels.
 fn read_features(path: &Path) -> Result<Vec<(String, Array)>> {
     if !is(path, "npz") {
-        return Ok(vec![("x".to_owned(), read_array(path, "x")?)]);
+        return Ok(vec![(FEATURES.to_owned(), read_array(path, FEATURES)?)]);
     }
     let mut names = numpy::names(path)?;
-    // A file may hold more than features; then these have the customary name.
-    if names.iter().any(|n| n == "x") {
-        names.retain(|n| n == "x");
-    }
     names.retain(|n| n != LABELS);
-    if names.is_empty() {
-        return Err(Error::data(path, "there are no arrays of features: name one `x`, or as the model's inputs"));
+    if !names.iter().any(|n| n == FEATURES) {
+        if names.is_empty() {
+            return Err(Error::data(path, "there are no arrays of features: name one `x`, or as the model's inputs"));
+        }
+        return names.into_iter().map(|n| Ok((n.clone(), numpy::read_npz(path, &n)?))).collect();
     }
-    names.into_iter().map(|n| Ok((n.clone(), numpy::read_npz(path, &n)?))).collect()
+    // Beside `x` a file may hold more than features, such as the names of classes.
+    let x = numpy::read_npz(path, FEATURES)?;
+    names.retain(|n| n != FEATURES);
+    let others = names.into_iter().filter_map(|n| Some((n.clone(), numpy::read_npz(path, &n).ok()?)));
+    let others: Vec<_> = others.filter(|(_, a)| a.dims.first() == x.dims.first()).collect();
+    Ok([(FEATURES.to_owned(), x)].into_iter().chain(others).collect())
 }
 
 fn read_array(path: &Path, name: &str) -> Result<Array> {

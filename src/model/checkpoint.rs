@@ -101,7 +101,9 @@ impl Checkpoint {
 /// Writes a file whole or not at all: to a temporary name beside it, then renamed.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("write", path)(plain(&e)))?;
+    // A temporary file's errors name that file, so what is wrong with the folder is asked of the folder.
+    let plain = |e: std::io::Error| std::fs::read_dir(dir).err().unwrap_or_else(|| e.kind().into());
+    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("write", path)(plain(e)))?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
     #[cfg(unix)]
     {
@@ -111,9 +113,4 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     }
     file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
     Ok(())
-}
-
-/// The operating system's error without the temporary name that was tried.
-fn plain(e: &std::io::Error) -> std::io::Error {
-    e.raw_os_error().map_or_else(|| std::io::Error::from(e.kind()), std::io::Error::from_raw_os_error)
 }

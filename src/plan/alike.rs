@@ -1,13 +1,11 @@
 //! Classes that are the same in different layers: what is chosen in one is chosen in all of them.
 
-use super::layers::matching::Matching;
 use super::live::Flip;
+use super::matching::{Matching, Numbers};
 use super::members::{Choice, Members};
 use crate::format::Format;
 use crate::rewrite::{Sort, Term};
 use egg::Id;
-use std::collections::HashMap;
-use std::hash::Hash;
 
 /// By class id; everything stands for itself where a step has no layers.
 #[derive(Default)]
@@ -27,23 +25,23 @@ impl Alike {
         if pairs.is_empty() {
             return Alike::default();
         }
-        let (mut known, mut labels, mut kinds) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut known, mut labels, mut kinds) = (Numbers::default(), Numbers::default(), Numbers::default());
         let (mut all_heads, mut links, mut kind_of) = (Vec::new(), Vec::new(), Vec::new());
         for class in (0..m.ids()).map(Id::from) {
-            let heads: Vec<u32> = m.of(class).iter().map(|t| number(&mut known, head(m, t))).collect();
+            let heads: Vec<u32> = m.of(class).iter().map(|t| known.of(head(m, t))).collect();
             let mut link = Vec::new();
             for (term, head) in m.of(class).iter().zip(&heads) {
                 // Of members alike there is no telling which is which.
                 if heads.iter().filter(|h| *h == head).count() == 1 {
                     let read = term.children.iter().enumerate().filter(|&(_, &c)| m.sort(c) != Sort::Word);
-                    link.extend(read.map(|(at, &c)| (number(&mut labels, (*head, at)), usize::from(c))));
+                    link.extend(read.map(|(at, &c)| (labels.of((*head, at)), usize::from(c))));
                 }
             }
             let mut kind = heads.clone();
             kind.sort_unstable();
             // Ids that are not canonical have no members.
             let ty = if kind.is_empty() { None } else { m.ty(class).cloned() };
-            kind_of.push(number(&mut kinds, (kind, ty)));
+            kind_of.push(kinds.of((kind, ty)));
             links.push(link);
             all_heads.push(heads);
         }
@@ -111,10 +109,4 @@ fn head(m: &Members, term: &Term) -> (&'static str, Vec<&'static str>) {
     let named = matches!(term.name(), "param" | "state" | "input" | "carried" | "staged");
     let words = term.children.iter().filter(|&&c| m.sort(c) == Sort::Word).map(|&c| m.word(c));
     (term.name(), words.filter(|w| !named || w.parse::<Format>().is_ok()).collect())
-}
-
-/// The number of something, the same whenever it is asked for.
-fn number<T: Eq + Hash>(known: &mut HashMap<T, u32>, of: T) -> u32 {
-    let fresh = known.len() as u32;
-    *known.entry(of).or_insert(fresh)
 }

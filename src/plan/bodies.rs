@@ -108,12 +108,8 @@ fn as_body(scan: &Scan, takes: &[Take], planned: &Graph) -> Result<Ready> {
             continue;
         }
         let node = planned.node(id);
-        let base = match &node.op {
-            Op::Input { copy_of, .. } => Some(copy_of.as_deref().unwrap_or(&node.name)),
-            Op::State { init: Init::Copy(of), .. } => Some(of.as_str()),
-            Op::Param { .. } => Some(node.name.as_str()),
-            _ => None,
-        };
+        let is_own = matches!(node.op, Op::Input { .. } | Op::Param { .. });
+        let base = node.op.copy_of().or(is_own.then_some(node.name.as_str()));
         let mut op = node.op.clone();
         if let Some(at) = base.and_then(|name| sources.iter().position(|&s| body.name_of(s) == name)) {
             operands.push(at);

@@ -6,14 +6,12 @@
 use super::bodies::plan_bodies;
 use super::calibration::{Shares, percent};
 use super::evidence::Spread;
-use super::extract::{alike, cheapest, members};
-use super::layers::Layers;
+use super::extract::{Found, with_plan};
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
-use super::search::{Costed, Search};
-use super::sketch::Sketch;
+use super::search::Search;
 use super::table::seconds;
-use super::{Request, Saturated, paint};
+use super::{Request, paint};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
@@ -67,20 +65,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
     let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
     let step = &plan_bodies(step, request, rules)?.graph;
     let verdicts = paint(step, request);
-    let judged = match Layers::of(step, &verdicts, request)? {
-        Some(layers) => {
-            let few = Saturated::few(&layers, &verdicts, request, rules)?;
-            Judged::new(&few, request, rules, id, Some(&layers))?
-        }
-        None => None,
-    };
-    let judged = match judged {
-        Some(judged) => judged,
-        None => {
-            let whole = Saturated::new(step.clone(), &verdicts, request, rules)?;
-            Judged::new(&whole, request, rules, id, None)?.expect("a step without layers is planned whole")
-        }
-    };
+    let judged = with_plan(step, &verdicts, request, rules, &|found| Ok(judge(found, id, rules)))?;
     let calibration = request.calibration.as_ref();
     let products = calibration.map_or(Vec::new(), |c| {
         let reading = c.operands.iter().filter_map(|(p, of)| Some((p.clone(), of.get(name)?.clone())));
@@ -94,7 +79,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
     Ok(Explanation {
         name: name.to_owned(),
         line: line.unwrap_or(name).to_owned(),
-        planned_as: judged.planned_as.filter(|other| other != name),
+        planned_as: Some(judged.planned_as).filter(|other| other != name),
         origin: step.node(id).origin.clone(),
         stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
@@ -110,40 +95,27 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
 
 /// What a value could be, in a step that was planned.
 struct Judged {
-    planned_as: Option<String>,
+    planned_as: String,
     seconds: f64,
     noise: Option<f64>,
     alternatives: Vec<Alternative>,
 }
 
-impl Judged {
-    /// Of a value of the whole step, of which `saturated` has few layers if there are `layers`; none if it cannot be
-    /// planned by these.
-    fn new(
-        saturated: &Saturated,
-        request: &Request,
-        rules: &RuleSet,
-        id: NodeId,
-        layers: Option<&Layers>,
-    ) -> Result<Option<Judged>> {
-        let m = members(saturated, request);
-        let pairs = layers.map_or(Vec::new(), Layers::pairs);
-        let mut search = Search::new(&m, &request.target, alike(&m, &pairs));
-        let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
-        let (mut id, mut rest, mut planned_as) = (id, 0.0, None);
-        if let Some(layers) = layers {
-            let places = Sketch::whole(&m, &choice)?.places(&saturated.step)?;
-            let Some(grown) = layers.grow(&graph, &places)? else { return Ok(None) };
-            id = grown.planned_as[id.index()];
-            planned_as = Some(saturated.step.name_of(id).to_owned());
-            rest = request.target.estimate_graph(&grown.graph)?.seconds - estimate.seconds;
-        }
-        let mut live = Live::new(&m, choice);
-        let value = m.find(saturated.encoded.classes[id.index()]);
-        let mut alternatives = alternatives(&m, &mut search, &mut live, value, estimate.seconds, rules);
-        alternatives.iter_mut().flat_map(|a| &mut a.seconds).for_each(|s| *s += rest);
-        let noise = m.noise.is_some().then(|| live.noise());
-        Ok(Some(Judged { planned_as, seconds: estimate.seconds + rest, noise, alternatives }))
+/// All ways for a value of the step, in the plan of what stands for it.
+fn judge(found: Found, id: NodeId, rules: &RuleSet) -> Judged {
+    let Found { saturated, mut search, choice, seconds, .. } = found;
+    let (id, m) = (found.planned_as[id.index()], search.members);
+    let mut live = Live::new(m, choice);
+    let value = m.find(saturated.encoded.classes[id.index()]);
+    let mut alternatives = alternatives(m, &mut search, &mut live, value, seconds, rules);
+    // What all other layers take.
+    let rest = found.estimate.seconds - seconds;
+    alternatives.iter_mut().flat_map(|a| &mut a.seconds).for_each(|s| *s += rest);
+    Judged {
+        planned_as: saturated.step.name_of(id).to_owned(),
+        seconds: found.estimate.seconds,
+        noise: m.noise.is_some().then(|| live.noise()),
+        alternatives,
     }
 }
 

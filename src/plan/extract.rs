@@ -5,18 +5,19 @@
 //! [`super::search`] how it goes on.
 
 use super::alike::Alike;
+use super::layers::{Grown, Layers};
 use super::live::Live;
 use super::members::{Choice, Members};
 use super::noise::Noise;
 use super::search::{Costed, SMALL, Search};
 use super::sketch::Sketch;
 use super::start::{start, widest};
-use super::{Policy, Request, Saturated};
+use super::{Policy, Request, Saturated, Verdict};
 use crate::cost::Estimate;
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Output};
-use crate::rewrite::{EGraph, Encoded};
+use crate::rewrite::{EGraph, Encoded, PhaseReport, RuleSet};
 use egg::Id;
 use std::collections::BTreeMap;
 
@@ -36,30 +37,87 @@ pub struct Extracted {
     pub frontier: Vec<(f64, f64)>,
     /// The rule that made each stored buffer's choice, by the buffer's name.
     pub rules: BTreeMap<String, String>,
+    pub phases: Vec<PhaseReport>,
+    /// Runs of layers that are alike: how many there are, and how many were planned.
+    pub layers: Vec<(usize, usize)>,
 }
 
-/// The cheapest graph found. `pairs` are values that are the same in one layer and the next, and planned alike.
-pub fn extract(saturated: &Saturated, request: &Request, pairs: &[(NodeId, NodeId)]) -> Result<Extracted> {
-    let members = members(saturated, request);
-    let mut search = Search::new(&members, &request.target, alike(&members, pairs));
-    let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
-    let rules = rules(&members, &choice);
-    let places = Sketch::whole(&members, &choice)?.places(&saturated.step)?;
-    let noise = noisiest(&members, &choice);
-    let frontier = match search.fastest.take().filter(|_| request.frontier) {
-        Some(fastest) => search.frontier(fastest),
-        None => Vec::new(),
-    };
-    Ok(Extracted {
-        frontier,
-        graph,
-        places,
-        noise,
-        estimate,
-        evaluations: search.evaluations,
-        cut_short: search.cut_short,
-        rules,
+/// The cheapest graph found.
+pub fn extract(step: &Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Extracted> {
+    with_plan(step, verdicts, request, rules, &|mut found| {
+        let (members, planned) = (found.search.members, &found.saturated.step);
+        let mut rules = rules_behind(members, &found.choice);
+        if !found.layers.is_empty() {
+            let rule = |id: NodeId| rules.get(planned.name_of(found.planned_as[id.index()])).cloned();
+            rules = step.ids().filter_map(|id| Some((step.name_of(id).to_owned(), rule(id)?))).collect();
+        }
+        let frontier = match found.search.fastest.take().filter(|_| request.frontier) {
+            Some(fastest) => found.search.frontier(fastest),
+            None => Vec::new(),
+        };
+        Ok(Extracted {
+            noise: noisiest(members, &found.choice),
+            evaluations: found.search.evaluations,
+            cut_short: found.search.cut_short,
+            frontier,
+            graph: found.graph,
+            places: found.places,
+            estimate: found.estimate,
+            phases: found.saturated.phases.clone(),
+            layers: found.layers,
+            rules,
+        })
     })
+}
+
+/// What the search found for a step.
+pub(super) struct Found<'a> {
+    /// What was planned: the step, or the same with few of its layers.
+    pub saturated: &'a Saturated,
+    pub search: Search<'a>,
+    pub choice: Choice,
+    /// What the choice costs.
+    pub seconds: f64,
+    /// The plan of the step, with all its layers.
+    pub graph: Graph,
+    pub estimate: Estimate,
+    pub places: Vec<Option<NodeId>>,
+    /// For each value of the step, the one of `saturated` whose plan is its own.
+    pub planned_as: Vec<NodeId>,
+    /// Runs of layers that are alike: how many there are, and how many were planned.
+    pub layers: Vec<(usize, usize)>,
+}
+
+/// Plans a step, by few of its layers if it has many, and hands the plan to `read`.
+pub(super) fn with_plan<T>(
+    step: &Graph,
+    verdicts: &[Verdict],
+    request: &Request,
+    rules: &RuleSet,
+    read: &dyn Fn(Found) -> Result<T>,
+) -> Result<T> {
+    if let Some(layers) = Layers::of(step, verdicts, request)? {
+        let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
+        let few = Saturated::new(layers.step.clone(), &verdicts, request, rules)?;
+        let members = members(&few, request);
+        let alike = alike(&members, &layers.pairs());
+        let mut search = Search::new(&members, &request.target, alike);
+        let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
+        let places = Sketch::whole(&members, &choice)?.places(&few.step)?;
+        if let Some(Grown { graph, places, planned_as }) = layers.grow(&graph, &places)? {
+            let (seconds, estimate) = (estimate.seconds, request.target.estimate_graph(&graph)?);
+            let layers = layers.counts();
+            let saturated = &few;
+            return read(Found { saturated, search, choice, seconds, graph, estimate, places, planned_as, layers });
+        }
+    }
+    let saturated = &Saturated::new(step.clone(), verdicts, request, rules)?;
+    let members = members(saturated, request);
+    let mut search = Search::new(&members, &request.target, Alike::default());
+    let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
+    let places = Sketch::whole(&members, &choice)?.places(step)?;
+    let (seconds, planned_as) = (estimate.seconds, step.ids().collect());
+    read(Found { saturated, search, choice, seconds, graph, estimate, places, planned_as, layers: Vec::new() })
 }
 
 /// What there is to choose, with its noise where that was measured.
@@ -76,7 +134,7 @@ pub(super) fn members<'a>(saturated: &'a Saturated, request: &Request) -> Member
 }
 
 /// Classes that follow each other from layer to layer as these values do.
-pub(super) fn alike(m: &Members, pairs: &[(NodeId, NodeId)]) -> Alike {
+fn alike(m: &Members, pairs: &[(NodeId, NodeId)]) -> Alike {
     let class = |id: NodeId| m.find(m.encoded.classes[id.index()]);
     Alike::new(m, &pairs.iter().map(|&(a, b)| (class(a), class(b))).collect::<Vec<_>>())
 }
@@ -160,7 +218,8 @@ pub fn plainest(step: &Graph, encoded: &Encoded, egraph: &EGraph) -> Result<Grap
     graph.prune(&outputs.collect::<Vec<_>>())
 }
 
-fn rules(m: &Members, choice: &Choice) -> BTreeMap<String, String> {
+/// The rule behind each choice, by the name of what is chosen.
+fn rules_behind(m: &Members, choice: &Choice) -> BTreeMap<String, String> {
     let mut out = BTreeMap::new();
     for class in m.reachable(choice) {
         let term = m.chosen(choice, class);

@@ -14,6 +14,7 @@ mod interval;
 mod kinks;
 mod layers;
 mod live;
+mod matching;
 mod measured;
 mod members;
 mod noise;
@@ -54,7 +55,6 @@ use crate::ir::{Graph, NodeId, Op, Role, verify};
 use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
-use layers::Layers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -216,12 +216,6 @@ impl Saturated {
         let (egraph, phases) = saturate(egraph, rules, &PHASES);
         Ok(Saturated { step, encoded, egraph, phases })
     }
-
-    /// The same for a step with few of its layers. `verdicts` are on the whole step.
-    fn few(layers: &Layers, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Saturated> {
-        let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
-        Saturated::new(layers.step.clone(), &verdicts, request, rules)
-    }
 }
 
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
@@ -229,15 +223,7 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
     request.allowed().iter().try_for_each(|f| request.target.require(f))?;
     let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
     let verdicts = paint(&step, request);
-    let InLayers { extracted, phases, layers } = match in_layers(&step, &verdicts, request, rules)? {
-        Some(planned) => planned,
-        None => {
-            let saturated = Saturated::new(step.clone(), &verdicts, request, rules)?;
-            let extracted = extract(&saturated, request, &[])?;
-            InLayers { extracted, phases: saturated.phases, layers: Vec::new() }
-        }
-    };
-    verify(&extracted.graph)?;
+    let extracted = extract(&step, &verdicts, request, rules)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {
         graph: extracted.graph,
@@ -245,33 +231,13 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         reasons,
         places: extracted.places,
         rules: extracted.rules,
-        phases,
+        phases: extracted.phases,
         evaluations: extracted.evaluations,
         bodies,
-        layers,
+        layers: extracted.layers,
         search_cut_short: extracted.cut_short,
         noise: extracted.noise,
         frontier: extracted.frontier,
         measured: None,
     })
-}
-
-/// What was extracted, and which layers were planned alike.
-struct InLayers {
-    extracted: Extracted,
-    phases: Vec<PhaseReport>,
-    layers: Vec<(usize, usize)>,
-}
-
-/// The choice for a step of many layers, by planning few of them; none if it is not one.
-fn in_layers(step: &Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Option<InLayers>> {
-    let Some(layers) = Layers::of(step, verdicts, request)? else { return Ok(None) };
-    let few = Saturated::few(&layers, verdicts, request, rules)?;
-    let extracted = extract(&few, request, &layers.pairs())?;
-    let Some(grown) = layers.grow(&extracted.graph, &extracted.places)? else { return Ok(None) };
-    let estimate = request.target.estimate_graph(&grown.graph)?;
-    let rule = |id: NodeId| extracted.rules.get(layers.step.name_of(grown.planned_as[id.index()]));
-    let rules = step.ids().filter_map(|id| Some((step.name_of(id).to_owned(), rule(id)?.clone()))).collect();
-    let extracted = Extracted { graph: grown.graph, places: grown.places, estimate, rules, ..extracted };
-    Ok(Some(InLayers { extracted, phases: few.phases, layers: layers.counts() }))
 }

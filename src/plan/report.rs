@@ -6,7 +6,7 @@ use super::evidence::Spread;
 use super::table::{kind_of, label};
 use super::{Planned, Request};
 use crate::error::Result;
-use crate::ir::{Graph, Init, NodeId, Op, Stage, verify};
+use crate::ir::{Graph, NodeId, Op, Stage, verify};
 use crate::lower::{Program, outline};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -239,10 +239,7 @@ fn values(step: &Graph, planned: &Planned, request: &Request) -> Vec<Value> {
         let op = step.op(id);
         if op.is_source() {
             formats.insert(step.ty(id).format.to_string());
-            let copies = g.sources().filter(|&s| match g.op(s) {
-                Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } => of == name,
-                _ => false,
-            });
+            let copies = g.sources().filter(|&s| g.op(s).copy_of() == Some(name));
             formats.extend(copies.map(|s| g.ty(s).format.to_string()));
         }
         if (formats.is_empty() && spread.is_none()) || !step.ty(id).format.is_float() {

@@ -106,7 +106,7 @@ pub fn is_product(name: &str) -> bool {
 }
 
 /// What the policy allows of a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Allow {
     /// Formats it may be stored in, narrower than its own.
     pub stores: Formats,

@@ -1,7 +1,7 @@
 //! Where values come from: initial values of parameters and states, and positions.
 
 use super::attr::Num;
-use super::{Format, Shape, Type};
+use super::{Format, Op, Shape, Type};
 use std::fmt;
 
 /// How a parameter or state starts.
@@ -56,6 +56,25 @@ impl fmt::Display for Init {
             Init::Data => f.write_str("data"),
             Init::Copy(of) => write!(f, "copy({})", crate::ir::text::quoted(of)),
         }
+    }
+}
+
+/// Sources that are copies: a state that the optimizer carries along, an input that the loader stages.
+impl Op {
+    /// The source that this one is a copy of.
+    pub fn copy_of(&self) -> Option<&str> {
+        match self {
+            Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } => Some(of),
+            _ => None,
+        }
+    }
+
+    /// A copy of another source, if it is a copy at all.
+    pub fn with_copy_of(mut self, source: &str) -> Op {
+        if let Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } = &mut self {
+            source.clone_into(of);
+        }
+        self
     }
 }
 

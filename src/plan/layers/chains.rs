@@ -4,9 +4,10 @@
 //! end, where that leads out of the other chain, it may be any node: what comes before the first layer or after the last.
 //! A graph of such chains is one of a family, which differ only in how many layers they have.
 
-use super::matching::Matching;
 use crate::ir::{Graph, NodeId, Role};
+use crate::plan::matching::Matching;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 /// Layers that a chain may go on before or after another that it reads.
 const BESIDE: isize = 2;
@@ -71,17 +72,17 @@ impl Chains {
             for (chain, members) in nodes.iter().enumerate() {
                 members.iter().enumerate().for_each(|(place, id)| at[id.index()] = Some((chain, place)));
             }
-            let found: Vec<Fit> = nodes.iter().map(|c| fit(c, &nodes, &at, &links)).collect();
-            if found.iter().all(|f| f.keep == (0..f.of)) {
-                break (at, found.into_iter().map(|f| f.operands).collect::<Vec<_>>());
+            let found: Vec<Option<Fit>> = nodes.iter().map(|c| fit(c, &nodes, &at, &links)).collect();
+            let whole = |(c, f): (&Vec<NodeId>, &Option<Fit>)| f.as_ref().is_some_and(|f| f.keep == (0..c.len()));
+            if nodes.iter().zip(&found).all(whole) {
+                break (at, found.into_iter().flatten().map(|f| f.operands).collect::<Vec<_>>());
             }
             // What does not fit with the middle may fit together.
-            nodes = nodes
-                .iter()
-                .zip(&found)
-                .filter(|(_, f)| !f.keep.is_empty())
-                .flat_map(|(c, f)| [&c[..f.keep.start], &c[f.keep.clone()], &c[f.keep.end..]].map(<[NodeId]>::to_vec))
-                .collect();
+            let parts = |(c, fit): (&Vec<NodeId>, Option<Fit>)| {
+                let Range { start, end } = fit?.keep;
+                Some([&c[..start], &c[start..end], &c[end..]].map(<[NodeId]>::to_vec))
+            };
+            nodes = nodes.iter().zip(found).filter_map(parts).flatten().collect();
         };
         let chain = |(nodes, operands)| Chain { nodes, operands, family: usize::MAX, first: 0 };
         let mut chains = Chains { all: nodes.into_iter().zip(operands).map(chain).collect(), at, links };
@@ -142,8 +143,8 @@ impl Chains {
     }
 
     /// For each family, the layers that all its chains have, by family.
-    pub fn common(&self) -> BTreeMap<usize, std::ops::Range<isize>> {
-        let mut out: BTreeMap<usize, std::ops::Range<isize>> = BTreeMap::new();
+    pub fn common(&self) -> BTreeMap<usize, Range<isize>> {
+        let mut out: BTreeMap<usize, Range<isize>> = BTreeMap::new();
         for c in self.all.iter().filter(|c| c.family != usize::MAX) {
             let of = out.entry(c.family).or_insert(isize::MIN..isize::MAX);
             *of = of.start.max(c.first)..of.end.min(c.end());
@@ -155,16 +156,16 @@ impl Chains {
 /// What of a chain fits together.
 struct Fit {
     operands: Vec<Operand>,
-    keep: std::ops::Range<usize>,
-    of: usize,
+    keep: Range<usize>,
 }
 
-fn fit(chain: &[NodeId], all: &[Vec<NodeId>], at: &[Option<(usize, usize)>], links: &[Vec<NodeId>]) -> Fit {
+/// None where nothing of the chain fits.
+fn fit(chain: &[NodeId], all: &[Vec<NodeId>], at: &[Option<(usize, usize)>], links: &[Vec<NodeId>]) -> Option<Fit> {
     let mut operands = Vec::new();
     let mut keep = 0..chain.len();
     let slots = links[chain[0].index()].len();
     if chain.iter().any(|id| links[id.index()].len() != slots) {
-        return Fit { operands, keep: 0..0, of: chain.len() };
+        return None;
     }
     let slots: Vec<Vec<NodeId>> = (0..slots).map(|s| chain.iter().map(|id| links[id.index()][s]).collect()).collect();
     for slot in slots {
@@ -178,7 +179,7 @@ fn fit(chain: &[NodeId], all: &[Vec<NodeId>], at: &[Option<(usize, usize)>], lin
         }
         // One vote for a node tells nothing: all may read another.
         let best = votes.into_iter().filter(|v| matches!(v.0, Operand::In(..)) || v.1 > 1).max_by_key(|v| v.1);
-        let Some((operand, _)) = best else { return Fit { operands, keep: 0..0, of: chain.len() } };
+        let (operand, _) = best?;
         let fits = |place: usize| match operand {
             Operand::Shared(node) => read(place) == node,
             Operand::In(other, by) => {
@@ -195,9 +196,5 @@ fn fit(chain: &[NodeId], all: &[Vec<NodeId>], at: &[Option<(usize, usize)>], lin
         keep = keep.start.max(start)..keep.end.min(end.max(start));
         operands.push(operand);
     }
-    if keep.is_empty() {
-        Fit { operands, keep: 0..0, of: chain.len() }
-    } else {
-        Fit { operands, keep, of: chain.len() }
-    }
+    (!keep.is_empty()).then_some(Fit { operands, keep })
 }

@@ -1,6 +1,6 @@
 //! Repeated layers are planned once: a step of many layers is planned with few, and the plan given the rest.
 //!
-//! What follows from parameters being alike tells which values are the same in one layer and the next ([`matching`]). They
+//! What follows from parameters being alike tells which values are the same in one layer and the next ([`super::matching`]). They
 //! form chains ([`chains`]), and taking layers out of the chains leaves a smaller step of the same kind ([`resize`]). That
 //! one is planned; in its plan chains are looked for again, and put in where layers had been taken out. Where any of this
 //! fails, as where layers are not alike or not planned alike, the step is planned as it is.
@@ -8,16 +8,15 @@
 //! Evidence differs from layer to layer, so plans by evidence are made for the whole step.
 
 mod chains;
-pub(super) mod matching;
 mod resize;
 
+use super::matching::{Matching, Numbers};
 use super::{Request, Verdict};
 use crate::error::Result;
-use crate::ir::{Graph, Init, NodeId, Op, Role};
+use crate::ir::{Graph, NodeId, Role};
 use chains::Chains;
-use matching::Matching;
 use resize::{Change, Key, Made, Resize};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Layers left in a step to be planned.
 const LAYERS: isize = 4;
@@ -56,8 +55,8 @@ impl<'a> Layers<'a> {
         if request.calibration.is_some() {
             return Ok(None);
         }
-        let mut allowed = Vec::new();
-        let labels: Vec<u64> = verdicts.iter().map(|v| position(&mut allowed, v.allow)).collect();
+        let mut allowed = Numbers::default();
+        let labels: Vec<u32> = verdicts.iter().map(|v| allowed.of(v.allow)).collect();
         let links = chains::links(full);
         let mut matching = Matching::of_graph(full, &links, &|id| labels[id.index()]);
         matching.match_sources(full.sources(), (LAYERS + WORTH) as usize);
@@ -98,6 +97,41 @@ impl<'a> Layers<'a> {
 
     /// A plan of the step with few layers, with all of them; none where it does not plan its layers alike.
     pub fn grow(&self, planned: &Graph, places: &[Option<NodeId>]) -> Result<Option<Grown>> {
+        let chains = self.chains_in(planned);
+        let Some(changes) = self.changes_in(&chains) else { return Ok(None) };
+        let resize = Resize { graph: planned, chains: &chains, changes: &changes };
+        let Some(outputs) = self.outputs(&resize) else { return Ok(None) };
+        let own_name = |id: NodeId| places[id.index()].filter(|&p| self.step.name_of(id) == planned.name_of(p));
+        let named: HashSet<NodeId> = self.step.ids().filter_map(own_name).collect();
+        let make = |old: NodeId, later: isize| {
+            let later = chains.at[old.index()].map(|_| later);
+            let renamed = |name: &str| self.full_name(name, later, &changes);
+            let mut op = planned.op(old).clone();
+            if let Some(of) = planned.op(old).copy_of() {
+                op = op.with_copy_of(&renamed(of)?);
+            }
+            let known = !planned.is_auto_named(old) || named.contains(&old);
+            Some(Made { op, name: if known { renamed(planned.name_of(old)) } else { None } })
+        };
+        let Some((graph, made)) = resize.build(&outputs, &make)? else { return Ok(None) };
+        let Some(stand_ins) = self.full.ids().map(|id| self.stand_in(id, &changes)).collect::<Option<Vec<_>>>() else {
+            return Ok(None);
+        };
+        let place = |&(few, later): &(NodeId, Option<isize>)| {
+            let place = places[few.index()]?;
+            let changed = |at: &(usize, usize)| changes.contains_key(&chains.all[at.0].family);
+            let key = match chains.at[place.index()].filter(changed).zip(later) {
+                Some(((chain, at), later)) => Key::In(chain, at as isize + later),
+                None => resize.key(place)?,
+            };
+            made.get(&key).copied()
+        };
+        let places = stand_ins.iter().map(place).collect();
+        Ok(Some(Grown { graph, places, planned_as: stand_ins.into_iter().map(|s| s.0).collect() }))
+    }
+
+    /// The layers of a plan, counted as the step counts them.
+    fn chains_in(&self, planned: &Graph) -> Chains {
         let links = chains::links(planned);
         let mut matching = Matching::of_graph(planned, &links, &|_| 0);
         matching.follow(&self.sources(planned));
@@ -105,63 +139,33 @@ impl<'a> Layers<'a> {
             Key::In(chain, at) => Some((self.chains.all[chain].family, self.chains.all[chain].first + at)),
             Key::Own(_) => None,
         };
-        let chains = Chains::new(planned, links, &matching, COMMON as usize, Some(&layer));
+        Chains::new(planned, links, &matching, COMMON as usize, Some(&layer))
+    }
+
+    /// Where layers can be put back into a plan of such chains.
+    fn changes_in(&self, chains: &Chains) -> Option<BTreeMap<usize, Change>> {
         let common = chains.common();
-        let mut changes = BTreeMap::new();
-        for (&family, change) in &self.changes {
-            let Some(common) = common.get(&family).filter(|c| c.end - c.start >= COMMON) else { return Ok(None) };
+        let change = |(&family, change): (&usize, &Change)| {
+            let common = common.get(&family).filter(|c| c.end - c.start >= COMMON)?;
             let (after, inner) = (common.start + (common.end - common.start) / 2, common.start + 1..common.end - 1);
-            changes.insert(family, Change { after, by: -change.by, inner });
-        }
-        let resize = Resize { graph: planned, chains: &chains, changes: &changes };
-        let Some(outputs) = self.outputs(planned, &resize, &changes) else { return Ok(None) };
-        let mut image = vec![None; planned.len()];
-        for id in self.step.ids() {
-            if let Some(place) = places[id.index()] {
-                let same = self.step.name_of(id) == planned.name_of(place);
-                if same || image[place.index()].is_none() {
-                    image[place.index()] = Some(id);
-                }
-            }
-        }
-        let make = |old: NodeId, later: isize| {
-            let name = planned.name_of(old);
-            let known = !planned.is_auto_named(old) || image[old.index()].is_some_and(|i| self.step.name_of(i) == name);
-            let renamed = |name: &str| self.full_name(name, resize.chains.at[old.index()].map(|_| later), &changes);
-            let op = match planned.op(old).clone() {
-                Op::State { init: Init::Copy(of), ty } => Op::State { init: Init::Copy(renamed(&of)?), ty },
-                Op::Input { label, ty, copy_of: Some(of) } => Op::Input { label, ty, copy_of: Some(renamed(&of)?) },
-                op => op,
-            };
-            Some(Made { op, name: if known { renamed(name) } else { None } })
+            Some((family, Change { after, by: -change.by, inner }))
         };
-        let Some((graph, made)) = resize.build(&outputs, &make)? else { return Ok(None) };
-        // Which of the small step's values each of the step's was planned as, and where that came to be.
-        let shrunk = Resize { graph: &self.step, chains: &self.chains, changes: &self.changes };
-        let (mut planned_as, mut all_places) = (Vec::new(), Vec::new());
-        for id in self.full.ids() {
-            let (key, later) = match self.chains.at[id.index()] {
-                Some((chain, at)) if changes.contains_key(&self.chains.all[chain].family) => {
-                    let c = &self.chains.all[chain];
-                    let change = &changes[&c.family];
-                    // As the plan was: what is put in is like what comes before it.
-                    let (at, before) = (at as isize, change.after + 1 - c.first);
-                    let old = if at < before { at } else { (at - change.by).max(before - 1).max(0) };
-                    (Key::In(chain, old), Some(at - old))
-                }
-                _ => (shrunk.key(id).expect("only changed families lose nodes"), None),
-            };
-            let Some(&few) = self.made.get(&key) else { return Ok(None) };
-            planned_as.push(few);
-            let place = places[few.index()].and_then(|p| match (chains.at[p.index()], later) {
-                (Some((chain, at)), Some(later)) if changes.contains_key(&chains.all[chain].family) => {
-                    made.get(&Key::In(chain, at as isize + later))
-                }
-                _ => made.get(&resize.key(p)?),
-            });
-            all_places.push(place.copied());
-        }
-        Ok(Some(Grown { graph, places: all_places, planned_as }))
+        self.changes.iter().map(change).collect()
+    }
+
+    /// The value of the step with few layers that one of the step's was planned as, and how many layers earlier that is,
+    /// where layers are put back.
+    fn stand_in(&self, id: NodeId, changes: &BTreeMap<usize, Change>) -> Option<(NodeId, Option<isize>)> {
+        let Some((chain, at)) = self.chains.at[id.index()] else {
+            return Some((*self.made.get(&Key::Own(id))?, None));
+        };
+        let (c, at) = (&self.chains.all[chain], at as isize);
+        let later = changes.get(&c.family).map(|change| {
+            // What is put in is like what comes before it.
+            let before = change.after + 1 - c.first;
+            if at < before { 0 } else { at - (at - change.by).max(before - 1).max(0) }
+        });
+        Some((*self.made.get(&Key::In(chain, at - later.unwrap_or(0)))?, later))
     }
 
     /// Pairs of the small step's values that are the same in one layer and the next.
@@ -209,13 +213,8 @@ impl<'a> Layers<'a> {
     }
 
     /// The outputs of the grown plan: the step's in their order, then what it carries along.
-    fn outputs(
-        &self,
-        planned: &Graph,
-        resize: &Resize,
-        changes: &BTreeMap<usize, Change>,
-    ) -> Option<Vec<(String, Role, Key)>> {
-        let mut out = Vec::new();
+    fn outputs(&self, resize: &Resize) -> Option<Vec<(String, Role, Key)>> {
+        let (planned, mut out) = (resize.graph, Vec::new());
         for o in planned.outputs() {
             if o.role != Role::Update {
                 out.push((o.name.clone(), o.role, resize.key(o.node)?));
@@ -226,7 +225,7 @@ impl<'a> Layers<'a> {
             for key in resize.all(source).into_iter().filter(|_| first) {
                 let (old, later) = resize.old(key);
                 let later = resize.chains.at[old.index()].map(|_| later);
-                let name = self.full_name(planned.name_of(old), later, changes)?;
+                let name = self.full_name(planned.name_of(old), later, resize.changes)?;
                 out.push((name, Role::Update, resize.replaced_by(key)?));
             }
         }
@@ -263,16 +262,5 @@ impl<'a> Layers<'a> {
 
 /// The name of a source, or of what it is a copy of.
 fn base(graph: &Graph, id: NodeId) -> &str {
-    match graph.op(id) {
-        Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } => of,
-        _ => graph.name_of(id),
-    }
-}
-
-fn position<T: PartialEq>(all: &mut Vec<T>, item: T) -> u64 {
-    let at = all.iter().position(|x| *x == item).unwrap_or_else(|| {
-        all.push(item);
-        all.len() - 1
-    });
-    at as u64
+    graph.op(id).copy_of().unwrap_or(graph.name_of(id))
 }

@@ -73,9 +73,9 @@ impl Resize<'_> {
 
     /// The node that stands for a new one, and how many layers later the new one is.
     pub fn old(&self, key: Key) -> (NodeId, isize) {
-        let Key::In(chain, at) = key else {
-            let Key::Own(id) = key else { unreachable!() };
-            return (id, 0);
+        let (chain, at) = match key {
+            Key::Own(id) => return (id, 0),
+            Key::In(chain, at) => (chain, at),
         };
         let c = &self.chains.all[chain];
         let (before, by) = (self.before(c), self.change(c).by);

@@ -3,14 +3,15 @@
 //! Links have labels, such as the positions of operands, so where two nodes correspond, so do those they link to, and
 //! their readers where those can be told apart. Pairs of parameters are enough to find the rest.
 
-use crate::ir::{Graph, Init, NodeId, Op, Stage, Type};
+use crate::ir::{Graph, NodeId};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::Hash;
 
 /// At least so many pairs must follow from each pair of parameters that are taken for the same in two layers.
 const FOLLOWING: usize = 4;
 
 /// Nodes are numbers from 0.
-pub(in crate::plan) struct Matching {
+pub(super) struct Matching {
     /// What each node links to, by label; labels differ.
     links: Vec<Vec<(u32, usize)>>,
     /// The same the other way.
@@ -33,13 +34,13 @@ impl Matching {
     }
 
     /// Nodes of a graph: `links` are what each reads, and only those of equal labels can correspond.
-    pub fn of_graph(graph: &Graph, links: &[Vec<NodeId>], label: &dyn Fn(NodeId) -> u64) -> Matching {
+    pub fn of_graph(graph: &Graph, links: &[Vec<NodeId>], label: &dyn Fn(NodeId) -> u32) -> Matching {
         let links = links.iter().map(|l| l.iter().enumerate().map(|(at, to)| (at as u32, to.index())).collect());
-        let mut known: HashMap<(Op, &Type, Stage, u64), u32> = HashMap::new();
+        let mut kinds = Numbers::default();
+        // Sources that copy another do so alike.
         let kinds = graph.ids().map(|id| {
             let node = graph.node(id);
-            let next = known.len() as u32;
-            *known.entry((nameless(&node.op), &node.ty, node.stage, label(id))).or_insert(next)
+            kinds.of((node.op.clone().with_copy_of(""), &node.ty, node.stage, label(id)))
         });
         Matching::new(links.collect(), kinds.collect())
     }
@@ -68,13 +69,13 @@ impl Matching {
     /// Matches these pairs and all that follow from them; returns how many there are.
     pub fn follow(&mut self, pairs: &[(usize, usize)]) -> usize {
         let mut waiting: VecDeque<(usize, usize)> = pairs.iter().copied().collect();
-        let (mut matched, mut pairs) = (0, Vec::new());
+        let mut pairs = Vec::new();
         loop {
             let Some((a, b)) = waiting.pop_front() else {
                 // Readers alike may be told apart by what else they link to, once more is known.
                 waiting.extend(pairs.iter().flat_map(|&(a, b)| self.by_links(a, b)));
                 if waiting.is_empty() {
-                    return matched;
+                    return pairs.len();
                 }
                 continue;
             };
@@ -82,7 +83,6 @@ impl Matching {
                 continue;
             }
             (self.next[a], self.previous[b]) = (Some(b), Some(a));
-            matched += 1;
             pairs.push((a, b));
             for &(label, to) in &self.links[a] {
                 waiting.extend(self.links[b].iter().find(|l| l.0 == label).map(|l| (to, l.1)));
@@ -133,11 +133,18 @@ impl Matching {
     }
 }
 
-/// The operation without the names in it.
-fn nameless(op: &Op) -> Op {
-    match op.clone() {
-        Op::State { init: Init::Copy(_), ty } => Op::State { init: Init::Copy(String::new()), ty },
-        Op::Input { label, ty, copy_of: Some(_) } => Op::Input { label, ty, copy_of: Some(String::new()) },
-        op => op,
+/// Numbers for things, the same for what is equal.
+pub(super) struct Numbers<T>(HashMap<T, u32>);
+
+impl<T> Default for Numbers<T> {
+    fn default() -> Self {
+        Numbers(HashMap::new())
+    }
+}
+
+impl<T: Eq + Hash> Numbers<T> {
+    pub fn of(&mut self, thing: T) -> u32 {
+        let fresh = self.0.len() as u32;
+        *self.0.entry(thing).or_insert(fresh)
     }
 }
