@@ -100,8 +100,10 @@ impl FloatSpec {
 use Format::*;
 
 impl Format {
-    /// The narrow formats that plans are made of.
-    pub const PLANNED: [Format; 2] = [Format::F16, Format::Bf16];
+    /// The narrow formats that plans store values in.
+    pub const STORED: [Format; 2] = [Format::F16, Format::Bf16];
+    /// The formats narrower than f32 that plans multiply in.
+    pub const MULTIPLIED: [Format; 3] = [Format::F16, Format::Bf16, Format::Tf32];
 
     pub const ALL: [Format; 16] =
         [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I16, I32, I64, U8, U16, U32, U64, Bool];
@@ -166,6 +168,11 @@ impl Format {
     /// Narrower than f32 in memory: the formats a precision plan saves bytes with.
     pub fn is_low(self) -> bool {
         self.is_float() && self.bytes() < 4
+    }
+
+    /// The format in memory of what is multiplied in this one: tf32 exists in matrix units alone.
+    pub fn in_memory(self) -> Format {
+        if self == Tf32 { F32 } else { self }
     }
 
     /// The format of the register that a number of this format is read into: narrow ones are widened to f32.

@@ -147,6 +147,31 @@ fn ranges_are_kept() {
     assert!(compiled.planned.reasons["h"].contains("f16 overflows"), "{}", compiled.planned.reasons["h"]);
 }
 
+/// Beyond f16's range, and of more accuracy than bf16 has: products go to tf32 rather than back to f32, and no value is
+/// stored in it.
+#[test]
+fn products_are_in_tf32_where_nothing_narrower_will_do() {
+    let source = "model loud {
+        input x: f32[batch, 64]  label y: i64[batch]
+        param w1: f32[64, 512] = kaiming_uniform
+        param w2: f32[512, 512] = kaiming_uniform  param w3: f32[512, 10] = kaiming_uniform
+        h = tanh(x @ w1) * 1e6
+        loss = cross_entropy(tanh(h @ w2 * 1e-6) @ w3, y)
+    }";
+    let effort = self::effort(Budget::Relative(2e-3));
+    let compiled = auto(source, &Format::MULTIPLIED, effort).unwrap();
+    let (planned, g) = (&compiled.planned, &compiled.planned.graph);
+    let products: Vec<Format> = g.ids().filter_map(|id| g.op(id).multiplies_in()).collect();
+    assert!(products.contains(&Format::Tf32), "{products:?}");
+    assert!(g.ids().all(|id| g.ty(id).format != Format::Tf32), "{}", text::print(g));
+    let measured = planned.measured.as_ref().unwrap();
+    assert!(measured.keeps_budget(), "{measured:?}");
+    let rounds = |n: &&(String, Format, f64)| n.1 == Format::Tf32 && n.2 > 0.0;
+    assert!(planned.noise.iter().any(|n| rounds(&n)), "what tf32 rounds is counted: {:?}", planned.noise);
+    let without = auto(source, &Format::STORED, effort).unwrap();
+    assert!(planned.estimate.seconds < 0.98 * without.planned.estimate.seconds, "tf32 pays");
+}
+
 /// Overflow, lost gradients and large logits in one network: autocast's lists fail where evidence does not.
 #[test]
 fn a_network_that_defeats_lists_trains_by_evidence() {

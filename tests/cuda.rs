@@ -2,9 +2,9 @@
 
 mod common;
 
-use common::{MODELS, announce, compile, distance, feed, initialise_all};
+use common::{MODELS, announce, compile, distance, feed, initialise_all, noise};
 use mantissa::format::Format;
-use mantissa::ir::{Op, verify};
+use mantissa::ir::{NodeId, Op, Tensor, evaluate, text, verify};
 use mantissa::lower::lower;
 use mantissa::plan::Policy;
 use mantissa::run::Device;
@@ -56,6 +56,7 @@ fn every_model_agrees_after_one_step() {
         (Policy::O1, Format::F16, 4e-3),
         (Policy::O1, Format::Bf16, 2e-2),
         (Policy::O2, Format::F16, 8e-3),
+        (Policy::O1, Format::Tf32, 4e-3),
     ];
     for (policy, low, tolerance) in cases {
         for (name, source) in MODELS {
@@ -63,6 +64,40 @@ fn every_model_agrees_after_one_step() {
             announce(&format!("{name:<18} {policy} {low}: {d:.2e}"));
             assert!(d < tolerance, "{name} under {policy} {low}: {d:e}");
         }
+    }
+}
+
+/// Products in tf32 read f32 and round it to 10 bits of mantissa. A GPU's library may leave that out, as cuDNN does for small
+/// images.
+#[test]
+fn products_in_tf32_round_what_they_read() {
+    let source =
+        "model p { input x: f32[96, 256] input w: f32[256, 128] input i: f32[4, 16, 12, 12] input k: f32[8, 16, 3, 3]
+        product = matmul(x, w, format=tf32) whole = x @ w
+        image = conv(i, k, format=tf32, strides=[1, 1]) clear = conv(i, k, strides=[1, 1])
+        a = put(product, format=f32) b = put(whole, format=f32) c = put(image, format=f32) d = put(clear, format=f32)
+        output a output b output c output d }";
+    let g = text::parse(source, "p").unwrap_or_else(|e| panic!("{}", e.render(false)));
+    let held = |id: NodeId| -> Vec<f32> { (0..g.ty(id).elements()).map(|i| noise(id.index() as u32, i)).collect() };
+    let exact = evaluate(&g, |id| Tensor::new(&g.ty(id).dims(), held(id).iter().map(|&v| f64::from(v)).collect()));
+    let exact =
+        |name: &str| -> Vec<f32> { exact[g.find(name).unwrap().index()].data.iter().map(|&v| v as f32).collect() };
+    let check = |device: &mut dyn Device| {
+        g.sources().for_each(|id| device.write(g.name_of(id), &held(id)).unwrap());
+        device.run().unwrap();
+        for (narrow, wide) in [("a", "b"), ("c", "d")] {
+            assert!(distance(&device.read(wide).unwrap(), &exact(wide)) < 1e-5, "f32 is f32");
+            let read = device.read(narrow).unwrap();
+            let (d, rounding) = (distance(&read, &exact(narrow)), distance(&read, &exact(wide)));
+            announce(&format!("tf32 {narrow}: {d:.1e} from rounded operands, {rounding:.1e} from f32"));
+            assert!(d.min(rounding) < 1e-6 && d.max(rounding) > 1e-5, "{d:e} and {rounding:e}");
+        }
+    };
+    let program = || lower(verify(&g).unwrap()).unwrap();
+    check(&mut CpuRunner::new(program()));
+    if gpu() {
+        let mut cuda = CudaRunner::new(program(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
+        check(&mut cuda);
     }
 }
 

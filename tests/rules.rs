@@ -66,7 +66,8 @@ fn every_rule_fires_in_the_corpus() {
         s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 }
     };
     for (name, source) in corpus {
-        for (policy, low) in [(Policy::O1, Format::F16), (Policy::O1, Format::Bf16), (Policy::O3, Format::F16)] {
+        let lists = Format::MULTIPLIED.map(|f| (Policy::O1, f));
+        for (policy, low) in lists.into_iter().chain([(Policy::O3, Format::F16)]) {
             // One model will do for what depends on the policy alone.
             if (policy, low) != (Policy::O1, Format::F16) && !matches!(name, "mlp" | "convnet") {
                 continue;

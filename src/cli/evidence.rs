@@ -70,7 +70,7 @@ impl EvidenceArgs {
 
 /// Runs what calibrates, with a bar on stderr that says how far it is.
 fn told<T>(effort: &Effort, settings: &Settings, run: impl FnOnce(&dyn Fn(Stage)) -> Result<T>) -> Result<T> {
-    let bar = bar(Laboratory::ticks(effort, settings.formats().len()), "{msg} {pos} of {len}");
+    let bar = bar(Laboratory::ticks(effort, settings.probed().len()), "{msg} {pos} of {len}");
     bar.set_message("calibrating, run");
     let out = run(&|stage| match stage {
         Stage::Ran => bar.inc(1),
@@ -78,7 +78,7 @@ fn told<T>(effort: &Effort, settings: &Settings, run: impl FnOnce(&dyn Fn(Stage)
         Stage::Measuring => bar.set_message("measuring the plan;"),
         Stage::Tightening => {
             bar.suspend(|| eprintln!("the plan adds more noise than it may; planning again, more strictly"));
-            bar.inc_length((effort.batches * effort.draws * settings.formats().len()) as u64);
+            bar.inc_length((effort.batches * effort.draws * settings.probed().len()) as u64);
         }
     })?;
     bar.finish_and_clear();

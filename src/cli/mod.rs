@@ -67,10 +67,10 @@ pub struct StepArgs {
     /// fp32, o1 (autocast's lists), o2, o3 (everything low), greedy (the lists, whatever casts cost), auto (by evidence from data, within a budget)
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
-    /// The narrow format of the lists, and the only one of auto: f16 or bf16
+    /// The narrow format of the lists, and the only one of auto: f16, bf16, or tf32 (in products alone)
     #[arg(long, value_name = "FORMAT")]
     format: Option<String>,
-    /// What auto chooses from besides f32 [default: f16,bf16 where the target multiplies them]
+    /// What auto chooses from besides f32 [default: f16,bf16,tf32 where the target multiplies them]
     #[arg(long, value_name = "FORMAT,..", value_delimiter = ',', conflicts_with = "format")]
     formats: Vec<String>,
     /// Formats by name and by operation, which go before the policy's: lines such as "*.lm_head.*" = "f32" and op.softmax = "f32"
@@ -200,11 +200,11 @@ impl StepArgs {
 /// A narrow format that can be planned.
 fn narrow(name: &str) -> Result<Format> {
     match name.parse::<Format>() {
-        Ok(low) if Format::PLANNED.contains(&low) => Ok(low),
+        Ok(low) if Format::MULTIPLIED.contains(&low) => Ok(low),
         Ok(other) => {
-            Err(Error::Request(format!("formats to plan with are f16 and bf16; {other} cannot be planned yet")))
+            Err(Error::Request(format!("formats to plan with are f16, bf16 and tf32; {other} cannot be planned yet")))
         }
-        Err(_) => Err(Error::Request(format!("unknown format `{name}`; formats to plan with are f16 and bf16"))),
+        Err(_) => Err(Error::Request(format!("unknown format `{name}`; formats to plan with are f16, bf16 and tf32"))),
     }
 }
 

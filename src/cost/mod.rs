@@ -192,7 +192,11 @@ impl Target {
             let launch = self.launch_us * 1e-6;
             let corrected = (self.table.correction(&work) * (launch + modelled) - launch).max(LEAST * modelled);
             // cuDNN takes one format for all: else a kernel of ours computes in f32 registers.
-            if self.library_products && work.is_conv() && to != work.format { OWN_CONV * corrected } else { corrected }
+            if self.library_products && work.is_conv() && to != work.format.in_memory() {
+                OWN_CONV * corrected
+            } else {
+                corrected
+            }
         };
         match p.exit() {
             // A product whose epilogue the library cannot run goes through scratch: two kernels, one after the other.

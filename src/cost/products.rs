@@ -42,9 +42,10 @@ pub(super) fn least(target: &Target, w: &Work) -> f64 {
     w.operations() / rate
 }
 
-/// Do rows of a narrow operand begin where a wide load cannot?
+/// Do rows of an operand that tensor cores read begin where a wide load cannot?
 fn is_misaligned(g: &Gemm, format_of: impl Fn(BufferId) -> Format) -> bool {
-    let odd = |extent: usize, f: Format| f.is_low() && !(extent * f.bytes()).is_multiple_of(16);
+    let odd =
+        |extent: usize, f: Format| (f.is_low() || g.format == Format::Tf32) && !(extent * f.bytes()).is_multiple_of(16);
     let a = if g.ta { g.m } else { g.k };
     let b = if g.tb { g.k } else { g.n };
     odd(a, format_of(g.a.buffer)) || odd(b, format_of(g.b.buffer)) || odd(g.n, g.format)

@@ -40,9 +40,14 @@ impl Work {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Timed(pub String, pub Format, pub [usize; 4], pub bool, pub usize, pub f64);
 
-/// Timed products by kind and size of their format: f16 and bf16 take the same time.
+/// Timed products by kind and format.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Table(BTreeMap<(&'static str, usize), Vec<Known>>);
+pub(super) struct Table(BTreeMap<(&'static str, Format), Vec<Known>>);
+
+/// f16 and bf16 take the same time.
+fn timed_as(format: Format) -> Format {
+    if format == Format::Bf16 { Format::F16 } else { format }
+}
 
 /// A timed product's place among others, and the logarithm of its ratio to the model.
 #[derive(Clone, Debug)]
@@ -67,7 +72,7 @@ const KINDS: [&str; 7] = ["nn", "nt", "tn", "tt", "conv", "conv_input", "conv_we
 
 impl Table {
     pub fn new(target: &Target) -> Table {
-        let mut out: BTreeMap<(&'static str, usize), Vec<Known>> = BTreeMap::new();
+        let mut out: BTreeMap<(&'static str, Format), Vec<Known>> = BTreeMap::new();
         for &Timed(ref kind, format, extents, misaligned, bytes, us) in &target.timed {
             // What other versions time may be new here.
             let Some(kind) = KINDS.into_iter().find(|k| k == kind) else { continue };
@@ -75,14 +80,14 @@ impl Table {
             let arithmetic = products::seconds(target, &work) + target.product_us * 1e-6;
             let modelled = target.launch_us * 1e-6 + arithmetic.max(bytes as f64 / (target.bandwidth_gb_s * 1e9));
             let known = Known { place: place(extents, misaligned), ratio: (us * 1e-6 / modelled).ln() as f32 };
-            out.entry((kind, format.bytes())).or_default().push(known);
+            out.entry((kind, timed_as(format))).or_default().push(known);
         }
         Table(out)
     }
 
     /// What to multiply the modelled time of a product by.
     pub fn correction(&self, work: &Work) -> f64 {
-        match self.0.get(&(work.kind, work.format.bytes())) {
+        match self.0.get(&(work.kind, timed_as(work.format))) {
             Some(known) if !work.is_nothing() => {
                 f64::from(correction(known, &place(work.extents, work.misaligned), None).exp())
             }

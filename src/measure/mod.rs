@@ -64,7 +64,8 @@ pub fn measure(base: &Target, open: Open, tick: &dyn Fn()) -> Result<Target> {
             _ => *held,
         };
     }
-    let mut small: Vec<f64> = timed.iter().filter(|(p, _)| p.work.operations() < 1e6).map(|t| t.1).collect();
+    let is_small = |p: &Product| p.work.operations() < 1e6 && p.work.format != Format::Tf32;
+    let mut small: Vec<f64> = timed.iter().filter(|(p, _)| is_small(p)).map(|t| t.1).collect();
     small.sort_by(f64::total_cmp);
     if let Some(median) = small.get(small.len() / 2) {
         target.product_us = (median - launch).max(0.0) * 1e6;
@@ -91,7 +92,8 @@ pub fn measure(base: &Target, open: Open, tick: &dyn Fn()) -> Result<Target> {
 
 /// The products that do not take too long.
 fn chosen(base: &Target) -> Vec<Product> {
-    let formats: Vec<Format> = [Format::F16, Format::F32].into_iter().filter(|&f| base.multiplies(f)).collect();
+    let formats: Vec<Format> =
+        [Format::F16, Format::Tf32, Format::F32].into_iter().filter(|&f| base.multiplies(f)).collect();
     let seconds = |p: &Product| p.work.operations() / (base.product_tflops[&p.work.format] * 1e12);
     products(&formats).into_iter().filter(|p| seconds(p) < LONG).collect()
 }

@@ -38,7 +38,7 @@ impl Product {
         let b = if tb { dims(n, k) } else { dims(k, n) };
         let odd = |d: &[usize]| !(d[d.len() - 1] * format.bytes()).is_multiple_of(16);
         let result = dims(m, n);
-        let misaligned = format.is_low() && [&a, &b, &result].into_iter().any(|d| odd(d));
+        let misaligned = format != Format::F32 && [&a, &b, &result].into_iter().any(|d| odd(d));
         let work = Work { kind, format, extents: [batch, m, n, k], misaligned };
         Product { work, op: Op::MatMul { ta, tb, format }, operands: [a, b], result }
     }
@@ -80,10 +80,11 @@ impl Product {
         let copies = FOOTPRINT.div_ceil(self.bytes().max(1)).clamp(1, COPIES);
         for i in 0..copies {
             let [a, b] = &self.operands;
-            let a = input(&mut g, format!("a{i}"), a, self.work.format)?;
-            let b = input(&mut g, format!("b{i}"), b, self.work.format)?;
+            let format = self.work.format.in_memory();
+            let a = input(&mut g, format!("a{i}"), a, format)?;
+            let b = input(&mut g, format!("b{i}"), b, format)?;
             let y = g.add(self.op.clone(), &[a, b])?;
-            let put = g.add(Op::Put(self.work.format), &[y])?;
+            let put = g.add(Op::Put(format), &[y])?;
             g.add_output(format!("y{i}"), Role::Output, put);
         }
         Ok(Probe { graph: g, copies })

@@ -154,7 +154,7 @@ impl Calibration {
             return refuse("nothing is known of what rounding it does".into());
         };
         let (mut held, mut fit, mut said) = (Vec::new(), Vec::new(), Vec::new());
-        for format in formats.iter() {
+        for format in formats.iter().filter(|f| f.is_low()) {
             let share = shares.get(&format).copied().unwrap_or(f64::INFINITY);
             if !Calibration::in_range(spread, format) {
                 said.push(format!(
@@ -174,12 +174,17 @@ impl Calibration {
         }
         // Formats of a size cost the same, so only the one that adds less noise is offered, and what products read.
         let own = fit.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|f| f.0);
-        let read = graph.users(id).into_iter().filter_map(|p| self.multiplied_in(graph, p, formats));
+        let narrow: Formats = formats.iter().filter(|f| f.is_low()).collect();
+        let read = graph.users(id).into_iter().filter_map(|p| self.multiplied_in(graph, p, narrow));
         let read: Vec<Format> = read.filter(|f| fit.iter().any(|known| known.0 == *f)).collect();
         let allow = Allow {
             stores: own.into_iter().chain(read).collect(),
             casts: held.into_iter().collect(),
-            multiplies: self.multiplied_in(graph, id, formats).into_iter().collect(),
+            // What needs no casts is offered beside what does.
+            multiplies: [narrow, formats.and(Formats::from_iter([Format::Tf32]))]
+                .into_iter()
+                .filter_map(|f| self.multiplied_in(graph, id, f))
+                .collect(),
         };
         Verdict { allow, why: said.join("; ") }
     }

@@ -71,6 +71,9 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         let reading = c.operands.iter().filter_map(|(p, of)| Some((p.clone(), of.get(name)?.clone())));
         reading.collect()
     });
+    let mut stored = calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default();
+    // In others it is only multiplied.
+    stored.retain(|f, _| Format::STORED.contains(f));
     let printed = text::print(step);
     let line = printed.lines().map(str::trim).find(|l| {
         let declared = l.split_once(':').map_or("", |(n, _)| n.rsplit(' ').next().unwrap_or(""));
@@ -84,7 +87,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
         spread: calibration.and_then(|c| c.spread(step, id)).cloned(),
-        shares: calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default(),
+        shares: stored,
         products,
         verdict: verdicts[id.index()].why.clone(),
         seconds: judged.seconds,
@@ -188,7 +191,7 @@ fn ways(m: &Members, live: &Live, value: Id) -> Vec<Way> {
     // Products read buffers of their own choosing.
     for product in readers(m, live, value) {
         let name = m.name(product).unwrap_or("a product");
-        for format in [Format::F32].into_iter().chain(Format::PLANNED) {
+        for format in [Format::F32].into_iter().chain(Format::MULTIPLIED) {
             if let Some(member) = m.multiplying(live, product, format) {
                 out.push(Way { what: format!("read in {format} by `{name}`"), class: product, member });
             }
@@ -239,7 +242,7 @@ impl Explanation {
         if let Some(s) = &self.spread {
             let zeros = 100.0 * s.zeros as f64 / s.count.max(1) as f64;
             let _ = writeln!(out, "{:<12}|x| from {:.2e} to {:.2e}, {zeros:.1} % zeros", "seen", s.smallest, s.largest);
-            for format in Format::PLANNED {
+            for format in Format::STORED {
                 let f = s.fate(format);
                 let p = |x: f64| format!("{:.2} %", 100.0 * x);
                 let _ = writeln!(

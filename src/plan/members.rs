@@ -109,7 +109,7 @@ impl<'a> Members<'a> {
             let keep = |t: &Term| match t.name() {
                 "get" => allow.stores.iter().next().is_none() || narrow(t) || self.passed(class).is_none(),
                 name if is_product(name) => {
-                    let low = self.format_of(t.children[0]).is_some_and(Format::is_low);
+                    let low = self.format_of(t.children[0]).is_some_and(|f| Format::MULTIPLIED.contains(&f));
                     low || allow.multiplies.iter().next().is_none()
                 }
                 _ => true,
@@ -134,7 +134,11 @@ impl<'a> Members<'a> {
             // Low products first: their operands' casts are priced above.
             name if is_product(name) => {
                 let format = self.format_of(t.children[0]).unwrap_or(Format::F32);
-                if format.is_low() { finer(format) } else { 2.0 }
+                match format {
+                    Format::Tf32 => 1.5,
+                    f if f.is_low() => finer(f),
+                    _ => 2.0,
+                }
             }
             _ => 1.0,
         }

@@ -3,14 +3,14 @@
 //! Every member of a class stands for the same ideal value, so to first order the errors of what is rounded add, and
 //! independent errors add as squares (an error Taylor series, as in Darulova et al., *Sound Mixed-Precision
 //! Optimization with Rewriting*, 2018). A buffer that operations of all kinds read counts as its value's rounding; one
-//! that only products read counts as theirs.
+//! that only products read counts as theirs. A product in tf32 rounds what it reads itself.
 
 use super::calibration::{Calibration, Shares};
 use super::live::Live;
 use super::members::Members;
 use crate::format::Format;
 use crate::ir::Graph;
-use crate::rewrite::Encoded;
+use crate::rewrite::{Encoded, is_product};
 use egg::Id;
 use std::collections::{BTreeMap, HashMap};
 
@@ -83,16 +83,25 @@ impl Noise {
         }
     }
 
-    /// What a buffer adds under a choice, as a share of the budget.
-    pub fn of(&self, members: &Members, live: &Live, buffer: Id) -> f64 {
-        if !live.is_live(buffer) {
+    /// What a buffer or a product adds under a choice, as a share of the budget.
+    pub fn of(&self, members: &Members, live: &Live, class: Id) -> f64 {
+        if !live.is_live(class) {
             return 0.0;
         }
-        let Some((format, value)) = self.rounding(members, live, buffer) else { return 0.0 };
+        let Some((format, value)) = self.rounding(members, live, class) else { return 0.0 };
         let share = |shares: Option<&Shares>| -> Option<f64> {
             let x = shares?.get(&format).copied()?;
             Some(if x.is_finite() { x.min(TOO_MUCH) } else { TOO_MUCH })
         };
+        if class == value {
+            // What is narrower in memory is a number of tf32 already.
+            let rounds = |b: &Id| members.ty(*b).is_none_or(|ty| !ty.format.is_low());
+            let read = members.operands(&live.choice, class).filter(rounds);
+            let read = read.map(|b| members.held(&live.choice, b));
+            let noise = |v: Id| share(self.operands.get(&(class, v))).or_else(|| share(self.values.get(&v)));
+            return read.map(|v| noise(v).unwrap_or(TOO_MUCH)).sum();
+        }
+        let buffer = class;
         let whole = share(self.values.get(&value)).unwrap_or(TOO_MUCH);
         let mut sum = 0.0;
         for &user in live.users(buffer) {
@@ -108,14 +117,20 @@ impl Noise {
         sum
     }
 
-    /// The narrow format that a buffer is rounded to and the class of the value or source it holds.
-    pub fn rounding(&self, members: &Members, live: &Live, buffer: Id) -> Option<(Format, Id)> {
-        let term = members.chosen(&live.choice, buffer);
-        if !matches!(term.name(), "put" | "cast" | "carried" | "staged") {
+    /// The narrow format that a buffer is rounded to and the class of the value or source it holds; of a product, the one
+    /// that it rounds to, and the product.
+    pub fn rounding(&self, members: &Members, live: &Live, class: Id) -> Option<(Format, Id)> {
+        let term = members.chosen(&live.choice, class);
+        let is_product = is_product(term.name());
+        if !is_product && !matches!(term.name(), "put" | "cast" | "carried" | "staged") {
             return None;
         }
         let format = members.format_of(term.children[0])?;
-        format.is_low().then(|| (format, members.held(&live.choice, buffer)))
+        match format {
+            Format::Tf32 if is_product => Some((format, class)),
+            f if f.is_low() && !is_product => Some((format, members.held(&live.choice, class))),
+            _ => None,
+        }
     }
 }
 

@@ -66,7 +66,7 @@ impl Policy {
 
     /// The format of parameters and optimizer state.
     pub fn master(self, low: Format) -> Format {
-        if self == Policy::O3 { low } else { Format::F32 }
+        if self == Policy::O3 { low.in_memory() } else { Format::F32 }
     }
 }
 

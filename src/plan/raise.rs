@@ -91,10 +91,14 @@ impl Search<'_> {
     }
 }
 
-/// Ways to undo what a buffer rounds: for its edge, for each product that reads it, for all of them.
+/// Ways to undo what a buffer rounds: for its edge, for each product that reads it, for all of them. A product that rounds
+/// what it reads itself can do without.
 fn ways(m: &Members, live: &Live, edges: &HashMap<Id, Id>, buffer: Id) -> Vec<Flip> {
     let term = m.chosen(&live.choice, buffer);
     let Some(now) = term.children.first().and_then(|&w| m.format_of(w)) else { return Vec::new() };
+    if m.is_product(buffer) {
+        return m.multiplying(live, buffer, Format::F32).map(|wide| vec![(buffer, wide)]).into_iter().collect();
+    }
     let value = term.children.get(1).copied();
     let mut users = live.users(buffer).to_vec();
     users.sort_unstable();
@@ -102,8 +106,8 @@ fn ways(m: &Members, live: &Live, edges: &HashMap<Id, Id>, buffer: Id) -> Vec<Fl
     let edge = value.and_then(|v| edges.get(&v)).copied().filter(|e| users.contains(e));
     let products: Vec<Id> = users.into_iter().filter(|&u| m.is_product(u)).collect();
     let mut out = Vec::new();
-    for to in [Format::F32].into_iter().chain(Format::PLANNED).filter(|&f| f != now) {
-        let stored = edge.and_then(|e| Some((e, m.getting(e, to)?)));
+    for to in [Format::F32].into_iter().chain(Format::MULTIPLIED).filter(|&f| f != now) {
+        let stored = edge.and_then(|e| Some((e, m.getting(e, to.in_memory())?)));
         let multiplied: Flip = products.iter().filter_map(|&p| Some((p, m.multiplying(live, p, to)?))).collect();
         out.extend(stored.map(|s| vec![s]));
         out.extend(multiplied.iter().map(|&p| vec![p]));

@@ -6,6 +6,7 @@ use super::evidence::Spread;
 use super::table::{kind_of, label};
 use super::{Planned, Request};
 use crate::error::Result;
+use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Stage, verify};
 use crate::lower::{Program, outline};
 use serde::Serialize;
@@ -254,7 +255,11 @@ fn values(step: &Graph, planned: &Planned, request: &Request) -> Vec<Value> {
             formats: formats.into_iter().collect(),
             rule: planned.rules.get(name).cloned(),
             reason: planned.reasons.get(name).cloned(),
-            shares: shares.into_iter().map(|(f, s)| (f.to_string(), s)).collect(),
+            shares: shares
+                .into_iter()
+                .filter(|(f, _)| Format::STORED.contains(f))
+                .map(|(f, s)| (f.to_string(), s))
+                .collect(),
             spread,
         });
     }

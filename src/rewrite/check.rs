@@ -46,7 +46,7 @@ struct Instance {
 }
 
 fn instance(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
-    let mut facts = Facts { formats: Formats::from_iter([Format::F16, Format::Bf16]), ..Facts::default() };
+    let mut facts = Facts { formats: Formats::from_iter(Format::MULTIPLIED), ..Facts::default() };
     let mut tensors = BTreeMap::new();
     let convolves = rule.left.iter().any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name().starts_with("conv")));
     let shapes: &[&[usize]] = match convolves {

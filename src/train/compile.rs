@@ -29,7 +29,7 @@ pub struct Settings {
     #[serde(default)]
     pub objective: Objective,
     pub recipe: Recipe,
-    /// The narrow formats that evidence may choose from; none: those of f16 and bf16 that the target multiplies.
+    /// The narrow formats that evidence may choose from; none: those of f16, bf16 and tf32 that the target multiplies.
     #[serde(default)]
     pub formats: Vec<Format>,
     /// What is wanted otherwise than the policy.
@@ -113,7 +113,15 @@ impl Settings {
         }
         let target = Target::named(&self.target).ok();
         let able = |f: &Format| target.as_ref().is_some_and(|t| t.multiplies(*f));
-        Format::PLANNED.into_iter().filter(able).collect()
+        Format::MULTIPLIED.into_iter().filter(able).collect()
+    }
+
+    /// The formats that evidence is gathered for: tf32 has bf16's range and f16's mantissa, so what these do tells what it
+    /// does.
+    pub fn probed(&self) -> Vec<Format> {
+        let formats = self.formats();
+        let stands_in = |&f: &Format| formats.contains(&f) || (f == Format::Bf16 && formats.contains(&Format::Tf32));
+        Format::STORED.into_iter().filter(stands_in).collect()
     }
 
     /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.

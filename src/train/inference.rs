@@ -203,7 +203,7 @@ fn node_formats(
         }
     };
     // Without data there is still what follows from the constants.
-    let known: BTreeMap<Format, Vec<bool>> = Format::PLANNED.into_iter().map(|f| (f, beyond(step, f))).collect();
+    let known: BTreeMap<Format, Vec<bool>> = Format::STORED.into_iter().map(|f| (f, beyond(step, f))).collect();
     let holds = |value: &str, format: Format| {
         let Some(c) = calibration else {
             let is_beyond = |id: NodeId| known.get(&format).is_some_and(|k| k[id.index()]);

@@ -144,7 +144,7 @@ impl Scaler {
     /// The mode that `Auto` stands for.
     pub fn resolved(&self, policy: Policy, low: Format) -> ScalerMode {
         match self.mode {
-            ScalerMode::Auto if policy == Policy::O3 => ScalerMode::Static,
+            ScalerMode::Auto if policy == Policy::O3 && low.is_low() => ScalerMode::Static,
             ScalerMode::Auto if policy != Policy::Fp32 && low == Format::F16 => ScalerMode::Dynamic,
             ScalerMode::Auto => ScalerMode::Off,
             mode => mode,

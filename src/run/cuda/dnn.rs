@@ -52,7 +52,7 @@ const PLAIN_FORWARD: [sys::cudnnConvolutionFwdAlgo_t; 4] = [
 
 fn data_type(f: Format) -> Option<sys::cudnnDataType_t> {
     match f {
-        Format::F32 => Some(sys::cudnnDataType_t::CUDNN_DATA_FLOAT),
+        Format::F32 | Format::Tf32 => Some(sys::cudnnDataType_t::CUDNN_DATA_FLOAT),
         Format::F16 => Some(sys::cudnnDataType_t::CUDNN_DATA_HALF),
         Format::Bf16 => Some(sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16),
         _ => None,
@@ -90,7 +90,7 @@ impl Dnn {
     /// not take it.
     pub fn prepare(&self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
         let Some(ty) = data_type(c.format).filter(|_| is_symmetric(c)) else { return Ok(None) };
-        if to != c.format || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
+        if to != c.format.in_memory() || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
             return Ok(None);
         }
         let mut conv = Convolution {
@@ -106,7 +106,7 @@ impl Dnn {
             |dims: &[c_int]| -> Vec<c_int> { (0..dims.len()).map(|i| dims[i + 1..].iter().product()).collect() };
         let (pads, stride) = (at_least(2, &c.spec.lo, 0), at_least(2, &c.spec.stride, 1));
         let dilation = at_least(2, &c.spec.dilation, 1);
-        // Tensor cores for narrow operands; f32 stays f32, without rounding to tf32.
+        // Tensor cores for narrow operands and where tf32 is planned; f32 stays f32.
         let math = match c.format {
             Format::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
             _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
