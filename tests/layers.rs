@@ -2,63 +2,11 @@
 
 mod common;
 
-use common::{compile, distance, noise};
-use mantissa::format::{Format, Overflow};
-use mantissa::ir::{Graph, Init, NodeId, Op, Tensor, evaluate};
+use common::{check_places, compile};
+use mantissa::format::Format;
 use mantissa::plan::{Overrides, Policy};
-use mantissa::train::Compiled;
 use proptest::prelude::*;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
-
-/// What every source holds: its own numbers, by its name, so that no layer is like another.
-fn value(graph: &Graph, id: NodeId) -> Tensor {
-    let (op, ty) = (graph.op(id), graph.ty(id));
-    let name = match op {
-        Op::State { init: Init::Copy(of), .. } | Op::Input { copy_of: Some(of), .. } => of,
-        _ => graph.name_of(id),
-    };
-    let mut hasher = DefaultHasher::new();
-    name.hash(&mut hasher);
-    let seed = hasher.finish() as u32;
-    let of = |i: usize| match op {
-        Op::Input { label: true, .. } => f64::from((noise(seed, i) * 4.0).floor()),
-        // Small enough for gradients of networks that are not trained.
-        Op::State { .. } if name == "scaler.scale" => 64.0,
-        Op::State { init: Init::Constant(x), .. } => x.get(),
-        _ => ty.format.round(0.6 * f64::from(noise(seed, i)) - 0.3, Overflow::Ieee),
-    };
-    Tensor::new(&ty.dims(), (0..ty.elements()).map(of).collect())
-}
-
-/// Compares a plan with its step in f64: every output, and every value that the plan says it has, if it rounds nothing.
-fn check(name: &str, compiled: &Compiled, tolerance: f64) {
-    let (step, planned) = (&compiled.step, &compiled.planned);
-    let of = |graph: &Graph| evaluate(graph, |id| value(graph, id));
-    let (expected, got) = (of(step), of(&planned.graph));
-    let near = |what: &str, id: NodeId, place: NodeId| {
-        let narrow = |x: &Tensor| x.data.iter().map(|&x| x as f32).collect::<Vec<f32>>();
-        let d = distance(&narrow(&got[place.index()]), &narrow(&expected[id.index()]));
-        assert!(d < tolerance, "{name}: {what} `{}` is off by {d:e}", step.name_of(id));
-    };
-    for o in step.outputs() {
-        let place = planned.graph.output(&o.name, o.role).unwrap_or_else(|| panic!("{name}: no output `{}`", o.name));
-        near("output", o.node, place);
-    }
-    let is_copy = |name: &str| {
-        planned.graph.find(name).is_some_and(|id| matches!(planned.graph.op(id), Op::State { init: Init::Copy(_), .. }))
-    };
-    let own = planned.graph.outputs().iter().filter(|o| !is_copy(&o.name)).count();
-    assert_eq!(own, step.outputs().len(), "{name}");
-    // What is rounded may be lost to zero on the way.
-    if compiled.planned.graph.ids().any(|id| compiled.planned.graph.ty(id).format.is_low()) {
-        return;
-    }
-    let places = step.ids().zip(&planned.places).filter_map(|(id, place)| Some((id, (*place)?)));
-    for (id, place) in places.filter(|&(id, _)| step.ty(id).format.is_float()) {
-        near("value", id, place);
-    }
-}
 
 /// A model of so many layers, from what declares and computes one: `#` is its number, `@@` the one before.
 fn model(layers: usize, before: &str, layer: &str, after: &str) -> String {
@@ -110,7 +58,7 @@ fn layers_that_are_alike_are_planned_as_few_and_compute_the_same() {
                 panic!("{name} under {policy}: runs of layers {:?}", compiled.planned.layers)
             };
             assert!(few < all && all + 1 >= layers, "{name} under {policy}: {all} layers planned as {few}");
-            check(&format!("{name} under {policy}"), &compiled, tolerance);
+            check_places(&format!("{name} under {policy}"), &compiled, tolerance);
         }
     }
 }
@@ -132,7 +80,7 @@ fn layers_that_differ_are_planned_as_they_are() {
     {
         let compiled = compile(&source, Policy::Fp32, Format::F16, |_| {});
         assert_eq!(compiled.planned.layers, [], "{name}");
-        check(name, &compiled, 1e-4);
+        check_places(name, &compiled, 1e-4);
     }
 }
 
@@ -143,7 +91,7 @@ fn a_layer_with_a_format_of_its_own_parts_those_before_it_from_those_after() {
     file.write_all(b"\"h6\" = \"f32\"\n").unwrap();
     let overrides = Overrides::read(file.path()).unwrap();
     let compiled = compile(&source, Policy::O1, Format::F16, |s| s.overrides = overrides.clone());
-    check("one layer apart", &compiled, 0.2);
+    check_places("one layer apart", &compiled, 0.2);
 }
 
 #[test]
@@ -158,7 +106,7 @@ fn runs_of_layers_of_two_kinds_are_both_planned_as_few() {
     let source = model(10, &before, layer, "param v: f32[24, 4] = xavier_uniform logits = g@@ @ v");
     let compiled = compile(&source, Policy::O1, Format::F16, |_| {});
     assert_eq!(compiled.planned.layers.len(), 2, "{:?}", compiled.planned.layers);
-    check("two kinds", &compiled, 0.2);
+    check_places("two kinds", &compiled, 0.2);
 }
 
 /// What a layer of a random network computes, from the last layer's result, the one before that, and the start.
@@ -192,6 +140,6 @@ proptest! {
              h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f})"
         );
         let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
-        check(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
+        check_places(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
     }
 }

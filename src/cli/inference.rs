@@ -3,10 +3,9 @@
 use super::plan::{PlanArgs, emit_planned};
 use super::{data_name, out, read_model, write_onnx};
 use crate::error::{Error, Result};
-use crate::ir::{Op, text, verify};
-use crate::lower::outline;
+use crate::ir::{Op, text};
 use crate::model::{Mixed, write_atomically};
-use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_table, report, summary_line};
+use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report};
 use crate::rewrite::RuleSet;
 use crate::train::{PlannedInference, Settings};
 use std::path::Path;
@@ -106,11 +105,8 @@ fn print(planned: &PlannedInference, wide: &Planned, request: &Request, written:
     ));
     out(&evidence_text(planned, written.is_some()));
     out(&print_table(&planned.planned, request)?);
-    out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one run", "time", "bytes", "launches"));
-    for (label, plan) in [("this plan", &planned.planned), ("everything f32 (fp32)", wide)] {
-        let launches = outline(verify(&plan.graph)?)?.launches.len();
-        out(&format!("{}\n", summary_line(label, plan.estimate, launches)));
-    }
+    let plans = [("this plan", &planned.planned), ("everything f32 (fp32)", wide)];
+    out(&format!("\n{}", print_summary("run", &plans)?));
     for limit in planned.planned.limits() {
         out(&format!("note: {limit}\n"));
     }

@@ -21,6 +21,7 @@ use crate::plan::{Overrides, Policy};
 use crate::rewrite::RuleSet;
 use crate::train::{Optimizer, Settings};
 use crate::trainer;
+use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
@@ -79,6 +80,9 @@ pub struct StepArgs {
     /// What the plan is made for: cpu, sm_70 (V100), sm_75 (T4), sm_80 (A100), sm_89 (L4), sm_90 (H200), h100, sm_100 (B200)
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
+    /// Memory that the step may take, as in 8GB: what does not fit is computed again in the backward pass
+    #[arg(long, value_name = "SIZE")]
+    memory_limit: Option<ByteSize>,
     /// Samples per step
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -145,6 +149,7 @@ impl StepArgs {
         if let Some(t) = &self.target {
             s.target = t.clone();
         }
+        s.memory_limit = self.memory_limit.or(s.memory_limit);
         if let Some(b) = self.batch {
             s.sizes.insert("batch".into(), b);
         }

@@ -9,7 +9,7 @@ use crate::ir::{Graph, text, verify};
 use crate::lower::{lower, outline};
 use crate::model::{Model, write_atomically};
 use crate::plan::{
-    PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_table, report, seconds, summary_line,
+    PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_summary, print_table, report, seconds,
 };
 use crate::rewrite::RuleSet;
 use crate::train::{Compiled, Settings};
@@ -125,12 +125,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     ));
     out(&evidence_text(&compiled, &settings));
     out(&print_table(&compiled.planned, &request)?);
-    out(&format!("\n{:<28} {:>10} {:>11} {:>9}\n", "predicted for one step", "time", "bytes", "launches"));
-    let launches = |p: &Planned| Ok::<_, Error>(lower(verify(&p.graph)?)?.launches.len());
-    out(&format!("{}\n", summary_line("this plan", compiled.planned.estimate, launches(&compiled.planned)?)));
-    for (label, planned) in &others {
-        out(&format!("{}\n", summary_line(label, planned.estimate, launches(planned)?)));
-    }
+    let plans = std::iter::once(("this plan", &compiled.planned)).chain(others.iter().map(|(label, p)| (*label, p)));
+    out(&format!("\n{}", print_summary("step", &plans.collect::<Vec<_>>())?));
     for limit in compiled.planned.limits() {
         out(&format!("note: {limit}\n"));
     }
@@ -151,7 +147,7 @@ fn others(
         }
         let other = Settings { policy, ..settings.clone() };
         let (_, step) = other.build(model, rules)?;
-        let request = Request { policy, frontier: false, ..request.clone() };
+        let request = Request { policy, frontier: false, memory_limit: None, ..request.clone() };
         out.push((label, plan(&step, &request, rules)?));
     }
     Ok(out)

@@ -1,5 +1,6 @@
 //! Where temporaries live: one arena, slots reused as soon as the last reader has run.
 
+use super::kernel::{Exit, Kernel};
 use super::program::{BufferId, Program};
 
 /// A range of the arena, in bytes.
@@ -58,6 +59,36 @@ impl Arena {
             placed.push(b);
         }
         arena
+    }
+}
+
+/// Bytes of memory that running a program takes, besides what libraries take for themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Of parameters, optimizer state and inputs.
+    pub resident: usize,
+    /// Of temporaries, in slots that are used again and again.
+    pub temporaries: usize,
+}
+
+impl Memory {
+    pub fn total(&self) -> usize {
+        self.resident + self.temporaries
+    }
+}
+
+impl Program {
+    /// What [`Arena`] and the products that go through scratch take.
+    pub fn memory(&self) -> Memory {
+        let arena = Arena::assign(self);
+        let sources = arena.slots.iter().zip(&self.buffers).filter(|(_, b)| b.source.is_some());
+        let resident = sources.map(|(slot, _)| slot.bytes).sum();
+        let scratch = |k: &Kernel| match k {
+            Kernel::Product(p) if let Exit::Scratch(format) = p.exit() => p.contraction.elements() * format.bytes(),
+            _ => 0,
+        };
+        let scratch = self.kernels.iter().map(scratch).max().unwrap_or(0);
+        Memory { resident, temporaries: arena.bytes - resident + scratch }
     }
 }
 

@@ -259,7 +259,8 @@ impl Emit<'_> {
             | Op::Pad { .. }
             | Op::Window { .. }
             | Op::Unwindow { .. }
-            | Op::Alias { .. } => self.operand(id, 0),
+            | Op::Alias { .. }
+            | Op::After => self.operand(id, 0),
             Op::Reduce { kind, axes, .. } => {
                 let x = self.operand(id, 0);
                 let dims = self.graph.ty(self.graph.inputs(id)[0]).dims();

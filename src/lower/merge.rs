@@ -1,6 +1,6 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
-use super::region::{Analyser, Region, Site, loop_region};
+use super::region::{Analyser, Region, Site, loop_region, underlying};
 use crate::ir::{Graph, NodeId, Op, Role, Stage};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -28,7 +28,8 @@ pub fn regions(graph: &Graph) -> Result<Regions, String> {
             at = j;
         }
     }
-    let order = merger.order().expect("merging closes no circle");
+    let order = merger.schedule();
+    debug_assert_eq!(order.len(), merger.regions.iter().flatten().count(), "merging closes no circle");
     let regions = order.into_iter().filter_map(|i| merger.regions[i].take());
     let regions = regions.map(|r| if r.layout.is_stale { merger.analyser.region(&r.roots) } else { Ok(r) });
     Ok(Regions { regions: regions.collect::<Result<_, String>>()?, shadowed })
@@ -126,8 +127,8 @@ impl<'a> Merger<'a> {
             }
         }
         for i in 0..n {
-            let from: Vec<usize> =
-                m.region(i).reads.iter().filter_map(|b| m.writer[b.index()]).filter(|&w| w != i).collect();
+            let first = m.region(i).reads.union(&m.region(i).waits);
+            let from: Vec<usize> = first.filter_map(|b| m.writer[b.index()]).filter(|&w| w != i).collect();
             from.into_iter().for_each(|w| m.link(w, i));
         }
         m
@@ -346,6 +347,50 @@ impl<'a> Merger<'a> {
             }
         }
         (out.len() == (0..self.regions.len()).filter(live).count()).then_some(out)
+    }
+}
+
+impl Merger<'_> {
+    /// Regions in running order: as they come, but what gives back more memory than it takes runs as soon as it can. So a
+    /// weight's gradient is computed when its operands are there, and these are not kept to the end of the step. Scalars are
+    /// waited for by others, and take nothing.
+    fn schedule(&self) -> Vec<usize> {
+        let bytes = |b: &NodeId| self.graph.ty(*b).bytes();
+        let temporary = |b: &NodeId| !self.graph.op(*b).is_source();
+        let mut left: Vec<usize> = self.readers.iter().map(BTreeSet::len).collect();
+        // What the step hands out is never given back.
+        self.graph.outputs().iter().for_each(|o| left[underlying(self.graph, o.node).index()] += 1);
+        let frees = |i: usize, left: &[usize]| {
+            let r = self.region(i);
+            let freed: usize = r.reads.iter().filter(|b| temporary(b) && left[b.index()] == 1).map(bytes).sum();
+            is_scalar(r) || freed > r.roots.iter().map(bytes).sum()
+        };
+        let mut waiting: Vec<usize> = self.before.iter().map(BTreeSet::len).collect();
+        let live = (0..self.regions.len()).filter(|&i| self.regions[i].is_some());
+        let mut ready: BTreeSet<usize> = live.filter(|&i| waiting[i] == 0).collect();
+        let mut urgent: BTreeSet<usize> = ready.iter().copied().filter(|&i| frees(i, &left)).collect();
+        let mut out = Vec::new();
+        while let Some(i) = urgent.pop_first().or_else(|| ready.first().copied()) {
+            ready.remove(&i);
+            out.push(i);
+            for &next in &self.after[i] {
+                waiting[next] -= 1;
+                if waiting[next] == 0 {
+                    ready.insert(next);
+                    if frees(next, &left) {
+                        urgent.insert(next);
+                    }
+                }
+            }
+            for b in &self.region(i).reads {
+                left[b.index()] -= 1;
+                if left[b.index()] == 1 {
+                    let last = self.readers[b.index()].iter().filter(|r| ready.contains(r) && frees(**r, &left));
+                    urgent.extend(last);
+                }
+            }
+        }
+        out
     }
 }
 

@@ -14,7 +14,7 @@ mod scan;
 mod stages;
 mod view;
 
-pub use buffers::{Arena, Slot};
+pub use buffers::{Arena, Memory, Slot};
 pub use expand::expand;
 pub use kernel::{
     Address, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,

@@ -31,6 +31,8 @@ pub struct Program {
     pub computes: Vec<Vec<String>>,
     /// The loop that each kernel is part of.
     pub loops: Vec<Option<InLoop>>,
+    /// Buffers that must have been written before each kernel, besides those it reads.
+    pub waits: Vec<Vec<BufferId>>,
     /// Outputs and metrics by name, and where they lie after a run.
     pub results: Vec<(String, Role, BufferId)>,
 }
@@ -54,6 +56,7 @@ impl Program {
         self.kernels.push(kernel);
         self.computes.push(computes);
         self.loops.push(None);
+        self.waits.push(Vec::new());
     }
 
     pub fn find(&self, name: &str) -> Option<BufferId> {
@@ -113,7 +116,7 @@ pub(super) fn program(plan: Verified, extent: Extent) -> Result<Program> {
         }
     }
     for id in graph.ids().filter(|&id| graph.op(id).is_buffer()) {
-        if matches!(graph.op(id), Op::Alias { .. }) {
+        if matches!(graph.op(id), Op::Alias { .. } | Op::After) {
             place.insert(id, place[&underlying(&graph, id)]);
             continue;
         }
@@ -128,7 +131,7 @@ pub(super) fn program(plan: Verified, extent: Extent) -> Result<Program> {
     }
     // A root that nobody else reads stays in its kernel's registers.
     let mut needed: BTreeSet<NodeId> = graph.outputs().iter().map(|o| underlying(&graph, o.node)).collect();
-    cut.regions.iter().for_each(|r| needed.extend(r.reads.iter().filter(|b| !r.roots.contains(b))));
+    cut.regions.iter().for_each(|r| needed.extend(r.reads.union(&r.waits).filter(|b| !r.roots.contains(b))));
     for region in &cut.regions {
         if region.is_loop {
             scan::steps(&mut program, &graph, region, &place, extent)?;
@@ -137,6 +140,9 @@ pub(super) fn program(plan: Verified, extent: Extent) -> Result<Program> {
         let computes = region.roots.iter().map(|&r| graph.name_of(r).to_owned()).collect();
         program
             .push(emit(&graph, region, &place, |root| extent == Extent::Visible || needed.contains(&root)), computes);
+        if let Some(waits) = program.waits.last_mut() {
+            waits.extend(region.waits.iter().map(|b| place[b]));
+        }
     }
     for (from, to) in copies {
         let at = |id| (Address::of(place[&id]), graph.ty(id).format);
@@ -157,6 +163,7 @@ fn group_launches(program: &mut Program) {
     program.kernels = order.iter().map(|&i| program.kernels[i].clone()).collect();
     program.computes = order.iter().map(|&i| program.computes[i].clone()).collect();
     program.loops = order.iter().map(|&i| program.loops[i].clone()).collect();
+    program.waits = order.iter().map(|&i| program.waits[i].clone()).collect();
     let mut start = 0;
     for g in groups {
         program.launches.push(start..start + g.len());
@@ -174,7 +181,8 @@ fn joined(program: &Program, groups: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
     let mut alike: HashMap<u64, Vec<usize>> = HashMap::new();
     for group in groups {
         let kernels = || group.iter().map(|&i| &program.kernels[i]);
-        let reads: Vec<BufferId> = kernels().flat_map(|k| k.reads()).collect();
+        let waits = group.iter().flat_map(|&i| &program.waits[i]).copied();
+        let reads: Vec<BufferId> = kernels().flat_map(|k| k.reads()).chain(waits).collect();
         let writes: Vec<BufferId> = kernels().flat_map(|k| k.writes()).collect();
         let after_writes = writes.iter().flat_map(|&b| [read_in[b], written_in[b]]);
         let conflicts = after_writes.chain(reads.iter().map(|&b| written_in[b])).flatten();

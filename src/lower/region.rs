@@ -19,6 +19,8 @@ pub struct Region {
     pub roots: Vec<NodeId>,
     /// Buffers it reads that it does not write.
     pub reads: BTreeSet<NodeId>,
+    /// Buffers that must have been written, though it does not read them.
+    pub waits: BTreeSet<NodeId>,
     pub layout: Layout,
     /// Computes in f64.
     pub wide: bool,
@@ -71,6 +73,9 @@ pub enum Site {
 /// The buffer behind a chain of views, and the view of it; none if a value must be computed first.
 pub fn resolve_view(graph: &Graph, id: NodeId) -> Option<(NodeId, View)> {
     let op = graph.op(id);
+    if matches!(op, Op::After) {
+        return resolve_view(graph, *graph.inputs(id).first()?);
+    }
     if let Op::Alias { dims } = op {
         let (buffer, view) = resolve_view(graph, *graph.inputs(id).first()?)?;
         return Some((buffer, view.reshape(&dims.fixed()?)?));
@@ -106,7 +111,7 @@ pub fn view_through(op: &Op, view: &View, dims: &[usize]) -> Option<View> {
 /// The buffer an operand of a product lies in.
 pub fn underlying(graph: &Graph, id: NodeId) -> NodeId {
     match graph.op(id) {
-        Op::Alias { .. } => graph.inputs(id).first().map_or(id, |&x| underlying(graph, x)),
+        Op::Alias { .. } | Op::After => graph.inputs(id).first().map_or(id, |&x| underlying(graph, x)),
         _ => id,
     }
 }
@@ -120,7 +125,8 @@ pub(super) fn loop_region(graph: &Graph, roots: Vec<NodeId>) -> Result<Region, S
         }
         reads.insert(underlying(graph, input));
     }
-    Ok(Region { roots, reads, layout: Layout::default(), wide: false, is_loop: true })
+    let waits = BTreeSet::new();
+    Ok(Region { roots, reads, waits, layout: Layout::default(), wide: false, is_loop: true })
 }
 
 /// Decides what can be one kernel of a graph.
@@ -131,6 +137,8 @@ pub(super) struct Analyser<'a> {
     inputs: Vec<Vec<NodeId>>,
     /// What [`resolve_view`] says of every value, found when it is asked for.
     views: Vec<OnceCell<Option<(NodeId, View)>>>,
+    /// What must have been written before a value is read, for those that say so.
+    waits: BTreeMap<NodeId, Vec<NodeId>>,
     /// The cone that each value was last seen in, and how many there were.
     seen: RefCell<(Vec<u32>, u32)>,
 }
@@ -154,7 +162,29 @@ impl<'a> Analyser<'a> {
         let mut updates: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
         next.iter().for_each(|(&source, &buffer)| updates.entry(buffer).or_default().push(source));
         let (views, seen) = (vec![OnceCell::new(); graph.len()], RefCell::new((vec![0; graph.len()], 0)));
-        Analyser { graph, updates, inputs, views, seen }
+        let mut waits: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
+        for id in graph.ids() {
+            let x = graph.inputs(id);
+            let own = match graph.op(id) {
+                Op::After => Some(underlying(graph, x[1])),
+                op if op.is_view() || matches!(op, Op::Alias { .. }) => None,
+                _ => continue,
+            };
+            let all: Vec<NodeId> = own.into_iter().chain(waits.get(&x[0]).into_iter().flatten().copied()).collect();
+            if !all.is_empty() {
+                waits.insert(id, all);
+            }
+        }
+        Analyser { graph, updates, inputs, views, waits, seen }
+    }
+
+    /// What must have been written before a cone's reads.
+    fn waits<'s>(&'s self, cone: &'s Cone) -> impl Iterator<Item = NodeId> + 's {
+        let read = |&(site, _): &(Site, &(NodeId, View))| match site {
+            Site::Read { user, operand } => self.waits.get(&self.inputs[user.index()][operand]),
+            Site::Value(_) => None,
+        };
+        cone.reads.iter().filter_map(read).flatten().copied()
     }
 
     fn view(&self, id: NodeId) -> Option<&(NodeId, View)> {
@@ -182,6 +212,7 @@ impl<'a> Analyser<'a> {
         let Ok(cone) = self.cone_of(&other.roots, &roots) else { return false };
         region.roots = roots;
         region.reads.extend(cone.reads.iter().map(|r| r.1.0));
+        region.waits.extend(self.waits(&cone));
         region.wide |= cone.values.iter().any(|&v| needs_wide(self.graph, v));
         region.layout = Layout { is_stale: true, ..Layout::default() };
         true
@@ -363,8 +394,9 @@ impl<'a> Analyser<'a> {
             }
         }
         let reads = cone.reads.iter().map(|r| r.1.0).collect();
+        let waits = self.waits(cone).collect();
         let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
-        Ok(Region { roots: roots.to_vec(), reads, layout, wide, is_loop: false })
+        Ok(Region { roots: roots.to_vec(), reads, waits, layout, wide, is_loop: false })
     }
 }
 

@@ -24,6 +24,7 @@ mod policy;
 mod probe;
 mod profile;
 mod raise;
+mod recompute;
 mod report;
 mod search;
 mod sketch;
@@ -44,9 +45,10 @@ pub use overrides::Overrides;
 pub use policy::{Policy, Verdict, paint};
 pub use probe::{Probe, gradient_output, gradient_outputs, probe};
 pub use profile::print_profile;
+pub use recompute::Again;
 pub use report::report;
 pub use sketch::copy_name;
-pub use table::{clip, print_table, seconds, summary_line};
+pub use table::{clip, print_summary, print_table, seconds};
 
 use crate::cost::{Estimate, Target};
 use crate::error::Result;
@@ -55,6 +57,7 @@ use crate::ir::{Graph, NodeId, Op, Role, verify};
 use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
+use recompute::{Fitted, fitted};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -71,6 +74,8 @@ pub struct Request {
     pub overrides: Overrides,
     /// Find out what other budgets would cost.
     pub frontier: bool,
+    /// Bytes of memory that the step may take.
+    pub memory_limit: Option<usize>,
 }
 
 impl Request {
@@ -84,6 +89,7 @@ impl Request {
             calibration: None,
             overrides: Overrides::default(),
             frontier: false,
+            memory_limit: None,
         }
     }
 
@@ -115,6 +121,8 @@ pub struct Planned {
     pub bodies: BTreeMap<String, Planned>,
     /// Runs of layers that are alike and were planned alike: how many there are, and how many of them were planned.
     pub layers: Vec<(usize, usize)>,
+    /// What is computed again in the backward pass, to keep to a limit of memory.
+    pub again: Option<Again>,
     /// The search for a cheaper plan ended at its limit.
     pub search_cut_short: bool,
     /// What roundings were estimated to add to the gradients' noise, in budgets, the noisiest first, by what is rounded
@@ -165,6 +173,7 @@ impl Planned {
             evaluations: 0,
             bodies: BTreeMap::new(),
             layers: Vec::new(),
+            again: None,
             search_cut_short: false,
             noise: Vec::new(),
             frontier: Vec::new(),
@@ -224,17 +233,22 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
     let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
     let verdicts = paint(&step, request);
     let extracted = extract(&step, &verdicts, request, rules)?;
+    let Fitted { graph, places, estimate, again } = match request.memory_limit {
+        Some(limit) => fitted(&step, extracted.graph, extracted.places, request, limit)?,
+        None => Fitted { graph: extracted.graph, places: extracted.places, estimate: extracted.estimate, again: None },
+    };
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {
-        graph: extracted.graph,
-        estimate: extracted.estimate,
+        graph,
+        estimate,
         reasons,
-        places: extracted.places,
+        places,
         rules: extracted.rules,
         phases: extracted.phases,
         evaluations: extracted.evaluations,
         bodies,
         layers: extracted.layers,
+        again,
         search_cut_short: extracted.cut_short,
         noise: extracted.noise,
         frontier: extracted.frontier,

@@ -1,10 +1,11 @@
 //! A plan as a terminal shows it: a row per kernel, what it computes, in which formats and why.
 
+use super::recompute::first_of;
 use super::{Planned, Request};
-use crate::cost::{Estimate, REFUSED};
+use crate::cost::REFUSED;
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
-use crate::lower::{InLoop, Kernel, Program, outline};
+use crate::lower::{InLoop, Kernel, Program, lower, outline};
 use std::fmt::Write;
 
 /// A time with three digits and its unit.
@@ -18,7 +19,7 @@ pub fn seconds(s: f64) -> String {
 }
 
 /// A byte count with its unit.
-pub fn bytes(n: usize) -> String {
+pub(super) fn bytes(n: usize) -> String {
     let x = n as f64;
     match n {
         0..=9_999 => format!("{n} B"),
@@ -28,9 +29,17 @@ pub fn bytes(n: usize) -> String {
     }
 }
 
-/// One plan in one line: time, bytes, kernels.
-pub fn summary_line(label: &str, estimate: Estimate, kernels: usize) -> String {
-    format!("{label:<28} {:>10} {:>11} {kernels:>9}", seconds(estimate.seconds), bytes(estimate.bytes))
+/// Plans in a line each: time, bytes moved, memory taken, launches. `run` is what the numbers are of.
+pub fn print_summary(run: &str, plans: &[(&str, &Planned)]) -> Result<String> {
+    let title = format!("predicted for one {run}");
+    let mut out = format!("{title:<28} {:>10} {:>11} {:>11} {:>9}\n", "time", "moved", "memory", "launches");
+    for (label, planned) in plans {
+        let program = lower(verify(&planned.graph)?)?;
+        let (time, moved) = (seconds(planned.estimate.seconds), bytes(planned.estimate.bytes));
+        let (memory, launches) = (bytes(program.memory().total()), program.launches.len());
+        let _ = writeln!(out, "{label:<28} {time:>10} {moved:>11} {memory:>11} {launches:>9}");
+    }
+    Ok(out)
 }
 
 /// The kernels of a planned step, the formats of what they store and why.
@@ -63,6 +72,16 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         carried(&planned.graph),
         staged(&planned.graph)
     );
+    if let Some(again) = &planned.again {
+        let _ = writeln!(
+            out,
+            "memory: {} of {} segments of the forward pass are computed again in the backward pass, which takes {} and saves {}",
+            again.segments[0],
+            again.segments[1],
+            seconds(again.seconds),
+            bytes(again.bytes)
+        );
+    }
     for (all, few) in &planned.layers {
         let _ = writeln!(out, "layers: {all} that are alike, planned as {few}");
     }
@@ -97,6 +116,9 @@ pub fn clip(s: &str, width: usize) -> String {
 /// A stored buffer: the value it holds, its format, and the reason.
 fn describe(planned: &Planned, buffer: &str) -> (String, String, String) {
     let g = &planned.graph;
+    if let Some((first, id)) = first_of(buffer).zip(g.find(buffer)) {
+        return (buffer.to_owned(), g.ty(id).format.to_string(), format!("computed again as `{first}` was"));
+    }
     let Some(id) = g.find(buffer) else {
         return (buffer.to_owned(), String::new(), "copied at the end of the step".into());
     };

@@ -71,6 +71,8 @@ impl Encoder<'_> {
                 }
                 self.egraph.add(Term::op(op.name(), children))
             }
+            // Only a plan has times.
+            Op::After => self.classes[self.graph.inputs(id)[0].index()],
             Op::Const(c) => self.egraph.add(Term { head: Head::Num(*c), children: Vec::new() }),
             _ => {
                 let mut children: Vec<Id> = op.attrs().iter().map(|(k, a)| self.word(&attr_leaf(k, a))).collect();
@@ -93,15 +95,22 @@ impl Encoder<'_> {
         self.egraph.add(Term::op(head, vec![name]))
     }
 
+    fn is_buffer(&self, id: NodeId) -> bool {
+        match self.graph.op(id) {
+            Op::After => self.is_buffer(self.graph.inputs(id)[0]),
+            op => op.is_buffer(),
+        }
+    }
+
     fn edge(&mut self, id: NodeId) -> Id {
         let class = self.classes[id.index()];
-        let head = if self.graph.op(id).is_buffer() { "get" } else { "pass" };
+        let head = if self.is_buffer(id) { "get" } else { "pass" };
         self.egraph.add(Term::op(head, vec![class]))
     }
 
     /// The node's value in memory, in a format that something reads it in.
     fn operand(&mut self, id: NodeId, format: crate::format::Format) -> Id {
-        if !self.graph.op(id).is_buffer() || self.graph.ty(id).format == format {
+        if !self.is_buffer(id) || self.graph.ty(id).format == format {
             return self.buffer(id, Some(format));
         }
         let word = self.word(format.name());
@@ -111,7 +120,7 @@ impl Encoder<'_> {
     /// The node's value in memory, in its own format unless another is asked for.
     fn buffer(&mut self, id: NodeId, format: Option<crate::format::Format>) -> Id {
         let class = self.classes[id.index()];
-        if self.graph.op(id).is_buffer() {
+        if self.is_buffer(id) {
             return class;
         }
         let format = self.word(format.unwrap_or(self.graph.ty(id).format).name());

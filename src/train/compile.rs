@@ -11,6 +11,7 @@ use crate::ir::{Graph, Op, text};
 use crate::model::{Model, Purpose, Weights};
 use crate::plan::{Calibration, Overrides, PlanFile, Planned, Policy, Request, observed, plan, recognise};
 use crate::rewrite::{PhaseReport, RuleSet};
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +39,9 @@ pub struct Settings {
     /// Find out what other budgets than the one given would cost.
     #[serde(skip)]
     pub frontier: bool,
+    /// Memory that the step may take.
+    #[serde(default)]
+    pub memory_limit: Option<ByteSize>,
     /// What is known of the step on real data.
     #[serde(skip)]
     pub calibration: Option<Arc<Calibration>>,
@@ -58,6 +62,7 @@ impl Default for Settings {
             formats: Vec::new(),
             overrides: Overrides::default(),
             frontier: false,
+            memory_limit: None,
             calibration: None,
             total_steps: 0,
         }
@@ -103,6 +108,7 @@ impl Settings {
             calibration: self.calibration.clone(),
             overrides: self.overrides.clone(),
             frontier: self.frontier,
+            memory_limit: self.memory_limit.map(|b| b.as_u64() as usize),
         })
     }
 
@@ -204,6 +210,7 @@ impl Settings {
         // A plan that evidence chose comes without it: what the lists would round was not asked about there.
         let unseen = saved.is_some() && self.policy == Policy::Auto && self.calibration.is_none();
         let request = if unseen { Request { policy: Policy::Fp32, ..request } } else { request };
+        let request = Request { memory_limit: None, ..request };
         let eval = match self.evaluation(model, rules, &task, &mut weights)? {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,

@@ -7,6 +7,7 @@ use crate::data::Source;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::plan::{Overrides, Policy};
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,12 +53,21 @@ pub struct PlanSection {
     pub target: String,
     /// As a policy file has them.
     pub overrides: Overrides,
+    /// Memory that the step may take, as in "8GB".
+    pub memory_limit: Option<ByteSize>,
 }
 
 impl Default for PlanSection {
     fn default() -> PlanSection {
         let s = Settings::default();
-        PlanSection { policy: s.policy, format: s.low, formats: s.formats, target: s.target, overrides: s.overrides }
+        PlanSection {
+            policy: s.policy,
+            format: s.low,
+            formats: s.formats,
+            target: s.target,
+            overrides: s.overrides,
+            memory_limit: s.memory_limit,
+        }
     }
 }
 
@@ -128,6 +138,7 @@ impl RunFile {
             formats: self.plan.formats.clone(),
             overrides: self.plan.overrides.clone(),
             frontier: false,
+            memory_limit: self.plan.memory_limit,
             calibration: None,
             total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
         }

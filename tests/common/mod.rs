@@ -1,13 +1,14 @@
 //! Helpers shared by the integration tests.
 #![allow(dead_code, reason = "each test crate uses some of these")]
 
-use mantissa::format::Format;
-use mantissa::ir::{Graph, Init, Op, text};
+use mantissa::format::{Format, Overflow};
+use mantissa::ir::{Graph, Init, NodeId, Op, Tensor, evaluate, text};
 use mantissa::model::Model;
 use mantissa::plan::Policy;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::{Device, initialise};
 use mantissa::train::{Compiled, Settings};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 
 /// Small models that together use every operation family.
@@ -160,4 +161,50 @@ pub fn distance(a: &[f32], b: &[f32]) -> f64 {
     let norm = |f: &dyn Fn(usize) -> f64| (0..a.len()).map(|i| f(i).powi(2)).sum::<f64>().sqrt();
     let diff = norm(&|i| f64::from(a[i]) - f64::from(b[i]));
     if diff == 0.0 { 0.0 } else { diff / norm(&|i| f64::from(b[i])).max(1e-12) }
+}
+
+/// What every source holds: its own numbers, by its name, so that no layer is like another.
+fn value(graph: &Graph, id: NodeId) -> Tensor {
+    let (op, ty) = (graph.op(id), graph.ty(id));
+    let name = op.copy_of().unwrap_or(graph.name_of(id));
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let seed = hasher.finish() as u32;
+    let of = |i: usize| match op {
+        Op::Input { label: true, .. } => f64::from((noise(seed, i) * 4.0).floor()),
+        // Small enough for gradients of networks that are not trained.
+        Op::State { .. } if name == "scaler.scale" => 64.0,
+        Op::State { init: Init::Constant(x), .. } => x.get(),
+        _ => ty.format.round(0.6 * f64::from(noise(seed, i)) - 0.3, Overflow::Ieee),
+    };
+    Tensor::new(&ty.dims(), (0..ty.elements()).map(of).collect())
+}
+
+/// Compares a plan with its step in f64: every output, and every value that the plan says it has, if it rounds nothing.
+pub fn check_places(name: &str, compiled: &Compiled, tolerance: f64) {
+    let (step, planned) = (&compiled.step, &compiled.planned);
+    let of = |graph: &Graph| evaluate(graph, |id| value(graph, id));
+    let (expected, got) = (of(step), of(&planned.graph));
+    let near = |what: &str, id: NodeId, place: NodeId| {
+        let narrow = |x: &Tensor| x.data.iter().map(|&x| x as f32).collect::<Vec<f32>>();
+        let d = distance(&narrow(&got[place.index()]), &narrow(&expected[id.index()]));
+        assert!(d < tolerance, "{name}: {what} `{}` is off by {d:e}", step.name_of(id));
+    };
+    for o in step.outputs() {
+        let place = planned.graph.output(&o.name, o.role).unwrap_or_else(|| panic!("{name}: no output `{}`", o.name));
+        near("output", o.node, place);
+    }
+    let is_copy = |name: &str| {
+        planned.graph.find(name).is_some_and(|id| matches!(planned.graph.op(id), Op::State { init: Init::Copy(_), .. }))
+    };
+    let own = planned.graph.outputs().iter().filter(|o| !is_copy(&o.name)).count();
+    assert_eq!(own, step.outputs().len(), "{name}");
+    // What is rounded may be lost to zero on the way.
+    if compiled.planned.graph.ids().any(|id| compiled.planned.graph.ty(id).format.is_low()) {
+        return;
+    }
+    let places = step.ids().zip(&planned.places).filter_map(|(id, place)| Some((id, (*place)?)));
+    for (id, place) in places.filter(|&(id, _)| step.ty(id).format.is_float()) {
+        near("value", id, place);
+    }
 }

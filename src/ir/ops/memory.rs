@@ -1,5 +1,5 @@
 //! Memory: `put` rounds a value and stores it, `cast` copies a stored tensor to another format, `alias` is the same memory
-//! in another shape. `convert` rounds in registers: a cast that the model itself asks for.
+//! in another shape, `after` the same at a later time. `convert` rounds in registers: a cast that the model itself asks for.
 
 use super::{Format, Op, Type};
 use crate::format::Overflow;

@@ -176,6 +176,9 @@ pub enum Op {
     Alias {
         dims: Shape,
     },
+    /// `after(x, t)`: the same memory as x, read when t has been written: what is computed from it again in the backward
+    /// pass is not computed before.
+    After,
     /// Rounds a value to a format and writes it to memory.
     Put(Format),
     /// Copies memory to another format.
@@ -228,6 +231,7 @@ impl Op {
             Op::Normalise { centred: false, .. } => "rms_normalise",
             Op::Convert(_) => "convert",
             Op::Alias { .. } => "alias",
+            Op::After => "after",
             Op::Gather { .. } => "gather",
             Op::ScatterAdd { .. } => "scatter_add",
             Op::MatMul { .. } => "matmul",
@@ -247,7 +251,7 @@ impl Op {
 
     /// Yields memory rather than registers.
     pub fn is_buffer(&self) -> bool {
-        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_) | Op::Alias { .. } | Op::Scan(_))
+        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_) | Op::Alias { .. } | Op::After | Op::Scan(_))
     }
 
     /// One result element from one element of each operand, after broadcasting.
@@ -326,6 +330,7 @@ impl Op {
             Op::Conv { kind, spec, .. } => conv::infer(kind, spec, x[0], x[1]),
             Op::Convert(f) => Ok(memory::infer_convert(*f, x[0])),
             Op::Alias { dims } => memory::infer_alias(dims, x[0]),
+            Op::After => Ok(x[0].clone()),
             Op::Loss(l) => l.infer(x[0], x[1]),
             Op::Put(f) | Op::Cast(f) => memory::infer(self, *f, x[0]),
             Op::Scan(s) => s.infer(x),
@@ -343,6 +348,7 @@ impl Op {
             | Op::ScatterAdd { .. }
             | Op::MatMul { .. }
             | Op::Conv { .. }
+            | Op::After
             | Op::Loss(_) => Some(2),
             Op::Concat { .. } | Op::Scan(_) => None,
             _ => Some(1),
@@ -380,7 +386,7 @@ impl Op {
             Op::Normalise { axes, eps, centred } => nn::eval_normalise(axes, eps.get(), *centred, x[0]),
             Op::Scatter { axis, kind } => index::eval_put_rows(*axis, *kind, x),
             Op::Conv { kind, spec, format } => conv::eval(kind, spec, *format, x, ty),
-            Op::Alias { .. } => Tensor::new(&ty.dims(), x[0].data.clone()),
+            Op::Alias { .. } | Op::After => Tensor::new(&ty.dims(), x[0].data.clone()),
             Op::Loss(l) => l.eval(x[0], x[1], ty),
             Op::Scan(s) => s.eval(x, ty),
             Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.round(v, memory::overflow(*f))),
@@ -419,6 +425,7 @@ impl Op {
                 let dims = c.graph.shape(c.x[0]).clone();
                 Ok(vec![Some(c.graph.reshape(c.dy, &dims)?)])
             }
+            Op::After => Ok(vec![Some(c.dy), None]),
             Op::Loss(l) => l.vjp(c),
             Op::Put(_) | Op::Cast(_) => Ok(vec![Some(c.dy)]),
             Op::Scan(_) => unreachable!("loops are differentiated whole, by autodiff::scan"),
@@ -579,6 +586,7 @@ impl Op {
             }
             "convert" => Op::Convert(a.format("format")?),
             "alias" => Op::Alias { dims: a.dims("dims")? },
+            "after" => Op::After,
             "concat" => Op::Concat { axis: a.int("axis")? },
             "gather" => Op::Gather { axis: a.int_or("axis", 0)? },
             "scatter_add" => Op::ScatterAdd {
