@@ -3,7 +3,7 @@
 mod common;
 
 use bytesize::ByteSize;
-use common::{MODELS, check_places, feed, initialise_all};
+use common::{MODELS, check_places, decoder, feed, initialise_all};
 use mantissa::error::Error;
 use mantissa::format::Format;
 use mantissa::ir::{Op, text, verify};
@@ -68,25 +68,6 @@ fn fitted(name: &str, source: &str, policy: Policy, batch: usize, shares: &[f64]
         }
     }
     least
-}
-
-fn decoder(layers: usize) -> String {
-    let mut text = "model decoder { input x: f32[batch, 16, 32] label y: f32[batch, 16, 32]\n".to_owned();
-    let mut x = "x".to_owned();
-    for i in 0..layers {
-        text += &format!(
-            "param q{i}: f32[32, 96] = normal(0.2) param o{i}: f32[32, 32] = normal(0.2)
-             param a{i}: f32[32, 128] = normal(0.2) param b{i}: f32[128, 32] = normal(0.2)
-             param s{i}: f32[32] = ones param u{i}: f32[32] = zeros
-             m{i} = layer_norm({x}, s{i}, u{i}) @ q{i}
-             k{i} = slice(m{i}, axis=2, start=0, stop=32) l{i} = slice(m{i}, axis=2, start=32, stop=64)
-             p{i} = softmax(matmul(k{i}, l{i}, t=nt) * 0.2)
-             r{i} = matmul(p{i}, slice(m{i}, axis=2, start=64, stop=96)) @ o{i} + {x}
-             x{i} = gelu(r{i} @ a{i}) @ b{i} + r{i}\n"
-        );
-        x = format!("x{i}");
-    }
-    text + &format!("loss = mse({x}, y) }}")
 }
 
 /// Layers with dropout, which draws the same numbers when it is computed again, and a skip from every layer down to the

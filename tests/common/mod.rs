@@ -208,3 +208,23 @@ pub fn check_places(name: &str, compiled: &Compiled, tolerance: f64) {
         near("value", id, place);
     }
 }
+
+/// A decoder of so many layers, each with names of its own.
+pub fn decoder(layers: usize) -> String {
+    let mut text = "model decoder { input x: f32[batch, 16, 32] label y: f32[batch, 16, 32]\n".to_owned();
+    let mut x = "x".to_owned();
+    for i in 0..layers {
+        text += &format!(
+            "param q{i}: f32[32, 96] = normal(0.2) param o{i}: f32[32, 32] = normal(0.2)
+             param a{i}: f32[32, 128] = normal(0.2) param b{i}: f32[128, 32] = normal(0.2)
+             param s{i}: f32[32] = ones param u{i}: f32[32] = zeros
+             m{i} = layer_norm({x}, s{i}, u{i}) @ q{i}
+             k{i} = slice(m{i}, axis=2, start=0, stop=32) l{i} = slice(m{i}, axis=2, start=32, stop=64)
+             p{i} = softmax(matmul(k{i}, l{i}, t=nt) * 0.2)
+             r{i} = matmul(p{i}, slice(m{i}, axis=2, start=64, stop=96)) @ o{i} + {x}
+             x{i} = gelu(r{i} @ a{i}) @ b{i} + r{i}\n"
+        );
+        x = format!("x{i}");
+    }
+    text + &format!("loss = mse({x}, y) }}")
+}
