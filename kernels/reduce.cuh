@@ -63,34 +63,66 @@ template <int T, class K, int N> __device__ __forceinline__ void row(const Group
     if (threadIdx.x % T == 0) k.finish(o, done);
 }
 
+/// Is this block the last of `blocks` to get here? What the others wrote before is then there to be read. The counter is
+/// left as it was found, for the next run.
+__device__ __forceinline__ bool arrives_last(u32* arrived, u64 blocks) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        last = atomicAdd(arrived, 1u) == blocks - 1;
+        if (last) *arrived = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return last;
+}
+
 /// TX threads side by side, each with K::WIDTH columns, and TY threads sharing each column's rows. One pass;
-/// element<P, W> takes W neighbouring columns, and accumulator s of column w is sum[s * W + w].
+/// element<P, W> takes W neighbouring columns, and accumulator s of column w is sum[s * W + w]. Where few columns would
+/// leave a GPU idle, k.parts blocks share them; the last to arrive combines their sums in order.
 template <int TX, int TY, class K, int N> __device__ __forceinline__ void column(const Group<K, N>& g) {
     constexpr int W = K::WIDTH, C = TX * W;
     __shared__ float shared[K::SUMS][TY][C + 1];
     const K& k = part_of(g);
     const u32 x = threadIdx.x % TX, y = threadIdx.x / TX;
-    const u64 first = (blockIdx.x - k.first_block) * u64(C);
+    const u64 block = blockIdx.x - k.first_block, part = block % k.parts;
+    const u64 first = block / k.parts * u64(C);
     const u64 o = first + x * W;
     float sum[K::SUMS * W];
 #pragma unroll
     for (int s = 0; s < K::SUMS * W; ++s) sum[s] = K::identity(s / W);
     if (o < k.rows) {
 #pragma unroll 4
-        for (u64 i = y; i < k.n; i += TY) k.template element<0, W>(o, i, nullptr, sum);
+        for (u64 i = part * TY + y; i < k.n; i += k.parts * TY) k.template element<0, W>(o, i, nullptr, sum);
     }
 #pragma unroll
     for (int s = 0; s < K::SUMS * W; ++s) shared[s / W][y][x * W + s % W] = sum[s];
     __syncthreads();
-    for (int c = threadIdx.x; c < C; c += TX * TY) {
-        if (first + c >= k.rows) return;
+    for (int s = 0; s < K::SUMS; ++s) {
+        for (int c = threadIdx.x; c < C; c += TX * TY) {
+            float all = shared[s][0][c];
+            for (int j = 1; j < TY; ++j) all = K::combine(s, all, shared[s][j][c]);
+            shared[s][0][c] = all;
+            if (k.parts > 1) k.partials[(block * K::SUMS + s) * C + c] = all;
+        }
+    }
+    if (k.parts > 1) {
+        if (!arrives_last(k.arrived + block / k.parts, k.parts)) return;
+        for (int s = 0; s < K::SUMS; ++s) {
+            for (int c = threadIdx.x; c < C; c += TX * TY) {
+                const float* at = k.partials + ((block - part) * K::SUMS + s) * C + c;
+                float all = __ldcg(at);
+                for (u64 j = 1; j < k.parts; ++j) all = K::combine(s, all, __ldcg(at + j * K::SUMS * C));
+                shared[s][0][c] = all;
+            }
+        }
+    }
+    // Each thread finishes the columns that it summed.
+    for (int c = threadIdx.x; c < C && first + c < k.rows; c += TX * TY) {
         float done[K::SUMS];
 #pragma unroll
-        for (int s = 0; s < K::SUMS; ++s) {
-            float total = shared[s][0][c];
-            for (int j = 1; j < TY; ++j) total = K::combine(s, total, shared[s][j][c]);
-            done[s] = k.settle(s, total);
-        }
+        for (int s = 0; s < K::SUMS; ++s) done[s] = k.settle(s, shared[s][0][c]);
         k.finish(first + c, done);
     }
 }
@@ -99,7 +131,6 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
 /// order and resets the counter for the next run. One pass.
 template <int T, class K, int N> __device__ __forceinline__ void total(const Group<K, N>& g) {
     __shared__ float shared[32];
-    __shared__ bool last;
     const K& k = part_of(g);
     const u64 block = blockIdx.x - k.first_block;
     float sum[K::SUMS];
@@ -114,12 +145,8 @@ template <int T, class K, int N> __device__ __forceinline__ void total(const Gro
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int s = 0; s < K::SUMS; ++s) k.partials[block * K::SUMS + s] = sum[s];
-        __threadfence();
-        last = atomicAdd(k.arrived, 1u) == k.blocks - 1;
     }
-    __syncthreads();
-    if (!last) return;
-    __threadfence();
+    if (!arrives_last(k.arrived, k.blocks)) return;
     float done[K::SUMS];
 #pragma unroll
     for (int s = 0; s < K::SUMS; ++s) {
@@ -127,10 +154,7 @@ template <int T, class K, int N> __device__ __forceinline__ void total(const Gro
         for (u64 b = threadIdx.x; b < k.blocks; b += T) x = K::combine(s, x, __ldcg(k.partials + b * K::SUMS + s));
         done[s] = k.settle(s, team_reduce<K, T>(s, x, shared));
     }
-    if (threadIdx.x == 0) {
-        *k.arrived = 0;
-        k.finish(0, done);
-    }
+    if (threadIdx.x == 0) k.finish(0, done);
 }
 
 }  // namespace mantissa

@@ -1,6 +1,6 @@
 //! A plan as a terminal shows it: a row per kernel, what it computes, in which formats and why.
 
-use super::recompute::first_of;
+use super::recompute::{Again, first_of};
 use super::{Planned, Request};
 use crate::cost::REFUSED;
 use crate::error::Result;
@@ -72,14 +72,12 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         carried(&planned.graph),
         staged(&planned.graph)
     );
-    if let Some(again) = &planned.again {
+    if let Some(Again { segments: [again, all], seconds: more, bytes: less }) = planned.again {
+        let time = if more > 0.0 { format!("takes {}", seconds(more)) } else { "takes no longer".to_owned() };
+        let less = bytes(less);
         let _ = writeln!(
             out,
-            "memory: {} of {} segments of the forward pass are computed again in the backward pass, which takes {} and saves {}",
-            again.segments[0],
-            again.segments[1],
-            seconds(again.seconds),
-            bytes(again.bytes)
+            "memory: {again} of {all} segments of the forward pass are computed again in the backward pass, which {time} and saves {less}"
         );
     }
     for (all, few) in &planned.layers {

@@ -121,7 +121,8 @@ impl<'a> Functor<'a> {
         }
         let rest: &[&str] = match self.shape {
             Shape::Pointwise => &["u64 n"],
-            Shape::Row | Shape::Column => &["u64 n", "u64 rows"],
+            Shape::Row => &["u64 n", "u64 rows"],
+            Shape::Column => &["u64 n", "u64 rows", "u64 parts", "float* partials", "u32* arrived"],
             Shape::Total => &["u64 n", "u64 blocks", "float* partials", "u32* arrived"],
         };
         rest.iter().for_each(|m| {

@@ -72,12 +72,17 @@ const CONV_TILE: usize = 64;
 /// Columns a block reduces, and the threads it does so with.
 const COLUMNS: usize = 32;
 const COLUMN_THREADS: u32 = 512;
+/// Blocks of columns that are enough, and rows that a thread of one should have at least.
+const ENOUGH_BLOCKS: usize = 264;
+const ROWS_OF_THREAD: usize = 8;
 /// Rows that a warp each would not fill a GPU.
 const FEW_ROWS: usize = 4096;
 /// Threads that are enough for a GPU to have something to do while some of them wait.
 const ENOUGH: usize = 1 << 17;
 /// Rounds of a row's loop whose loads are made at once, as `reduce.cuh` says.
 const UNROLLED: usize = 4;
+/// What combining the sums of several blocks takes, in such waits: writing them, telling so, reading them.
+const PARTS_WAIT: usize = 3;
 /// Elements that a thread of a row's team should have at least.
 const OF_THREAD: usize = 4;
 
@@ -270,21 +275,16 @@ impl Generator<'_> {
                     o.div_ceil(u64::from(threads) / team as u64)
                 }
                 Shape::Column => {
-                    words.extend([Word::Number(i), Word::Number(o)]);
-                    o.div_ceil(columns as u64)
+                    let (groups, parts) = (part.outer_size().div_ceil(columns), column_parts(part, functor.width));
+                    words.extend([Word::Number(i), Word::Number(o), Word::Number(parts as u64)]);
+                    let shared = if parts > 1 { groups * parts * columns * sums(part) } else { 0 };
+                    words.extend(self.partials(shared, if parts > 1 { groups } else { 0 }));
+                    (groups * parts) as u64
                 }
                 Shape::Total => {
                     let blocks = i.div_ceil(u64::from(THREADS) * 16 * functor.width as u64).clamp(1, 1024);
-                    let sums = part.tape.iter().filter(|i| matches!(i, Inst::Reduce(..))).count();
-                    let partials = self.out.partials_bytes;
-                    let counter = partials + blocks as usize * sums * 4;
-                    self.out.partials_bytes = (counter + 4).next_multiple_of(16);
-                    words.extend([
-                        Word::Number(i),
-                        Word::Number(blocks),
-                        Word::Partials(partials),
-                        Word::Partials(counter),
-                    ]);
+                    words.extend([Word::Number(i), Word::Number(blocks)]);
+                    words.extend(self.partials(blocks as usize * sums(part), 1));
                     blocks
                 }
             };
@@ -295,6 +295,31 @@ impl Generator<'_> {
         self.out.launches.push(Launch::Kernel { name, blocks, threads, words });
         Ok(())
     }
+}
+
+impl Generator<'_> {
+    /// Room for so many partial results, and for counters of the blocks that left theirs.
+    fn partials(&mut self, results: usize, counters: usize) -> [Word; 2] {
+        let at = self.out.partials_bytes;
+        let counter = at + 4 * results;
+        self.out.partials_bytes = (counter + 4 * counters).next_multiple_of(16);
+        [Word::Partials(at), Word::Partials(counter)]
+    }
+}
+
+fn sums(k: &Loop) -> usize {
+    k.tape.iter().filter(|i| matches!(i, Inst::Reduce(..))).count()
+}
+
+/// Blocks that share the rows of a column kernel's columns: as many as keep a GPU busy, as long as each of their threads
+/// has something to do.
+fn column_parts(k: &Loop, width: usize) -> usize {
+    if k.inner_size() <= SHORT {
+        return 1;
+    }
+    let together = COLUMN_THREADS as usize * width / COLUMNS;
+    let groups = k.outer_size().div_ceil(COLUMNS).max(1);
+    (ENOUGH_BLOCKS / groups).min(k.inner_size() / (together * ROWS_OF_THREAD)).max(1)
 }
 
 fn shape_of(k: &Loop) -> Shape {
@@ -319,8 +344,8 @@ fn word(shape: Shape) -> &'static str {
 
 /// Kernels of this code that one launch takes.
 fn most_parts(k: &Loop) -> usize {
-    // Pointers, sizes, the place of partial results, and the first block.
-    let words = k.loads.len() + k.stores.len() + 5;
+    // Pointers, sizes, the places of partial results and of their counters, and the first block.
+    let words = k.loads.len() + k.stores.len() + 6;
     (MOST_BYTES / (8 * words)).max(1)
 }
 
@@ -346,11 +371,19 @@ fn team_size(k: &Loop) -> usize {
     by_length.max(wanted.min(most).min(1024))
 }
 
-/// How often a thread of a row kernel waits for memory, one time after the other; 0 for others.
+/// How often a thread of a row's or a column's kernel waits for memory, one time after the other; 0 for others.
 pub fn waits(k: &Loop) -> usize {
-    if shape_of(k) != Shape::Row {
-        return 0;
+    match shape_of(k) {
+        Shape::Row => {
+            let live = passes(k).iter().filter(|p| p.is_live()).count();
+            live * k.inner_size().div_ceil(team_size(k) * OF_THREAD * UNROLLED)
+        }
+        Shape::Column if k.inner_size() > SHORT => {
+            // Most take four columns a thread.
+            let parts = column_parts(k, 4);
+            let together = parts * COLUMN_THREADS as usize * 4 / COLUMNS;
+            k.inner_size().div_ceil(together * UNROLLED) + if parts > 1 { PARTS_WAIT } else { 0 }
+        }
+        _ => 0,
     }
-    let live = passes(k).iter().filter(|p| p.is_live()).count();
-    live * k.inner_size().div_ceil(team_size(k) * OF_THREAD * UNROLLED)
 }
