@@ -93,8 +93,10 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
 #pragma unroll
     for (int s = 0; s < K::SUMS * W; ++s) sum[s] = K::identity(s / W);
     if (o < k.rows) {
+        // Rows next to each other: with a step known at compile time, addresses take fewer registers.
+        const u64 share = (k.n + k.parts - 1) / k.parts, end = min(k.n, (part + 1) * share);
 #pragma unroll 4
-        for (u64 i = part * TY + y; i < k.n; i += k.parts * TY) k.template element<0, W>(o, i, nullptr, sum);
+        for (u64 i = part * share + y; i < end; i += TY) k.template element<0, W>(o, i, nullptr, sum);
     }
 #pragma unroll
     for (int s = 0; s < K::SUMS * W; ++s) shared[s / W][y][x * W + s % W] = sum[s];

@@ -6,7 +6,8 @@ use crate::format::Format;
 use crate::ir::{Graph, Op, Stage};
 use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
 use egg::{Id, Language};
-use std::collections::{HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 
 /// The member taken in every class, by class id; 0 is the cheapest.
 #[derive(Clone, Debug)]
@@ -58,29 +59,41 @@ impl<'a> Members<'a> {
         m
     }
 
-    /// Orders every class's members by the dearest chain below them, which no cycle can have.
+    /// Orders every class's members by the dearest chain below them, which no cycle can have. Classes are priced from the
+    /// cheapest up, each when the first of its members has all it reads (Knuth, *A Generalization of Dijkstra's Algorithm*,
+    /// 1977).
     fn rank(&mut self) {
         let mut best = vec![f64::INFINITY; self.of.len()];
-        let price = |m: &Members, t: &Term, best: &[f64]| {
+        let below = |m: &Members, t: &Term, best: &[f64]| {
             // The dearest operand, not their sum: sums of shared values grow without bound in a deep network.
-            let below = t.children.iter().map(|&c| best[usize::from(m.egraph.find(c))]).fold(0.0, f64::max);
-            below + m.own_price(t)
+            t.children.iter().map(|&c| best[usize::from(m.egraph.find(c))]).fold(0.0, f64::max)
         };
+        let price = |m: &Members, t: &Term, best: &[f64]| below(m, t, best) + m.own_price(t);
         let mut ids: Vec<Id> = self.egraph.classes().map(|c| c.id).collect();
         ids.sort_unstable();
-        let mut waiting: VecDeque<Id> = ids.iter().copied().collect();
-        let mut queued = vec![true; self.of.len()];
-        while let Some(id) = waiting.pop_front() {
+        let terms: Vec<(Id, &Term)> =
+            ids.iter().flat_map(|&id| self.egraph[id].nodes.iter().map(move |t| (id, t))).collect();
+        let mut readers: Vec<Vec<usize>> = vec![Vec::new(); self.of.len()];
+        let mut unpriced: Vec<usize> = terms.iter().map(|(_, t)| t.children.len()).collect();
+        // Prices are not negative, so their bits are in their order.
+        let mut waiting = BinaryHeap::new();
+        for (at, (id, t)) in terms.iter().enumerate() {
+            t.children.iter().for_each(|&c| readers[usize::from(self.egraph.find(c))].push(at));
+            if t.children.is_empty() {
+                waiting.push(Reverse((self.own_price(t).to_bits(), *id)));
+            }
+        }
+        while let Some(Reverse((bits, id))) = waiting.pop() {
             let at = usize::from(id);
-            queued[at] = false;
-            let class = &self.egraph[id];
-            let cheapest = class.nodes.iter().map(|t| price(self, t, &best)).fold(f64::INFINITY, f64::min);
-            if cheapest < best[at] {
-                best[at] = cheapest;
-                for parent in class.parents().map(|p| self.egraph.find(p)) {
-                    if !std::mem::replace(&mut queued[usize::from(parent)], true) {
-                        waiting.push_back(parent);
-                    }
+            if best[at].is_finite() {
+                continue;
+            }
+            best[at] = f64::from_bits(bits);
+            for &reader in &readers[at] {
+                unpriced[reader] -= 1;
+                let (id, t) = terms[reader];
+                if unpriced[reader] == 0 && best[usize::from(id)].is_infinite() {
+                    waiting.push(Reverse((price(self, t, &best).to_bits(), id)));
                 }
             }
         }

@@ -3,6 +3,7 @@
 //! What is shown is data that other programs could read too: a JSON object inside `report.html`, which draws it.
 
 use super::evidence::Spread;
+use super::recompute::first_of;
 use super::table::{kind_of, label};
 use super::{Planned, Request};
 use crate::error::Result;
@@ -29,6 +30,7 @@ struct Report {
     edges: Vec<(usize, usize)>,
     /// What parameters, states and inputs take, in bytes; temporaries are by launch.
     resident: usize,
+    memory: usize,
     values: Vec<Value>,
     formats: Vec<FormatRange>,
     evidence: Option<Evidence>,
@@ -120,6 +122,7 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
         launches,
         edges,
         resident,
+        memory: program.memory().total(),
         values: values(step, planned, request),
         formats: request.allowed().iter().filter_map(range).collect(),
         evidence,
@@ -171,13 +174,19 @@ fn launches(
     let mut out: Vec<Launch> = Vec::new();
     for (at, range) in program.launches.iter().enumerate() {
         let values: Vec<NodeId> = range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| value(n)).collect();
-        let stages = values.iter().map(|&v| step.node(v).stage);
+        // What is computed again stands beside where it was computed first.
+        let again = range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| first_of(n));
+        let again: Vec<&str> = again.collect();
+        let first_value = |n: &&str| value(n).or_else(|| step.find(n.rsplit_once('.')?.0));
+        let stages = values.iter().map(|&v| step.node(v).stage).filter(|_| again.is_empty());
+        let stages = stages.chain(again.first().map(|_| Stage::Backward));
         let stage = stages.min().unwrap_or(out.last().map_or(Stage::Forward, |l| match l.stage {
             "update" => Stage::Update,
             "backward" => Stage::Backward,
             _ => Stage::Forward,
         }));
-        let beside = values.iter().filter_map(|&v| step.node(v).grad_of).find_map(|f| row_of.get(&f).copied());
+        let of = values.iter().filter_map(|&v| step.node(v).grad_of).chain(again.iter().filter_map(first_value));
+        let beside = of.filter_map(|f| row_of.get(&f).copied()).next();
         let row = match (stage, beside) {
             (Stage::Backward, Some(row)) => row,
             (Stage::Backward, None) => out.last().map_or(0, |l| l.row),
