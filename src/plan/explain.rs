@@ -60,7 +60,8 @@ pub struct Explanation {
     pub alternatives: Vec<Alternative>,
 }
 
-/// Plans a step and explains one of its values.
+/// Plans a step and explains one of its values. A limit of memory changes nothing here: what is computed again has the
+/// formats that it had.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
     let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
     let step = &plan_bodies(step, request, rules)?.graph;
