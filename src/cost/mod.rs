@@ -6,6 +6,7 @@
 mod products;
 mod table;
 
+pub(crate) use products::conv_kind;
 pub use table::{Timed, Work};
 
 use crate::error::{Error, Result};

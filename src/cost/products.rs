@@ -22,10 +22,23 @@ pub(super) fn work(c: &Contraction, format_of: impl Fn(BufferId) -> Format) -> W
             extents: [g.batch, g.m, g.n, g.k],
             misaligned: is_misaligned(g, format_of),
         },
-        Contraction::Conv(c) => {
-            Work { kind: c.kind.name(), format: c.format, extents: as_product(c), misaligned: false }
-        }
+        Contraction::Conv(c) => Work {
+            kind: conv_kind(&c.kind, c.w[2..].iter().product()),
+            format: c.format,
+            extents: as_product(c),
+            misaligned: false,
+        },
         Contraction::Scatter(_) => Work { kind: "scatter", format: Format::F32, extents: [0; 4], misaligned: false },
+    }
+}
+
+/// What a convolution is timed as. With kernels of one element it is a matrix product, and faster than others.
+pub(crate) fn conv_kind(kind: &ConvKind, taps: usize) -> &'static str {
+    match (kind, taps) {
+        (ConvKind::Forward, 1) => "conv1",
+        (ConvKind::Input(_), 1) => "conv1_input",
+        (ConvKind::Weight(_), 1) => "conv1_weight",
+        _ => kind.name(),
     }
 }
 

@@ -12,7 +12,8 @@ use std::collections::BTreeMap;
 /// A contraction as its library sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// Which operands of a matrix product are transposed (`nn`, `nt`, `tn`, `tt`), or which convolution it is.
+    /// Which operands of a matrix product are transposed (`nn`, `nt`, `tn`, `tt`), or which convolution it is (`conv1` and
+    /// so on with kernels of one element).
     pub kind: &'static str,
     pub format: Format,
     /// Batch or groups, rows, columns, and the extent summed over.
@@ -68,7 +69,8 @@ fn place(extents: [usize; 4], misaligned: bool) -> [f32; 5] {
 }
 
 /// All kinds of products.
-const KINDS: [&str; 7] = ["nn", "nt", "tn", "tt", "conv", "conv_input", "conv_weight"];
+const KINDS: [&str; 10] =
+    ["nn", "nt", "tn", "tt", "conv", "conv_input", "conv_weight", "conv1", "conv1_input", "conv1_weight"];
 
 impl Table {
     pub fn new(target: &Target) -> Table {

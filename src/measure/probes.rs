@@ -1,6 +1,6 @@
 //! Small programs that each do one thing, to be timed.
 
-use crate::cost::Work;
+use crate::cost::{Work, conv_kind};
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Binary, ConvKind, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, Role, Shape, Type};
@@ -54,7 +54,7 @@ impl Product {
         let y = vec![batch, m, places, places];
         let area = batch * places * places;
         let of = |kind: ConvKind, extents, operands: [&Vec<usize>; 2], result: &Vec<usize>| Product {
-            work: Work { kind: kind.name(), format, extents, misaligned: false },
+            work: Work { kind: conv_kind(&kind, kernel * kernel), format, extents, misaligned: false },
             op: Op::Conv { kind, spec: spec.clone(), format },
             operands: operands.map(Clone::clone),
             result: result.clone(),
@@ -171,8 +171,17 @@ pub fn products(formats: &[Format]) -> Vec<Product> {
             [32, 256, 256, 14, 3, 1],
             [32, 512, 512, 7, 3, 1],
             [32, 32, 64, 20, 3, 1],
+            // Few channels, small images, kernels as wide as their stride.
+            [2, 3, 32, 64, 3, 1],
+            [2, 64, 32, 64, 2, 2],
+            [2, 32, 64, 32, 3, 1],
+            [2, 128, 64, 32, 2, 2],
+            [2, 128, 128, 16, 3, 1],
+            [32, 4, 32, 84, 8, 4],
+            [2, 64, 128, 16, 3, 1],
+            [32, 32, 64, 20, 4, 2],
         ];
-        let step = if f == Format::F32 { 2 } else { 1 };
+        let step = if f == Format::F16 { 1 } else { 2 };
         out.extend(convs.into_iter().step_by(step).flat_map(|c| Product::convs(f, c)));
     }
     out
