@@ -80,7 +80,7 @@ def block():
 
 
 def convnet():
-    """In training mode in the file."""
+    """In training mode in the file. Large enough for f16 to pay: small convolutions take as long in f32."""
     node = helper.make_node
     nodes = [
         node("Conv", ["x", "c1"], ["y1"], pads=[1, 1, 1, 1]),
@@ -96,12 +96,12 @@ def convnet():
         node("Gemm", ["d", "w", "wb"], ["logits"], transB=1),
     ]
     data = {
-        "c1": normal(8, 3, 3, 3), "g": 1 + normal(8), "b": normal(8), "m": normal(8), "v": 1 + np.abs(normal(8)),
-        "c2": normal(12, 8, 3, 3, scale=0.1), "cb": normal(12), "sides": np.array([1, 1, 2, 2], np.float32),
-        "ratio": np.float32(0.5), "training": np.bool_(True), "w": normal(5, 20), "wb": normal(5),
+        "c1": normal(64, 3, 3, 3), "g": 1 + normal(64), "b": normal(64), "m": normal(64), "v": 1 + np.abs(normal(64)),
+        "c2": normal(128, 64, 3, 3, scale=0.04), "cb": normal(128), "sides": np.array([1, 1, 2, 2], np.float32),
+        "ratio": np.float32(0.5), "training": np.bool_(True), "w": normal(5, 192), "wb": normal(5),
     }
-    made = model(nodes, data, [("x", TensorProto.FLOAT, ["n", 3, 12, 12])], [("logits", TensorProto.FLOAT, ["n", 5])])
-    return made, {"x": lambda n: normal(n, 3, 12, 12, scale=1.0)}
+    made = model(nodes, data, [("x", TensorProto.FLOAT, ["n", 3, 24, 24])], [("logits", TensorProto.FLOAT, ["n", 5])])
+    return made, {"x": lambda n: normal(n, 3, 24, 24, scale=1.0)}
 
 
 def lstm():
