@@ -4,7 +4,7 @@ mod common;
 
 use bytesize::ByteSize;
 use common::{MODELS, announce, compile, decoder, distance, feed, initialise_all, noise};
-use mantissa::format::Format;
+use mantissa::format::{Format, Overflow};
 use mantissa::ir::{NodeId, Op, Tensor, evaluate, text, verify};
 use mantissa::lower::lower;
 use mantissa::plan::Policy;
@@ -103,6 +103,43 @@ fn products_in_tf32_round_what_they_read() {
     if gpu() {
         let mut cuda = CudaRunner::new(program(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
         check(&mut cuda);
+    }
+}
+
+/// Few columns of many rows: blocks share a column's rows, and the one that comes last adds up what they found.
+#[test]
+fn sums_over_long_columns_agree() {
+    for columns in [33, 48] {
+        let source = format!(
+            "model c {{ input x: f32[8192, {columns}] input y: f16[8192, {columns}]
+            s = put(sum(x * x, axes=[0]), format=f32) m = put(reduce_max(x - y, axes=[0]), format=f32)
+            h = put(sum(convert(y, format=f32) * 0.125, axes=[0]), format=f32)
+            output s output m output h }}"
+        );
+        let g = text::parse(&source, "c").unwrap_or_else(|e| panic!("{}", e.render(false)));
+        let held = |id: NodeId| -> Vec<f32> {
+            let fits = |v: f32| g.ty(id).format.round(v.into(), Overflow::Ieee) as f32;
+            (0..g.ty(id).elements()).map(|i| fits(noise(id.index() as u32, i) - 0.25)).collect()
+        };
+        let exact = evaluate(&g, |id| Tensor::new(&g.ty(id).dims(), held(id).iter().map(|&v| f64::from(v)).collect()));
+        let check = |device: &mut dyn Device| {
+            g.sources().for_each(|id| device.write(g.name_of(id), &held(id)).unwrap());
+            // Twice: what blocks count by is left as it was.
+            for _ in 0..2 {
+                device.run().unwrap();
+                for name in ["s", "m", "h"] {
+                    let exact: Vec<f32> = exact[g.find(name).unwrap().index()].data.iter().map(|&v| v as f32).collect();
+                    let d = distance(&device.read(name).unwrap(), &exact);
+                    assert!(d < 1e-5, "{columns} columns, {name}: {d:e}");
+                }
+            }
+        };
+        let program = || lower(verify(&g).unwrap()).unwrap();
+        check(&mut CpuRunner::new(program()));
+        if gpu() {
+            let mut cuda = CudaRunner::new(program(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
+            check(&mut cuda);
+        }
     }
 }
 

@@ -147,7 +147,7 @@ fn others(
         }
         let other = Settings { policy, ..settings.clone() };
         let (_, step) = other.build(model, rules)?;
-        let request = Request { policy, frontier: false, memory_limit: None, ..request.clone() };
+        let request = Request { policy, frontier: false, ..request.clone() };
         out.push((label, plan(&step, &request, rules)?));
     }
     Ok(out)

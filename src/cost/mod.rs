@@ -202,7 +202,7 @@ impl Target {
         match p.exit() {
             // A product whose epilogue the library cannot run goes through scratch: two kernels, one after the other.
             Exit::Scratch(format) if self.library_products => {
-                let scratch = (p.contraction.elements() * format.bytes()) as f64;
+                let scratch = p.scratch_bytes() as f64;
                 let first = product(operands + scratch, 0.0, format);
                 let second = memory(own + scratch).max(scalar) + self.launch_us * 1e-6;
                 let total = operands + own + 2.0 * scratch;

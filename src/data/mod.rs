@@ -243,9 +243,6 @@ impl Dataset {
                     ),
                 ));
             }
-        }
-        for (name, _) in inputs {
-            let Some(feature) = self.feature(name) else { continue };
             let what = if inputs.len() == 1 { "feature".to_owned() } else { format!("feature of `{name}`") };
             if let Some(fault) = non_finite(&what, &feature.values, self.samples) {
                 return Err(Error::data(&self.path, fault));

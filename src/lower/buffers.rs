@@ -1,6 +1,6 @@
 //! Where temporaries live: one arena, slots reused as soon as the last reader has run.
 
-use super::kernel::{Exit, Kernel};
+use super::kernel::Kernel;
 use super::program::{BufferId, Program};
 
 /// A range of the arena, in bytes.
@@ -83,10 +83,7 @@ impl Program {
         let arena = Arena::assign(self);
         let sources = arena.slots.iter().zip(&self.buffers).filter(|(_, b)| b.source.is_some());
         let resident = sources.map(|(slot, _)| slot.bytes).sum();
-        let scratch = |k: &Kernel| match k {
-            Kernel::Product(p) if let Exit::Scratch(format) = p.exit() => p.contraction.elements() * format.bytes(),
-            _ => 0,
-        };
+        let scratch = |k: &Kernel| if let Kernel::Product(p) = k { p.scratch_bytes() } else { 0 };
         let scratch = self.kernels.iter().map(scratch).max().unwrap_or(0);
         Memory { resident, temporaries: arena.bytes - resident + scratch }
     }

@@ -304,6 +304,14 @@ pub enum Exit {
 }
 
 impl Product {
+    /// Bytes of scratch that a library needs to run it.
+    pub fn scratch_bytes(&self) -> usize {
+        match self.exit() {
+            Exit::Scratch(format) => self.contraction.elements() * format.bytes(),
+            Exit::Direct(..) => 0,
+        }
+    }
+
     pub fn exit(&self) -> Exit {
         let e = &self.epilogue;
         let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);

@@ -91,8 +91,6 @@ fn plan_body(
         step.add_output(name, Role::Output, stored);
     }
     updates.into_iter().for_each(|o| step.add_output(o.name, Role::Update, o.node));
-    // What a loop keeps is the step's to decide.
-    let request = &Request { memory_limit: None, ..request.clone() };
     let planned = plan(&step, request, rules)?;
     Ok((as_body(scan, takes, &planned.graph)?, planned))
 }

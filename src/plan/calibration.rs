@@ -130,6 +130,12 @@ impl Calibration {
         })
     }
 
+    /// What storing a value adds to the gradients' noise, for all its readers. In other formats it is only multiplied.
+    pub(super) fn stored(&self, name: &str) -> Shares {
+        let shares = self.values.get(name).into_iter().flatten();
+        shares.filter(|(f, _)| Format::STORED.contains(f)).map(|(&f, &x)| (f, x)).collect()
+    }
+
     /// What may be done with a value, and why.
     pub fn verdict(&self, graph: &Graph, id: NodeId, formats: Formats) -> Verdict {
         let node = graph.node(id);
@@ -154,7 +160,8 @@ impl Calibration {
             return refuse("nothing is known of what rounding it does".into());
         };
         let (mut held, mut fit, mut said) = (Vec::new(), Vec::new(), Vec::new());
-        for format in formats.iter().filter(|f| f.is_low()) {
+        let narrow: Formats = formats.iter().filter(|f| f.is_low()).collect();
+        for format in narrow.iter() {
             let share = shares.get(&format).copied().unwrap_or(f64::INFINITY);
             if !Calibration::in_range(spread, format) {
                 said.push(format!(
@@ -174,7 +181,6 @@ impl Calibration {
         }
         // Formats of a size cost the same, so only the one that adds less noise is offered, and what products read.
         let own = fit.iter().min_by(|a, b| a.1.total_cmp(&b.1)).map(|f| f.0);
-        let narrow: Formats = formats.iter().filter(|f| f.is_low()).collect();
         let read = graph.users(id).into_iter().filter_map(|p| self.multiplied_in(graph, p, narrow));
         let read: Vec<Format> = read.filter(|f| fit.iter().any(|known| known.0 == *f)).collect();
         let allow = Allow {

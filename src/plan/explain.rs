@@ -72,9 +72,6 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         let reading = c.operands.iter().filter_map(|(p, of)| Some((p.clone(), of.get(name)?.clone())));
         reading.collect()
     });
-    let mut stored = calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default();
-    // In others it is only multiplied.
-    stored.retain(|f, _| Format::STORED.contains(f));
     let printed = text::print(step);
     let line = printed.lines().map(str::trim).find(|l| {
         let declared = l.split_once(':').map_or("", |(n, _)| n.rsplit(' ').next().unwrap_or(""));
@@ -88,7 +85,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
         spread: calibration.and_then(|c| c.spread(step, id)).cloned(),
-        shares: stored,
+        shares: calibration.map(|c| c.stored(name)).unwrap_or_default(),
         products,
         verdict: verdicts[id.index()].why.clone(),
         seconds: judged.seconds,

@@ -101,9 +101,7 @@ pub(super) fn with_plan<T>(
         let few = Saturated::new(layers.step.clone(), &verdicts, request, rules)?;
         let members = members(&few, request);
         let alike = alike(&members, &layers.pairs());
-        let mut search = Search::new(&members, &request.target, alike);
-        let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
-        let places = Sketch::whole(&members, &choice)?.places(&few.step)?;
+        let (search, Costed { choice, graph, estimate, .. }, places) = searched(&members, request, alike)?;
         if let Some(Grown { graph, places, planned_as }) = layers.grow(&graph, &places)? {
             let (seconds, estimate) = (estimate.seconds, request.target.estimate_graph(&graph)?);
             let layers = layers.counts();
@@ -113,11 +111,21 @@ pub(super) fn with_plan<T>(
     }
     let saturated = &Saturated::new(step.clone(), verdicts, request, rules)?;
     let members = members(saturated, request);
-    let mut search = Search::new(&members, &request.target, Alike::default());
-    let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
-    let places = Sketch::whole(&members, &choice)?.places(step)?;
+    let (search, Costed { choice, graph, estimate, .. }, places) = searched(&members, request, Alike::default())?;
     let (seconds, planned_as) = (estimate.seconds, step.ids().collect());
     read(Found { saturated, search, choice, seconds, graph, estimate, places, planned_as, layers: Vec::new() })
+}
+
+/// The cheapest choice, and where its graph has what was planned.
+fn searched<'a>(
+    members: &'a Members<'a>,
+    request: &'a Request,
+    alike: Alike,
+) -> Result<(Search<'a>, Costed, Vec<Option<NodeId>>)> {
+    let mut search = Search::new(members, &request.target, alike);
+    let best = cheapest(&mut search)?;
+    let places = Sketch::whole(members, &best.choice)?.places(members.step)?;
+    Ok((search, best, places))
 }
 
 /// What there is to choose, with its noise where that was measured.

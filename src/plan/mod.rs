@@ -1,6 +1,7 @@
 //! Choosing a format for every value: policy, extraction, and the plan a user reads and keeps.
 
 mod alike;
+mod assemble;
 mod bodies;
 mod calibration;
 mod diff;
@@ -57,7 +58,6 @@ use crate::ir::{Graph, NodeId, Op, Role, verify};
 use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RECOGNITION, RuleSet, encode, saturate};
 use bodies::{Looped, plan_bodies};
 use extract::{extract, plainest};
-use recompute::{Fitted, fitted};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -74,8 +74,6 @@ pub struct Request {
     pub overrides: Overrides,
     /// Find out what other budgets would cost.
     pub frontier: bool,
-    /// Bytes of memory that the step may take.
-    pub memory_limit: Option<usize>,
 }
 
 impl Request {
@@ -89,7 +87,6 @@ impl Request {
             calibration: None,
             overrides: Overrides::default(),
             frontier: false,
-            memory_limit: None,
         }
     }
 
@@ -233,22 +230,18 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
     let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;
     let verdicts = paint(&step, request);
     let extracted = extract(&step, &verdicts, request, rules)?;
-    let Fitted { graph, places, estimate, again } = match request.memory_limit {
-        Some(limit) => fitted(&step, extracted.graph, extracted.places, request, limit)?,
-        None => Fitted { graph: extracted.graph, places: extracted.places, estimate: extracted.estimate, again: None },
-    };
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
     Ok(Planned {
-        graph,
-        estimate,
+        graph: extracted.graph,
+        estimate: extracted.estimate,
         reasons,
-        places,
+        places: extracted.places,
         rules: extracted.rules,
         phases: extracted.phases,
         evaluations: extracted.evaluations,
         bodies,
         layers: extracted.layers,
-        again,
+        again: None,
         search_cut_short: extracted.cut_short,
         noise: extracted.noise,
         frontier: extracted.frontier,

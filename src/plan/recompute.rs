@@ -6,9 +6,10 @@
 //! backward pass has computed by then. The same operations on the same numbers in the same formats give the same bits, so
 //! a plan that computes again rounds no more than it did.
 
-use super::Request;
+use super::Planned;
+use super::assemble::assemble;
 use super::table::bytes;
-use crate::cost::Estimate;
+use crate::cost::{Estimate, Target};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, NodeId, Op, Role, Stage, verify};
 use crate::lower::{Program, outline};
@@ -17,74 +18,63 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 /// What a plan computes again to keep to a limit of memory.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Again {
-    /// Segments of the forward pass that are computed again, and how many there are.
-    pub segments: [usize; 2],
+    /// Segments of the forward pass, and how many of them are computed again.
+    pub segments: usize,
+    pub again: usize,
     /// What that is predicted to take.
     pub seconds: f64,
     /// Memory that it saves.
     pub bytes: usize,
 }
 
-/// A plan that keeps to a limit of memory.
-pub(super) struct Fitted {
-    pub graph: Graph,
-    /// Where each value of the step is in the graph.
-    pub places: Vec<Option<NodeId>>,
-    pub estimate: Estimate,
-    pub again: Option<Again>,
-}
-
-/// The fastest way found to run a plan of `step` in so many bytes. `places` are the step's values in the plan.
-///
-/// # Errors
-/// Where there is none: says what it would take.
-pub(super) fn fitted(
-    step: &Graph,
-    graph: Graph,
-    places: Vec<Option<NodeId>>,
-    request: &Request,
-    limit: usize,
-) -> Result<Fitted> {
-    let program = outline(verify(&graph)?)?;
-    let (memory, estimate) = (program.memory(), request.target.estimate_program(&program));
-    if memory.total() <= limit {
-        return Ok(Fitted { graph, places, estimate, again: None });
-    }
-    let forward = step.ids().filter(|&id| step.node(id).stage == Stage::Forward);
-    let passes = Passes::new(&graph, &program, forward.filter_map(|id| places[id.index()]));
-    let mut least = memory.total();
-    let mut best: Option<Tried> = None;
-    for cuts in passes.cuts() {
-        let Some(tried) = passes.tried(cuts, request)? else { continue };
-        least = least.min(tried.memory);
-        if tried.memory <= limit && best.as_ref().is_none_or(|b| tried.estimate.seconds < b.estimate.seconds) {
-            best = Some(tried);
+impl Planned {
+    /// The fastest way found to run this plan of `step` in so many bytes of memory.
+    ///
+    /// # Errors
+    /// Where there is none: says what it would take.
+    pub fn within(self, limit: usize, step: &Graph, target: &Target) -> Result<Planned> {
+        let program = outline(verify(&self.graph)?)?;
+        let memory = program.memory();
+        if memory.total() <= limit {
+            return Ok(self);
         }
-    }
-    let Some(mut best) = best else {
-        return Err(Error::Request(format!(
-            "the step takes at least {} of memory ({} of that parameters, optimizer state and inputs), computing again what it can; the limit is {}: allow more with --memory-limit, or make the --batch smaller",
-            bytes(least),
-            bytes(memory.resident),
-            bytes(limit)
-        )));
-    };
-    // No more than is needed.
-    let (mut low, mut high) = (0, best.cuts.again);
-    while low + 1 < high {
-        let again = low + (high - low) / 2;
-        match passes.tried(Cuts { again, ..best.cuts.clone() }, request)? {
-            Some(tried) if tried.memory <= limit => (best, high) = (tried, again),
-            _ => low = again,
+        let forward = step.ids().filter(|&id| step.node(id).stage == Stage::Forward);
+        let passes = Passes::new(&self.graph, &program, forward.filter_map(|id| self.places[id.index()]));
+        let mut least = memory.total();
+        let mut best: Option<Tried> = None;
+        for cuts in passes.cuts() {
+            let Some(tried) = passes.tried(cuts, target)? else { continue };
+            least = least.min(tried.memory);
+            if tried.memory <= limit && best.as_ref().is_none_or(|b| tried.estimate.seconds < b.estimate.seconds) {
+                best = Some(tried);
+            }
         }
+        let Some(mut best) = best else {
+            return Err(Error::Request(format!(
+                "the step takes at least {} of memory ({} of that parameters, optimizer state and inputs), computing again what it can; the limit is {}: allow more with --memory-limit, or make the --batch smaller",
+                bytes(least),
+                bytes(memory.resident),
+                bytes(limit)
+            )));
+        };
+        // No more than is needed.
+        let (mut low, mut high) = (0, best.cuts.again);
+        while low + 1 < high {
+            let again = low + (high - low) / 2;
+            match passes.tried(Cuts { again, ..best.cuts.clone() }, target)? {
+                Some(tried) if tried.memory <= limit => (best, high) = (tried, again),
+                _ => low = again,
+            }
+        }
+        let again = Again {
+            segments: best.cuts.segments(),
+            again: best.cuts.again,
+            seconds: best.estimate.seconds - self.estimate.seconds,
+            bytes: memory.total().saturating_sub(best.memory),
+        };
+        let places = self.places.iter().map(|p| p.and_then(|p| best.made.places[p.index()])).collect();
+        Ok(Planned { graph: best.made.graph, places, estimate: best.estimate, again: Some(again), ..self })
     }
-    let again = Again {
-        segments: [best.cuts.again, best.cuts.segments()],
-        seconds: best.estimate.seconds - estimate.seconds,
-        bytes: memory.total().saturating_sub(best.memory),
-    };
-    let places = places.iter().map(|p| p.and_then(|p| best.made.places[p.index()])).collect();
-    Ok(Fitted { graph: best.made.graph, places, estimate: best.estimate, again: Some(again) })
 }
 
 /// A plan that computes some segments again, and where the nodes of the plan it was made of went.
@@ -151,24 +141,11 @@ const PARTS: [usize; 10] = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48];
 impl<'a> Passes<'a> {
     /// `program` is the plan's; `values` are those of the forward pass.
     fn new(graph: &'a Graph, program: &Program, values: impl Iterator<Item = NodeId>) -> Passes<'a> {
-        let mut forward = vec![false; graph.len()];
-        values.for_each(|v| forward[v.index()] = true);
-        for id in graph.ids().rev() {
-            if forward[id.index()] {
-                graph.inputs(id).into_iter().for_each(|x| forward[x.index()] = true);
-            }
-        }
         let mut kernels = HashMap::new();
         for (at, computes) in program.computes.iter().enumerate() {
             kernels.extend(computes.iter().filter_map(|name| Some((graph.find(name)?, at))));
         }
-        let end = graph.ids().filter(|id| forward[id.index()]).filter_map(|id| kernels.get(&id)).max().copied();
-        // What the backward pass needs of the forward pass alone may be computed there, a rectifier's mask for one.
-        for id in graph.ids().filter(|&id| !graph.op(id).is_source()) {
-            let in_time = !is_root(graph.op(id)) || kernels.get(&id).copied() <= end;
-            let known = |x: NodeId| forward[x.index()] || matches!(graph.op(x), Op::Param { .. } | Op::Input { .. });
-            forward[id.index()] |= in_time && graph.inputs(id).into_iter().all(known);
-        }
+        let (forward, end) = forward_pass(graph, &kernels, values);
         let mut constant = vec![false; graph.len()];
         for id in graph.ids() {
             let inputs = graph.inputs(id).into_iter().all(|x| constant[x.index()]);
@@ -185,29 +162,35 @@ impl<'a> Passes<'a> {
                 }
             };
         }
+        let mut passes = Passes { graph, forward, under, constant, written: HashMap::new(), kernels, end };
+        passes.written = passes.written(program);
+        passes
+    }
+
+    /// What the forward pass writes, and until when it is read.
+    fn written(&self, program: &Program) -> HashMap<NodeId, Written> {
+        let g = self.graph;
         // What stays in its kernel's registers takes no memory.
         let stored: HashSet<&str> =
             program.kernels.iter().flat_map(|k| k.writes()).map(|b| program.buffers[b].name.as_str()).collect();
         let mut written: HashMap<NodeId, Written> = HashMap::new();
-        for (&id, &at) in kernels.iter().filter(|(id, _)| forward[id.index()]) {
-            let bytes = if stored.contains(graph.name_of(id)) { graph.ty(id).bytes() } else { 0 };
+        for (&id, &at) in self.kernels.iter().filter(|(id, _)| self.forward[id.index()]) {
+            let bytes = if stored.contains(g.name_of(id)) { g.ty(id).bytes() } else { 0 };
             written.insert(id, Written { at, read: at, bytes, is_late: false });
         }
-        for id in graph.ids() {
-            let read = graph.inputs(id).into_iter().filter(|x| forward[x.index()]);
-            let read = read.flat_map(|x| under[x.index()].iter().copied());
-            let at = kernels.get(&id).copied();
-            for b in read.collect::<Vec<_>>() {
-                let Some(w) = written.get_mut(&b) else { continue };
-                match (forward[id.index()], at) {
-                    (true, Some(at)) => w.read = w.read.max(at),
-                    (true, None) => {}
-                    (false, _) => w.is_late = true,
+        for id in g.ids() {
+            let kernel = self.kernels.get(&id).copied();
+            let inputs = g.inputs(id).into_iter().filter(|x| self.forward[x.index()]);
+            for b in inputs.flat_map(|x| &self.under[x.index()]) {
+                let Some(w) = written.get_mut(b) else { continue };
+                if !self.forward[id.index()] {
+                    w.is_late = true;
+                } else if let Some(at) = kernel {
+                    w.read = w.read.max(at);
                 }
             }
         }
-        let end = end.map_or(0, |e| e + 1);
-        Passes { graph, forward, under, constant, written, kernels, end }
+        written
     }
 
     /// Ways to cut the forward pass into segments, coarse ones first, all of them computed again.
@@ -248,18 +231,18 @@ impl<'a> Passes<'a> {
         out
     }
 
-    fn tried(&self, cuts: Cuts, request: &Request) -> Result<Option<Tried>> {
+    fn tried(&self, cuts: Cuts, target: &Target) -> Result<Option<Tried>> {
         let Some(made) = self.again(&cuts)? else { return Ok(None) };
         // What waits for something may not be cut into kernels.
         let Ok(program) = outline(verify(&made.graph)?) else { return Ok(None) };
-        let (memory, estimate) = (program.memory().total(), request.target.estimate_program(&program));
+        let (memory, estimate) = (program.memory().total(), target.estimate_program(&program));
         Ok(Some(Tried { cuts, made, memory, estimate }))
     }
 
     /// The plan with the first segments computed again; none if that cannot be ordered.
     fn again(&self, cuts: &Cuts) -> Result<Option<Recomputed>> {
         let Some(tokens) = self.tokens(cuts) else { return Ok(None) };
-        Builder { passes: self, cuts, tokens, graph: Graph::new(&self.graph.name), made: HashMap::new() }.build()
+        Builder { passes: self, cuts, tokens }.build()
     }
 
     /// Is a buffer computed again?
@@ -324,6 +307,29 @@ impl<'a> Passes<'a> {
     }
 }
 
+/// What the forward pass computes, given what it is known to, and how many kernels it takes.
+fn forward_pass(
+    graph: &Graph,
+    kernels: &HashMap<NodeId, usize>,
+    values: impl Iterator<Item = NodeId>,
+) -> (Vec<bool>, usize) {
+    let mut forward = vec![false; graph.len()];
+    values.for_each(|v| forward[v.index()] = true);
+    for id in graph.ids().rev() {
+        if forward[id.index()] {
+            graph.inputs(id).into_iter().for_each(|x| forward[x.index()] = true);
+        }
+    }
+    let last = graph.ids().filter(|id| forward[id.index()]).filter_map(|id| kernels.get(&id)).max().copied();
+    // What the backward pass needs of the forward pass alone may be computed there, a rectifier's mask for one.
+    for id in graph.ids().filter(|&id| !graph.op(id).is_source()) {
+        let in_time = !is_root(graph.op(id)) || kernels.get(&id).copied() <= last;
+        let known = |x: NodeId| forward[x.index()] || matches!(graph.op(x), Op::Param { .. } | Op::Input { .. });
+        forward[id.index()] |= in_time && graph.inputs(id).into_iter().all(known);
+    }
+    (forward, last.map_or(0, |l| l + 1))
+}
+
 /// Is it a buffer that some kernel writes?
 fn is_root(op: &Op) -> bool {
     matches!(op, Op::Put(_) | Op::Cast(_) | Op::Scan(_))
@@ -344,8 +350,6 @@ struct Builder<'a> {
     passes: &'a Passes<'a>,
     cuts: &'a Cuts,
     tokens: Vec<NodeId>,
-    graph: Graph,
-    made: HashMap<Key, NodeId>,
 }
 
 impl Builder<'_> {
@@ -387,56 +391,34 @@ impl Builder<'_> {
         }
     }
 
-    fn make(&mut self, key: Key) -> Result<NodeId> {
-        let inputs: Vec<NodeId> = self.operands(key).iter().map(|k| self.made[k]).collect();
-        let old = self.passes.graph;
-        let (id, op) = match key {
-            Key::Own(id) | Key::Again(id, _) => (id, old.op(id).clone()),
-            Key::After(id, _) => (id, Op::After),
-        };
-        let node = old.node(id);
-        (self.graph.stage, self.graph.origin) = (node.stage, node.origin.clone());
-        match key {
-            Key::Own(_) if op.is_source() || !old.is_auto_named(id) => self.graph.add_named(&node.name, op, &inputs),
-            Key::Again(..) if is_root(&op) => self.graph.add_named(format!("{AGAIN}{}", node.name), op, &inputs),
-            _ => self.graph.add(op, &inputs),
-        }
-    }
-
     /// The nodes in the order they have, what is computed again before it is first read.
-    fn build(mut self) -> Result<Option<Recomputed>> {
+    fn build(&self) -> Result<Option<Recomputed>> {
         let old = self.passes.graph;
-        for key in self.needed() {
-            let mut stack = vec![(key, false)];
-            let mut open: HashSet<Key> = HashSet::new();
-            while let Some((key, ready)) = stack.pop() {
-                if self.made.contains_key(&key) {
-                    continue;
-                }
-                if ready {
-                    let id = self.make(key)?;
-                    self.made.insert(key, id);
-                } else if open.insert(key) {
-                    stack.push((key, true));
-                    stack.extend(self.operands(key).into_iter().rev().map(|k| (k, false)));
-                } else {
-                    return Ok(None);
-                }
-            }
-        }
-        for o in old.outputs() {
-            self.graph.add_output(&o.name, o.role, self.made[&Key::Own(o.node)]);
-        }
-        let place = |id: NodeId| {
-            let again = self.read(id, None);
-            self.made.get(&Key::Own(id)).or_else(|| self.made.get(&again)).copied()
-        };
+        let mut graph = Graph::new(&old.name);
+        let operands = |key| Some(self.operands(key));
+        let made = assemble(self.needed().into_iter().map(Key::Own), operands, |key, inputs| {
+            let (id, op) = match key {
+                Key::Own(id) | Key::Again(id, _) => (id, old.op(id).clone()),
+                Key::After(id, _) => (id, Op::After),
+            };
+            let node = old.node(id);
+            (graph.stage, graph.origin) = (node.stage, node.origin.clone());
+            let made = match key {
+                Key::Own(_) if op.is_source() || !old.is_auto_named(id) => graph.add_named(&node.name, op, inputs),
+                Key::Again(..) if is_root(&op) => graph.add_named(format!("{AGAIN}{}", node.name), op, inputs),
+                _ => graph.add(op, inputs),
+            };
+            made.map(Some)
+        })?;
+        let Some(made) = made else { return Ok(None) };
+        old.outputs().iter().for_each(|o| graph.add_output(&o.name, o.role, made[&Key::Own(o.node)]));
+        let place = |id: NodeId| made.get(&Key::Own(id)).or_else(|| made.get(&self.read(id, None))).copied();
         let places = old.ids().map(place).collect();
-        Ok(Some(Recomputed { graph: self.graph, places }))
+        Ok(Some(Recomputed { graph, places }))
     }
 
     /// What the outputs need of the nodes there were, ascending.
-    fn needed(&self) -> Vec<Key> {
+    fn needed(&self) -> BTreeSet<NodeId> {
         let mut seen: HashSet<Key> = HashSet::new();
         let mut stack: Vec<Key> = self.passes.graph.outputs().iter().map(|o| Key::Own(o.node)).collect();
         // What is updated exists, whether it is read or not.
@@ -446,9 +428,7 @@ impl Builder<'_> {
                 stack.extend(self.operands(key));
             }
         }
-        let mut own: Vec<Key> = seen.into_iter().filter(|k| matches!(k, Key::Own(_))).collect();
-        own.sort_unstable_by_key(|k| if let Key::Own(id) = k { id.index() } else { usize::MAX });
-        own
+        seen.into_iter().filter_map(|k| if let Key::Own(id) = k { Some(id) } else { None }).collect()
     }
 }
 

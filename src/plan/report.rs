@@ -7,7 +7,6 @@ use super::recompute::first_of;
 use super::table::{kind_of, label};
 use super::{Planned, Request};
 use crate::error::Result;
-use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Stage, verify};
 use crate::lower::{Program, outline};
 use serde::Serialize;
@@ -175,18 +174,19 @@ fn launches(
     for (at, range) in program.launches.iter().enumerate() {
         let values: Vec<NodeId> = range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| value(n)).collect();
         // What is computed again stands beside where it was computed first.
-        let again = range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| first_of(n));
-        let again: Vec<&str> = again.collect();
-        let first_value = |n: &&str| value(n).or_else(|| step.find(n.rsplit_once('.')?.0));
-        let stages = values.iter().map(|&v| step.node(v).stage).filter(|_| again.is_empty());
-        let stages = stages.chain(again.first().map(|_| Stage::Backward));
-        let stage = stages.min().unwrap_or(out.last().map_or(Stage::Forward, |l| match l.stage {
-            "update" => Stage::Update,
-            "backward" => Stage::Backward,
-            _ => Stage::Forward,
-        }));
-        let of = values.iter().filter_map(|&v| step.node(v).grad_of).chain(again.iter().filter_map(first_value));
-        let beside = of.filter_map(|f| row_of.get(&f).copied()).next();
+        let again = || range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| first_of(n));
+        let first_value = |n: &str| value(n).or_else(|| step.find(n.rsplit_once('.')?.0));
+        let known = values.iter().map(|&v| step.node(v).stage).min();
+        let stage = match again().next() {
+            Some(_) => Stage::Backward,
+            None => known.unwrap_or(out.last().map_or(Stage::Forward, |l| match l.stage {
+                "update" => Stage::Update,
+                "backward" => Stage::Backward,
+                _ => Stage::Forward,
+            })),
+        };
+        let mut of = values.iter().filter_map(|&v| step.node(v).grad_of).chain(again().filter_map(first_value));
+        let beside = of.find_map(|f| row_of.get(&f).copied());
         let row = match (stage, beside) {
             (Stage::Backward, Some(row)) => row,
             (Stage::Backward, None) => out.last().map_or(0, |l| l.row),
@@ -255,7 +255,7 @@ fn values(step: &Graph, planned: &Planned, request: &Request) -> Vec<Value> {
         if (formats.is_empty() && spread.is_none()) || !step.ty(id).format.is_float() {
             continue;
         }
-        let shares = calibration.and_then(|c| c.values.get(name)).cloned().unwrap_or_default();
+        let shares = calibration.map(|c| c.stored(name)).unwrap_or_default();
         out.push(Value {
             name: name.to_owned(),
             stage: step.node(id).stage.name(),
@@ -264,11 +264,7 @@ fn values(step: &Graph, planned: &Planned, request: &Request) -> Vec<Value> {
             formats: formats.into_iter().collect(),
             rule: planned.rules.get(name).cloned(),
             reason: planned.reasons.get(name).cloned(),
-            shares: shares
-                .into_iter()
-                .filter(|(f, _)| Format::STORED.contains(f))
-                .map(|(f, s)| (f.to_string(), s))
-                .collect(),
+            shares: shares.into_iter().map(|(f, s)| (f.to_string(), s)).collect(),
             spread,
         });
     }

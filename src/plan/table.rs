@@ -72,12 +72,12 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         carried(&planned.graph),
         staged(&planned.graph)
     );
-    if let Some(Again { segments: [again, all], seconds: more, bytes: less }) = planned.again {
+    if let Some(Again { segments, again, seconds: more, bytes: less }) = planned.again {
         let time = if more > 0.0 { format!("takes {}", seconds(more)) } else { "takes no longer".to_owned() };
         let less = bytes(less);
         let _ = writeln!(
             out,
-            "memory: {again} of {all} segments of the forward pass are computed again in the backward pass, which {time} and saves {less}"
+            "memory: {again} of {segments} segments of the forward pass are computed again in the backward pass, which {time} and saves {less}"
         );
     }
     for (all, few) in &planned.layers {

@@ -108,8 +108,17 @@ impl Settings {
             calibration: self.calibration.clone(),
             overrides: self.overrides.clone(),
             frontier: self.frontier,
-            memory_limit: self.memory_limit.map(|b| b.as_u64() as usize),
         })
+    }
+
+    /// The plan of a step, kept to the limit of memory.
+    pub fn plan(&self, step: &Graph, rules: &RuleSet) -> Result<Planned> {
+        let request = self.request()?;
+        let planned = plan(step, &request, rules)?;
+        match self.memory_limit {
+            Some(limit) => planned.within(limit.as_u64() as usize, step, &request.target),
+            None => Ok(planned),
+        }
     }
 
     /// The narrow formats that evidence may choose from.
@@ -203,14 +212,13 @@ impl Settings {
         let request = self.request()?;
         self.overrides.check(&step, request.allowed())?;
         let mut planned = match saved {
-            None => plan(&step, &request, rules)?,
+            None => self.plan(&step, rules)?,
             Some((file, path)) => Planned::from_graph(file.graph_for(&step, path)?, &request)?,
         };
         planned.phases.splice(0..0, recognition);
         // A plan that evidence chose comes without it: what the lists would round was not asked about there.
         let unseen = saved.is_some() && self.policy == Policy::Auto && self.calibration.is_none();
         let request = if unseen { Request { policy: Policy::Fp32, ..request } } else { request };
-        let request = Request { memory_limit: None, ..request };
         let eval = match self.evaluation(model, rules, &task, &mut weights)? {
             Some(graph) => Some(plan(&graph, &request, rules)?.graph),
             None => None,

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Output};
 use crate::model::{Bound, Mixed, Model, NodeFormats, Purpose, Weights, Wish, Wishes, unlabelled_outputs};
-use crate::plan::{Budget, Calibration, Planned, Policy, beyond, observed, plan, recognise};
+use crate::plan::{Budget, Calibration, Planned, Policy, beyond, observed, recognise};
 use crate::rewrite::RuleSet;
 use std::collections::BTreeMap;
 
@@ -128,7 +128,7 @@ pub fn plan_inference(
     let fed = inference.fed()?;
     settings.overrides.check(&fed, settings.request()?.allowed())?;
     let attempt = |settings: &Settings| -> Result<PlannedInference> {
-        let mut planned = plan(&fed, &settings.request()?, rules)?;
+        let mut planned = settings.plan(&fed, rules)?;
         planned.graph = inference.holding(&planned.graph)?;
         let formats = as_file.then(|| node_formats(model, &inference, &planned, settings.calibration.as_deref()));
         let formats = formats.transpose()?;

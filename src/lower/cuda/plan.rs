@@ -121,7 +121,7 @@ impl Generator<'_> {
             Exit::Direct(at, format) => return self.contract(kernel, p, Destination::Buffer(at, format)),
             Exit::Scratch(format) => format,
         };
-        self.out.scratch_bytes = self.out.scratch_bytes.max(p.contraction.elements() * format.bytes());
+        self.out.scratch_bytes = self.out.scratch_bytes.max(p.scratch_bytes());
         self.contract(kernel, p, Destination::Scratch(format))?;
         let mut body = p.epilogue.clone();
         let view = View::contiguous(&body.outer);
@@ -317,9 +317,13 @@ fn column_parts(k: &Loop, width: usize) -> usize {
     if k.inner_size() <= SHORT {
         return 1;
     }
-    let together = COLUMN_THREADS as usize * width / COLUMNS;
     let groups = k.outer_size().div_ceil(COLUMNS).max(1);
-    (ENOUGH_BLOCKS / groups).min(k.inner_size() / (together * ROWS_OF_THREAD)).max(1)
+    (ENOUGH_BLOCKS / groups).min(k.inner_size() / (rows_together(width) * ROWS_OF_THREAD)).max(1)
+}
+
+/// Rows that a block of columns takes at once, if its threads take so many columns each.
+fn rows_together(width: usize) -> usize {
+    COLUMN_THREADS as usize * width / COLUMNS
 }
 
 fn shape_of(k: &Loop) -> Shape {
@@ -381,8 +385,7 @@ pub fn waits(k: &Loop) -> usize {
         Shape::Column if k.inner_size() > SHORT => {
             // Most take four columns a thread.
             let parts = column_parts(k, 4);
-            let together = parts * COLUMN_THREADS as usize * 4 / COLUMNS;
-            k.inner_size().div_ceil(together * UNROLLED) + if parts > 1 { PARTS_WAIT } else { 0 }
+            k.inner_size().div_ceil(parts * rows_together(4) * UNROLLED) + if parts > 1 { PARTS_WAIT } else { 0 }
         }
         _ => 0,
     }

@@ -3,7 +3,8 @@
 use super::chains::{Chain, Chains, Operand};
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, Op, Role};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::plan::assemble::assemble;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 /// A node of the graph with other layers: one that every size has, or a chain's node by its position there.
@@ -133,41 +134,23 @@ impl Resize<'_> {
         make: &dyn Fn(NodeId, isize) -> Option<Made>,
     ) -> Result<Option<(Graph, HashMap<Key, NodeId>)>> {
         let mut graph = Graph::new(&self.graph.name);
-        let mut made: HashMap<Key, NodeId> = HashMap::new();
-        // Keys to enter, and those to make once their operands are made.
-        let mut stack: Vec<(Key, Option<Vec<Key>>)> = Vec::new();
-        // Entered and not left: met again, they would read themselves.
-        let mut open: HashSet<Key> = HashSet::new();
-        for (name, role, key) in outputs {
-            stack.push((*key, None));
-            while let Some((key, operands)) = stack.pop() {
-                let (old, later) = self.old(key);
-                let Some(operands) = operands else {
-                    if made.contains_key(&key) {
-                        continue;
-                    }
-                    let operands = if self.graph.op(old).is_source() { Some(Vec::new()) } else { self.operands(key) };
-                    let Some(operands) = operands.filter(|_| open.insert(key)) else { return Ok(None) };
-                    let below: Vec<_> = operands.iter().rev().map(|&o| (o, None)).collect();
-                    stack.push((key, Some(operands)));
-                    stack.extend(below);
-                    continue;
-                };
-                let inputs: Vec<NodeId> = operands.iter().map(|o| made[o]).collect();
-                let Some(Made { op, name }) = make(old, later) else { return Ok(None) };
-                let node = self.graph.node(old);
-                (graph.stage, graph.origin) = (node.stage, node.origin.clone());
-                let id = match name {
-                    Some(name) if op.is_source() || graph.find(&name).is_none_or(|id| graph.is_auto_named(id)) => {
-                        graph.add_named(name, op, &inputs)?
-                    }
-                    _ => graph.add(op, &inputs)?,
-                };
-                made.insert(key, id);
-                open.remove(&key);
+        let operands = |key| {
+            if self.graph.op(self.old(key).0).is_source() { Some(Vec::new()) } else { self.operands(key) }
+        };
+        let made = assemble(outputs.iter().map(|o| o.2), operands, |key, inputs| {
+            let (old, later) = self.old(key);
+            let Some(Made { op, name }) = make(old, later) else { return Ok(None) };
+            let node = self.graph.node(old);
+            (graph.stage, graph.origin) = (node.stage, node.origin.clone());
+            match name {
+                Some(name) if op.is_source() || graph.find(&name).is_none_or(|id| graph.is_auto_named(id)) => {
+                    graph.add_named(name, op, inputs).map(Some)
+                }
+                _ => graph.add(op, inputs).map(Some),
             }
-            graph.add_output(name, *role, made[key]);
-        }
+        })?;
+        let Some(made) = made else { return Ok(None) };
+        outputs.iter().for_each(|(name, role, key)| graph.add_output(name, *role, made[key]));
         Ok(Some((graph, made)))
     }
 }

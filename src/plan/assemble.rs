@@ -1,0 +1,39 @@
+//! Building a graph from names for its nodes: each once, after those it reads.
+
+use crate::error::Result;
+use crate::ir::NodeId;
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+
+/// Makes nodes and all that they read, depth first, and tells which is which; none where one would read itself, or where
+/// `operands` or `make` has none.
+pub(super) fn assemble<K: Copy + Eq + Hash>(
+    roots: impl IntoIterator<Item = K>,
+    operands: impl Fn(K) -> Option<Vec<K>>,
+    mut make: impl FnMut(K, &[NodeId]) -> Result<Option<NodeId>>,
+) -> Result<Option<HashMap<K, NodeId>>> {
+    let mut made: HashMap<K, NodeId> = HashMap::new();
+    // What is to be entered, and what is to be made once its operands are.
+    let mut stack: Vec<(K, Option<Vec<K>>)> = Vec::new();
+    // Entered and not made: met again, it would read itself.
+    let mut open: HashSet<K> = HashSet::new();
+    for root in roots {
+        stack.push((root, None));
+        while let Some((key, read)) = stack.pop() {
+            if made.contains_key(&key) {
+                continue;
+            }
+            let Some(read) = read else {
+                let Some(read) = operands(key).filter(|_| open.insert(key)) else { return Ok(None) };
+                let below: Vec<_> = read.iter().rev().map(|&k| (k, None)).collect();
+                stack.push((key, Some(read)));
+                stack.extend(below);
+                continue;
+            };
+            let inputs: Vec<NodeId> = read.iter().map(|k| made[k]).collect();
+            let Some(id) = make(key, &inputs)? else { return Ok(None) };
+            made.insert(key, id);
+        }
+    }
+    Ok(Some(made))
+}
