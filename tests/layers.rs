@@ -4,6 +4,8 @@ mod common;
 
 use common::{check_places, compile};
 use mantissa::format::Format;
+use mantissa::ir::verify;
+use mantissa::lower::outline;
 use mantissa::plan::{Overrides, Policy};
 use proptest::prelude::*;
 use std::io::Write;
@@ -60,6 +62,40 @@ fn layers_that_are_alike_are_planned_as_few_and_compute_the_same() {
             assert!(few < all && all + 1 >= layers, "{name} under {policy}: {all} layers planned as {few}");
             check_places(&format!("{name} under {policy}"), &compiled, tolerance);
         }
+    }
+}
+
+/// What a layer hands to the next is stored, and so is what all layers' overflow checks found: no kernel reads more because
+/// there are more layers. Small batches tempt most, for there what a kernel reads costs next to nothing.
+#[test]
+fn kernels_read_no_more_in_a_deeper_network() {
+    let attention = "param s#: f32[32] = ones param t#: f32[32] = zeros param q#: f32[32, 96] = normal(0.1) param bq#: f32[96] = zeros
+        param o#: f32[32, 32] = normal(0.1) param bo#: f32[32] = zeros
+        m# = layer_norm(h@@, s#, t#) @ q# + bq#
+        k# = slice(m#, axis=2, start=0, stop=32) l# = slice(m#, axis=2, start=32, stop=64)
+        p# = softmax(matmul(k#, l#, t=nt) * 0.2)
+        g# = h@@ + matmul(p#, slice(m#, axis=2, start=64, stop=96)) @ o# + bo#";
+    let perceptron =
+        "param v#: f32[32] = ones param w#: f32[32] = zeros param u#: f32[32, 128] = normal(0.1) param bu#: f32[128] = zeros
+        param d#: f32[128, 32] = normal(0.1) param bd#: f32[32] = zeros
+        h# = g# + gelu(layer_norm(g#, v#, w#) @ u# + bu#) @ d# + bd#";
+    let most = |layer: &str, layers: usize| {
+        let mut text = "model deep { input h0: f32[batch, 16, 32] label y: f32[batch, 16, 32]\n".to_owned();
+        for i in 1..=layers {
+            text += &layer.replace("@@", &(i - 1).to_string()).replace('#', &i.to_string());
+            text += "\n";
+        }
+        text += &format!("loss = mse(h{layers}, y) }}");
+        let compiled = compile(&text, Policy::O1, Format::F16, |s| s.sizes = [("batch".to_owned(), 2)].into());
+        assert!(!compiled.planned.layers.is_empty());
+        let program = outline(verify(&compiled.planned.graph).unwrap()).unwrap();
+        // Scalars share one kernel, however many there are.
+        let tensors = program.kernels.iter().filter(|k| k.body().outer_size() > 1);
+        tensors.map(|k| k.reads().len()).max().unwrap()
+    };
+    let alone = perceptron.replace("g#", "h@@");
+    for layer in [attention.to_owned() + " " + perceptron, alone] {
+        assert_eq!(most(&layer, 8), most(&layer, 16));
     }
 }
 

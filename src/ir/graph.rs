@@ -5,7 +5,8 @@ use super::types::{Shape, Type};
 use crate::error::{Error, Result};
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
-use std::collections::{BTreeMap, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 
 pub type NodeId = NodeIndex;
 
@@ -65,8 +66,8 @@ pub struct Output {
 pub struct Graph {
     pub name: String,
     dag: DiGraph<Node, u32>,
-    names: HashMap<String, NodeId>,
-    known: HashMap<(Op, Vec<NodeId>), NodeId>,
+    names: FxHashMap<String, NodeId>,
+    known: FxHashMap<(Op, Vec<NodeId>), NodeId>,
     outputs: Vec<Output>,
     fresh: usize,
     /// Stage given to nodes added from now on.
@@ -78,6 +79,16 @@ pub struct Graph {
 impl Graph {
     pub fn new(name: impl Into<String>) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
+    }
+
+    /// An empty graph that so many nodes will be added to.
+    pub(crate) fn with_capacity(name: impl Into<String>, nodes: usize) -> Graph {
+        let mut graph = Graph::new(name);
+        graph.dag.reserve_nodes(nodes);
+        graph.dag.reserve_edges(2 * nodes);
+        graph.names.reserve(nodes);
+        graph.known.reserve(nodes);
+        graph
     }
 
     pub fn len(&self) -> usize {

@@ -34,6 +34,18 @@ impl Axes {
         v
     }
 
+    /// Room for so many values and reads.
+    pub fn with_capacity(sites: usize) -> Axes {
+        // Most have two or three axes.
+        let of = 3 * sites;
+        Axes {
+            vars: Vec::with_capacity(of),
+            sites: Vec::with_capacity(sites),
+            of: Vec::with_capacity(of),
+            ends: Vec::with_capacity(sites),
+        }
+    }
+
     /// Gives a value or read variables for its axes. Sites are added in ascending order.
     pub fn add(&mut self, site: Site, dims: &[usize]) {
         debug_assert!(self.sites.last().is_none_or(|&last| last < site), "sites ascend");

@@ -69,6 +69,8 @@ fn in_place(graph: &Graph) -> BTreeMap<NodeId, NodeId> {
     updates.filter_map(|o| Some((graph.find(&o.name)?, o.node))).collect()
 }
 
+/// Reductions that kernels are merged for: more results than these, of several columns each, do not stay in registers.
+const SUMS: usize = 16;
 /// Readers of readers that are looked at, at most.
 const CHAIN: usize = 24;
 
@@ -303,7 +305,8 @@ impl<'a> Merger<'a> {
             // Wide registers are for what needs them; a reduction that does not is not made to wait for them.
             let widened = wide_reduction(merged) && !wide_reduction(&a) && !wide_reduction(b);
             let strided = is_strided(merged) && !is_strided(&a) && !is_strided(b);
-            !widened && !strided
+            let crowded = merged.reductions > SUMS && merged.reductions > a.reductions.max(b.reductions);
+            !widened && !strided && !crowded
         });
         self.regions[j] = Some(a);
         merged

@@ -24,6 +24,8 @@ pub struct Region {
     pub layout: Layout,
     /// Computes in f64.
     pub wide: bool,
+    /// Reductions, each of which has a result of its own to keep in registers.
+    pub reductions: usize,
     /// A loop over a body of its own; its roots are what is taken out of it.
     pub is_loop: bool,
 }
@@ -126,7 +128,7 @@ pub(super) fn loop_region(graph: &Graph, roots: Vec<NodeId>) -> Result<Region, S
         reads.insert(underlying(graph, input));
     }
     let waits = BTreeSet::new();
-    Ok(Region { roots, reads, waits, layout: Layout::default(), wide: false, is_loop: true })
+    Ok(Region { roots, reads, waits, layout: Layout::default(), wide: false, reductions: 0, is_loop: true })
 }
 
 /// Decides what can be one kernel of a graph.
@@ -269,7 +271,7 @@ impl<'a> Analyser<'a> {
     /// The axes of a cone's sites, identified as its operations say.
     fn axes(&self, cone: &Cone, together: bool) -> Result<Axes, String> {
         let graph = self.graph;
-        let mut a = Axes::default();
+        let mut a = Axes::with_capacity(cone.values.len() + cone.reads.len());
         for &v in &cone.values {
             a.add(Site::Value(v), &graph.ty(v).dims());
         }
@@ -309,6 +311,7 @@ impl<'a> Analyser<'a> {
 
         // Every reduction over all of `inner`.
         let mut inner: Option<Vec<usize>> = None;
+        let mut reductions = 0;
         for &v in &cone.values {
             let Op::Reduce { axes, .. } = graph.op(v) else { continue };
             let read = Site::Read { user: v, operand: 0 };
@@ -317,6 +320,7 @@ impl<'a> Analyser<'a> {
             if reduced.is_empty() {
                 continue;
             }
+            reductions += 1;
             match &inner {
                 None => inner = Some(reduced),
                 Some(seen) if is_same_set(seen, &reduced) => {}
@@ -396,7 +400,7 @@ impl<'a> Analyser<'a> {
         let reads = cone.reads.iter().map(|r| r.1.0).collect();
         let waits = self.waits(cone).collect();
         let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
-        Ok(Region { roots: roots.to_vec(), reads, waits, layout, wide, is_loop: false })
+        Ok(Region { roots: roots.to_vec(), reads, waits, layout, wide, reductions, is_loop: false })
     }
 }
 

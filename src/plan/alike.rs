@@ -6,6 +6,7 @@ use super::members::{Choice, Members};
 use crate::format::Format;
 use crate::rewrite::{Sort, Term};
 use egg::Id;
+use std::collections::HashSet;
 
 /// By class id; everything stands for itself where a step has no layers.
 #[derive(Default)]
@@ -57,6 +58,11 @@ impl Alike {
         Alike { next: ids(matching.next), previous: ids(matching.previous), follows, heads: all_heads }
     }
 
+    /// Are there no layers?
+    pub fn is_empty(&self) -> bool {
+        self.follows.is_empty()
+    }
+
     /// Is what is chosen here what is chosen for the same class of another layer?
     pub fn follows(&self, class: Id) -> bool {
         self.follows.get(usize::from(class)).copied().unwrap_or(false)
@@ -75,14 +81,50 @@ impl Alike {
         out
     }
 
-    /// The same choice in all layers.
+    /// The same choice in all layers, with values stored that would be handed from layer to layer.
     pub fn in_all_layers(&self, m: &Members, mut choice: Choice) -> Choice {
-        for class in m.open().filter(|&c| !self.follows(c)).collect::<Vec<_>>() {
+        if self.is_empty() {
+            return choice;
+        }
+        // Of scalars that follow from each other, the last may be read by many: it is stored, the others need not be.
+        let is_scalar = |c: Id| m.passed(c).is_some_and(|v| m.rank_of(v) == Some(0));
+        for class in m.open().filter(|&c| !self.follows(c) && !is_scalar(c)).collect::<Vec<_>>() {
             for (class, member) in self.everywhere(m, &vec![(class, choice.of(class))]) {
                 choice.set(class, member);
             }
         }
+        for edge in m.open().filter(|&c| m.sort(c) == Sort::Edge && !self.follows(c)).collect::<Vec<_>>() {
+            if let Some(stored) = m.narrowest(edge).filter(|_| self.crosses(m, &choice, edge)) {
+                for (class, member) in self.everywhere(m, &vec![(edge, stored)]) {
+                    choice.set(class, member);
+                }
+            }
+        }
         choice
+    }
+
+    /// Is an edge's value handed from layer to layer in registers? Then each layer's kernels read what all layers before
+    /// have stored, which costs the more the more layers there are, and little in a step with few. Scalars are exempt: one
+    /// kernel may compute all of them.
+    pub fn crosses(&self, m: &Members, choice: &Choice, edge: Id) -> bool {
+        let beside = |of: &[Option<Id>]| of.get(usize::from(edge)).copied().flatten();
+        let others = [beside(&self.next), beside(&self.previous)];
+        if others == [None; 2]
+            || m.chosen(choice, edge).name() != "pass"
+            || m.passed(edge).is_none_or(|v| m.rank_of(v) == Some(0))
+        {
+            return false;
+        }
+        let (mut seen, mut stack) = (HashSet::new(), vec![edge]);
+        while let Some(class) = stack.pop() {
+            if class != edge && others.contains(&Some(class)) {
+                return true;
+            }
+            if seen.insert(class) && m.sort(class) != Sort::Buffer {
+                stack.extend(m.operands(choice, class));
+            }
+        }
+        false
     }
 
     /// The same member of the same class a layer further.

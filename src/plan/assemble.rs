@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::ir::NodeId;
-use std::collections::{HashMap, HashSet};
+use rustc_hash::{FxHashMap, FxHashSet};
 use std::hash::Hash;
 
 /// Makes nodes and all that they read, depth first, and tells which is which; none where one would read itself, or where
@@ -11,12 +11,12 @@ pub(super) fn assemble<K: Copy + Eq + Hash>(
     roots: impl IntoIterator<Item = K>,
     operands: impl Fn(K) -> Option<Vec<K>>,
     mut make: impl FnMut(K, &[NodeId]) -> Result<Option<NodeId>>,
-) -> Result<Option<HashMap<K, NodeId>>> {
-    let mut made: HashMap<K, NodeId> = HashMap::new();
+) -> Result<Option<FxHashMap<K, NodeId>>> {
+    let mut made: FxHashMap<K, NodeId> = FxHashMap::default();
     // What is to be entered, and what is to be made once its operands are.
     let mut stack: Vec<(K, Option<Vec<K>>)> = Vec::new();
     // Entered and not made: met again, it would read itself.
-    let mut open: HashSet<K> = HashSet::new();
+    let mut open: FxHashSet<K> = FxHashSet::default();
     for root in roots {
         stack.push((root, None));
         while let Some((key, read)) = stack.pop() {

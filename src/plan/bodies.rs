@@ -7,11 +7,12 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Body, Graph, Init, NodeId, Op, Output, Role, Scan, Take, Type};
 use crate::rewrite::RuleSet;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A step whose loops have planned bodies.
-pub(super) struct Looped {
-    pub graph: Graph,
+pub(super) struct Looped<'a> {
+    pub graph: Cow<'a, Graph>,
     /// Every distinct body's plan, by the body's name.
     pub bodies: BTreeMap<String, Planned>,
 }
@@ -24,7 +25,10 @@ struct Ready {
 }
 
 /// Plans the bodies of all loops of a step.
-pub(super) fn plan_bodies(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Looped> {
+pub(super) fn plan_bodies<'a>(step: &'a Graph, request: &Request, rules: &RuleSet) -> Result<Looped<'a>> {
+    if !step.ids().any(|id| matches!(step.op(id), Op::Scan(_))) {
+        return Ok(Looped { graph: Cow::Borrowed(step), bodies: BTreeMap::new() });
+    }
     let mut ready: BTreeMap<(Body, Vec<Take>, Vec<Format>), Ready> = BTreeMap::new();
     let mut of_loop: BTreeMap<NodeId, Ready> = BTreeMap::new();
     let mut bodies = BTreeMap::new();
@@ -54,7 +58,7 @@ pub(super) fn plan_bodies(step: &Graph, request: &Request, rules: &RuleSet) -> R
         let planned = Scan { body: known.body.clone(), ..scan.clone() };
         Ok((Op::Scan(planned), known.operands.iter().map(|&i| inputs[i]).collect()))
     })?;
-    Ok(Looped { graph, bodies })
+    Ok(Looped { graph: Cow::Owned(graph), bodies })
 }
 
 fn plan_body(

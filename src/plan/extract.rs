@@ -5,7 +5,7 @@
 //! [`super::search`] how it goes on.
 
 use super::alike::Alike;
-use super::layers::{Grown, Layers};
+use super::layers::{Grown, LAYERS, Layers};
 use super::live::Live;
 use super::members::{Choice, Members};
 use super::noise::Noise;
@@ -96,7 +96,8 @@ pub(super) fn with_plan<T>(
     rules: &RuleSet,
     read: &dyn Fn(Found) -> Result<T>,
 ) -> Result<T> {
-    if let Some(layers) = Layers::of(step, verdicts, request)? {
+    for few in LAYERS {
+        let Some(layers) = Layers::of(step, few, verdicts, request)? else { break };
         let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
         let few = Saturated::new(layers.step.clone(), &verdicts, request, rules)?;
         let members = members(&few, request);

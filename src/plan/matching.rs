@@ -4,7 +4,8 @@
 //! their readers where those can be told apart. Pairs of parameters are enough to find the rest.
 
 use crate::ir::{Graph, NodeId};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::Hash;
 
 /// At least so many pairs must follow from each pair of parameters that are taken for the same in two layers.
@@ -134,11 +135,11 @@ impl Matching {
 }
 
 /// Numbers for things, the same for what is equal.
-pub(super) struct Numbers<T>(HashMap<T, u32>);
+pub(super) struct Numbers<T>(FxHashMap<T, u32>);
 
 impl<T> Default for Numbers<T> {
     fn default() -> Self {
-        Numbers(HashMap::new())
+        Numbers(FxHashMap::default())
     }
 }
 

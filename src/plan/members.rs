@@ -270,6 +270,14 @@ impl<'a> Members<'a> {
         self.updates[usize::from(class)]
     }
 
+    /// Is it arithmetic of the optimizer's on tensors of its own, or the overflow check's on a gradient?
+    pub fn is_optimizers(&self, value: Id) -> bool {
+        let own = |&c: &Id| self.passed(c).is_none_or(|v| self.is_update(v) || self.is_constant(v));
+        let term = &self.of(value)[0];
+        let is_own = term.name() == "is_finite" || term.children.iter().all(own);
+        self.is_update(value) && self.rank_of(value) != Some(0) && is_own
+    }
+
     /// The operation of a term and its operands' classes.
     pub fn decode(&self, term: &Term) -> Result<(Op, Vec<Id>), String> {
         decode_op(self.egraph, term)

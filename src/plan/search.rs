@@ -16,7 +16,8 @@ use crate::format::Format;
 use crate::ir::Graph;
 use crate::rewrite::Sort;
 use egg::Id;
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Values lowered in whole steps: evaluations times values of the step.
 const WHOLE: usize = 60_000;
@@ -43,7 +44,9 @@ pub(super) struct Search<'a> {
     pub alike: Alike,
     /// The noise that a choice may add, where noise counts: 1 is all of the budget.
     limit: f64,
-    known: HashMap<Key, Option<f64>>,
+    known: FxHashMap<Key, Option<f64>>,
+    /// Moves that saved nothing in the whole step.
+    refused: FxHashSet<Flip>,
     /// The fastest choice found before noise was asked about.
     pub fastest: Option<Choice>,
     /// Windows and whole steps lowered.
@@ -89,7 +92,8 @@ impl<'a> Search<'a> {
             alike,
             limit: f64::INFINITY,
             fastest: None,
-            known: HashMap::new(),
+            known: FxHashMap::default(),
+            refused: FxHashSet::default(),
             evaluations: 0,
             cut_short: false,
         }
@@ -217,6 +221,7 @@ impl<'a> Search<'a> {
     }
 
     fn by_windows(&mut self, mut best: Costed, left: &mut usize) -> Costed {
+        self.refused.clear();
         for _ in 0..SWEEPS {
             let before = best.estimate.seconds;
             best = self.swept(best, false, left);
@@ -264,6 +269,9 @@ impl<'a> Search<'a> {
         // What changes nothing does not get better by halves.
         let nothing = saved.abs() < 1e-9 * best.estimate.seconds;
         if kinds.len() == 1 || nothing || saved >= KEPT * promised {
+            if all.is_none() {
+                self.refused.extend(kinds.iter().flatten().map(|m| m.flip.clone()));
+            }
             return all.unwrap_or(best);
         }
         let (first, second) = kinds.split_at(kinds.len() / 2);
@@ -278,9 +286,14 @@ impl<'a> Search<'a> {
     /// A choice with other members taken, costed whole; none if it rounds too much or cannot be lowered.
     fn with<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
         let mut choice = than.choice.clone();
-        flips.for_each(|&(class, member)| choice.set(class, member));
+        let mut open = Vec::new();
+        for &(class, member) in flips {
+            choice.set(class, member);
+            open.extend(Some(class).filter(|&c| !self.alike.follows(c)));
+        }
         let noise = self.noise(&choice);
-        if noise > self.limit { None } else { self.with_noise(choice, noise).ok() }
+        let crosses = || open.iter().any(|&c| self.alike.crosses(self.members, &choice, c));
+        if noise > self.limit || crosses() { None } else { self.with_noise(choice, noise).ok() }
     }
 
     /// One pass over all classes that are open; every flip whose window gets cheaper is taken, and, to end with, flips that
@@ -298,17 +311,34 @@ impl<'a> Search<'a> {
                 let noise = if self.members.noise.is_some() { live.noise_with(&flip) } else { 0.0 };
                 let quieter = ending && noise < live.noise() * (1.0 - 1e-9);
                 let beaten = best.as_ref().is_some_and(|b| (b.saved, -b.noise) >= (saved, -noise));
-                if (saved > 0.0 || quieter) && noise <= self.limit && !beaten {
+                let taken = (saved > 0.0 || quieter) && noise <= self.limit && !beaten;
+                if taken && !self.spreads(&live, &flip) {
                     best = Some(Move { flip, saved, noise });
                 }
             }
             if let Some(one) = best {
                 let flip = self.alike.everywhere(self.members, &one.flip);
+                if self.refused.contains(&flip) {
+                    continue;
+                }
                 live.take(&flip);
                 moves.push(Move { saved: one.saved * (flip.len() / one.flip.len()) as f64, flip, ..one });
             }
         }
         moves
+    }
+
+    /// Would a flip, made in all layers, hand a value from layer to layer in registers, or compute a scalar anew for each of
+    /// its many readers?
+    fn spreads(&self, live: &Live, flip: &Flip) -> bool {
+        if self.alike.is_empty() {
+            return false;
+        }
+        let (m, mut choice) = (self.members, live.choice.clone());
+        let all = self.alike.everywhere(m, flip);
+        all.iter().for_each(|&(c, member)| choice.set(c, member));
+        let many = |c: Id| m.chosen(&choice, c).name() == "pass" && is_shared_scalar(m, live, c);
+        flip.iter().any(|&(c, _)| self.alike.crosses(m, &choice, c)) || all.iter().any(|&(c, _)| many(c))
     }
 
     /// Classes with a member to choose that do not follow another layer's.
@@ -320,7 +350,7 @@ impl<'a> Search<'a> {
     pub fn delta(&mut self, live: &Live, flip: &Flip) -> Option<f64> {
         let m = self.members;
         let window = window(m, live, flip)?;
-        let inside: HashSet<Id> = window.iter().copied().collect();
+        let inside: FxHashSet<Id> = window.iter().copied().collect();
         // What the window owes the rest of the step.
         let (mut outputs, mut kept) = (Vec::new(), Vec::new());
         let roots = &m.chosen(&live.choice, m.root).children;
@@ -374,12 +404,10 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     let others = (0..m.of(class).len()).filter(|&i| i != current);
     let Some(value) = m.passed(class) else { return others.map(|i| vec![(class, i)]).collect() };
     // The optimizer's arithmetic has one shape; what it stores is what the step keeps. Where it begins is open.
-    let own = |c: Id| m.passed(c).is_none_or(|v| m.is_update(v) || m.is_constant(v));
-    if m.is_update(value) && m.rank_of(value) != Some(0) && m.of(value)[0].children.iter().all(|&c| own(c)) {
+    if m.is_optimizers(value) {
         return Vec::new();
     }
-    // A scalar that many kernels read is computed once.
-    if m.rank_of(value) == Some(0) && live.users(class).len() > READERS {
+    if is_shared_scalar(m, live, class) {
         return Vec::new();
     }
     let passed = m.of(class)[current].name() == "pass";
@@ -407,12 +435,17 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     out
 }
 
+/// A scalar that many kernels read is computed once.
+fn is_shared_scalar(m: &Members, live: &Live, edge: Id) -> bool {
+    m.passed(edge).is_some_and(|v| m.rank_of(v) == Some(0)) && live.users(edge).len() > READERS
+}
+
 /// Values and edges of a window that something outside it takes from registers: what they are computed from is read outside.
-fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &HashSet<Id>) -> HashSet<Id> {
+fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &FxHashSet<Id>) -> FxHashSet<Id> {
     let in_registers = |c: Id| m.sort(c) != Sort::Buffer;
     let leaves = |&&c: &&Id| in_registers(c) && live.users(c).iter().any(|u| !inside.contains(u));
     let mut stack: Vec<Id> = window.iter().filter(leaves).copied().collect();
-    let mut out: HashSet<Id> = HashSet::new();
+    let mut out: FxHashSet<Id> = FxHashSet::default();
     while let Some(class) = stack.pop() {
         if out.insert(class) {
             let read = m.operands(&live.choice, class);
@@ -428,7 +461,7 @@ fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &HashSet<Id>) -> Has
 /// what those compute. Leaving a kernel, through memory or to another user of what it computes, is done once.
 fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
     // Twice the kernels left behind, plus one on the way down.
-    let mut rank: HashMap<Id, usize> = HashMap::new();
+    let mut rank: FxHashMap<Id, usize> = FxHashMap::default();
     let mut queue: VecDeque<(Id, usize)> = VecDeque::new();
     let mut out = Vec::new();
     let flipped = |c: Id| flip.iter().any(|f| f.0 == c);

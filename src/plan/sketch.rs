@@ -8,7 +8,8 @@ use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Role, Type};
 use crate::rewrite::{Sort, Term};
 use egg::Id;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// One node of a sketch; operands are positions of earlier nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -45,7 +46,7 @@ pub(super) struct Sketch<'a> {
     key: Key,
     /// The class behind each node.
     classes: Vec<Id>,
-    at: HashMap<Id, u32>,
+    at: FxHashMap<Id, u32>,
     /// Carried copies that are read, and their nodes.
     carried: BTreeMap<(String, Format), u32>,
     /// Names and roles for the graph's outputs, one for each use.
@@ -91,7 +92,7 @@ impl<'a> Sketch<'a> {
 
     fn empty(members: &'a Members<'a>, choice: &'a Choice) -> Sketch<'a> {
         let key = Key { nodes: Vec::new(), uses: Vec::new() };
-        let (classes, at) = (Vec::new(), HashMap::new());
+        let (classes, at) = (Vec::new(), FxHashMap::default());
         Sketch { members, choice, key, classes, at, carried: BTreeMap::new(), outputs: Vec::new() }
     }
 
@@ -233,7 +234,7 @@ impl<'a> Sketch<'a> {
     /// The graph and its node for each node of the sketch.
     fn built(&self) -> Result<(Graph, Vec<NodeId>)> {
         let m = self.members;
-        let mut graph = Graph::new(&m.step.name);
+        let mut graph = Graph::with_capacity(&m.step.name, self.key.nodes.len());
         let mut made: Vec<NodeId> = Vec::with_capacity(self.key.nodes.len());
         for (i, (node, &class)) in self.key.nodes.iter().zip(&self.classes).enumerate() {
             let id = match node {

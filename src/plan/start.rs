@@ -31,8 +31,9 @@ pub(super) fn start(members: &Members, pass_pointwise: bool) -> Choice {
         }
     }
     for edge in members.open().filter(|&c| members.sort(c) == Sort::Edge) {
-        let cheap = members.passed(edge).is_some_and(|v| s.passes(v));
-        let pass = pass_pointwise && cheap && !spread.contains(&edge) && !read_in_place.contains(&edge);
+        let value = members.passed(edge);
+        let cheap = value.is_some_and(|v| (pass_pointwise || s.is_step(v)) && s.passes(v));
+        let pass = cheap && !spread.contains(&edge) && !read_in_place.contains(&edge);
         let pick = if pass { members.pass(edge) } else { members.narrowest(edge) };
         choice.set(edge, pick.unwrap_or(0));
     }
@@ -78,6 +79,11 @@ impl Start<'_> {
                 }
             }
         }
+    }
+
+    /// Is it a step of the optimizer's arithmetic, read by the next alone? It has no place in memory.
+    fn is_step(&self, value: Id) -> bool {
+        self.members.is_optimizers(value) && self.users.get(&value).is_none_or(|&n| n <= 1)
     }
 
     /// Does the first start keep this value in registers?

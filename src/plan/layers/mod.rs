@@ -16,10 +16,12 @@ use crate::error::Result;
 use crate::ir::{Graph, NodeId, Role};
 use chains::Chains;
 use resize::{Change, Key, Made, Resize};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::BTreeMap;
 
-/// Layers left in a step to be planned.
-const LAYERS: isize = 4;
+/// Layers left in a step to be planned: as many as are tried, one after another, until they are planned alike but for
+/// those at the ends.
+pub(super) const LAYERS: [isize; 2] = [4, 6];
 /// Taking fewer layers out is not worth the trouble.
 const WORTH: isize = 2;
 /// Layers that a plan must have in common: one at each end that what is around may read, and those between.
@@ -37,7 +39,7 @@ pub(super) struct Layers<'a> {
     pub full_of: Vec<NodeId>,
     /// Where its nodes are in the chains.
     keys: Vec<Key>,
-    made: HashMap<Key, NodeId>,
+    made: FxHashMap<Key, NodeId>,
 }
 
 /// A plan with all layers.
@@ -50,8 +52,8 @@ pub(super) struct Grown {
 }
 
 impl<'a> Layers<'a> {
-    /// A step with few layers, if this one has many that are alike and nothing is known that would tell them apart.
-    pub fn of(full: &'a Graph, verdicts: &[Verdict], request: &Request) -> Result<Option<Layers<'a>>> {
+    /// A step with so few layers, if this one has many that are alike and nothing is known that would tell them apart.
+    pub fn of(full: &'a Graph, few: isize, verdicts: &[Verdict], request: &Request) -> Result<Option<Layers<'a>>> {
         if request.calibration.is_some() {
             return Ok(None);
         }
@@ -59,15 +61,15 @@ impl<'a> Layers<'a> {
         let labels: Vec<u32> = verdicts.iter().map(|v| allowed.of(v.allow)).collect();
         let links = chains::links(full);
         let mut matching = Matching::of_graph(full, &links, &|id| labels[id.index()]);
-        matching.match_sources(full.sources(), (LAYERS + WORTH) as usize);
-        let chains = Chains::new(full, links, &matching, LAYERS as usize, None);
+        matching.match_sources(full.sources(), (few + WORTH) as usize);
+        let chains = Chains::new(full, links, &matching, few as usize, None);
         let changes: BTreeMap<usize, Change> = chains
             .common()
             .into_iter()
-            .filter(|(_, common)| common.end - common.start >= LAYERS + WORTH)
+            .filter(|(_, common)| common.end - common.start >= few + WORTH)
             .map(|(f, common)| {
-                let by = LAYERS - (common.end - common.start);
-                (f, Change { after: common.start + LAYERS / 2, by, inner: 0..0 })
+                let by = few - (common.end - common.start);
+                (f, Change { after: common.start + few / 2, by, inner: 0..0 })
             })
             .collect();
         if changes.is_empty() {
@@ -102,7 +104,7 @@ impl<'a> Layers<'a> {
         let resize = Resize { graph: planned, chains: &chains, changes: &changes };
         let Some(outputs) = self.outputs(&resize) else { return Ok(None) };
         let own_name = |id: NodeId| places[id.index()].filter(|&p| self.step.name_of(id) == planned.name_of(p));
-        let named: HashSet<NodeId> = self.step.ids().filter_map(own_name).collect();
+        let named: FxHashSet<NodeId> = self.step.ids().filter_map(own_name).collect();
         let make = |old: NodeId, later: isize| {
             let later = chains.at[old.index()].map(|_| later);
             let renamed = |name: &str| self.full_name(name, later, &changes);
@@ -229,7 +231,7 @@ impl<'a> Layers<'a> {
                 out.push((name, Role::Update, resize.replaced_by(key)?));
             }
         }
-        let rank: HashMap<(&str, Role), usize> =
+        let rank: FxHashMap<(&str, Role), usize> =
             self.full.outputs().iter().enumerate().map(|(i, o)| ((o.name.as_str(), o.role), i)).collect();
         out.sort_by_cached_key(|(name, role, _)| {
             (rank.get(&(name.as_str(), *role)).copied().unwrap_or(rank.len()), name.clone())

@@ -4,7 +4,8 @@ use super::chains::{Chain, Chains, Operand};
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, Op, Role};
 use crate::plan::assemble::assemble;
-use std::collections::{BTreeMap, HashMap};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// A node of the graph with other layers: one that every size has, or a chain's node by its position there.
@@ -132,7 +133,7 @@ impl Resize<'_> {
         &self,
         outputs: &[(String, Role, Key)],
         make: &dyn Fn(NodeId, isize) -> Option<Made>,
-    ) -> Result<Option<(Graph, HashMap<Key, NodeId>)>> {
+    ) -> Result<Option<(Graph, FxHashMap<Key, NodeId>)>> {
         let mut graph = Graph::new(&self.graph.name);
         let operands = |key| {
             if self.graph.op(self.old(key).0).is_source() { Some(Vec::new()) } else { self.operands(key) }
