@@ -77,6 +77,14 @@ fn a_value_is_explained() {
     for a in chosen {
         assert_eq!(a["seconds"], e["seconds"]);
     }
+    // As it acts in inference, where there are no gradients; evidence takes weights, which an untrained model has none of.
+    let model = digits("mlp.mir");
+    let out = succeed(dir.path(), &["explain", &model, "h", "--inference"]);
+    assert!(out.contains("read by t2 (matmul)\n") && out.contains("read in f32 by `t2`"), "{out}");
+    let error = refuse(dir.path(), &["explain", &model, "d.w1", "--inference"]);
+    assert!(error.contains("no value `d.w1`"), "{error}");
+    let error = refuse(dir.path(), &["explain", &run, "h", "--policy", "auto", "--inference"]);
+    assert!(error.contains("has no value in the model's file"), "{error}");
     let error = refuse(dir.path(), &["explain", &run, "w11"]);
     assert!(error.contains("no value `w11`; is `w1` meant?"), "{error}");
     let error = refuse(dir.path(), &["explain", &digits("gru.mir"), "q"]);

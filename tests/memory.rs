@@ -138,10 +138,14 @@ fn every_value_is_where_the_plan_says() {
 fn a_plan_that_computes_again_reads_back() {
     let whole = compiled(&decoder(5), Policy::O1, 64, None).unwrap();
     let limit = program(&whole).memory().total() * 6 / 10;
-    let plan = compiled(&decoder(5), Policy::O1, 64, Some(limit)).unwrap().planned.graph;
-    let printed = text::print(&plan);
+    let planned = compiled(&decoder(5), Policy::O1, 64, Some(limit)).unwrap().planned;
+    let printed = text::print(&planned.graph);
     assert!(printed.contains(" = after("));
     let read = text::print(&text::parse(&printed, "plan").unwrap());
     let differ = read.lines().zip(printed.lines()).find(|(a, b)| a != b);
     assert!(differ.is_none(), "{differ:?}");
+    // Explain says which values are.
+    let value = |l: &str| Some(l.trim().strip_prefix("again.")?.split_once(".bf16:")?.0.to_owned());
+    let again: Vec<String> = printed.lines().filter_map(value).collect();
+    assert!(!again.is_empty() && again.iter().all(|v| planned.computes_again(v)) && !planned.computes_again("loss"));
 }

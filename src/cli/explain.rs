@@ -1,9 +1,9 @@
 //! `mantissa explain`.
 
-use super::out;
 use super::plan::WhatArgs;
+use super::{out, read_model};
 use crate::error::Result;
-use crate::plan::explain;
+use crate::plan::{Explanation, explain};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -17,14 +17,26 @@ pub struct ExplainArgs {
     /// A value of the step: one of the model, or a gradient, as d.h
     #[arg(value_name = "VALUE")]
     value: String,
+    /// Explain the plan of the model as it acts in inference, not of a training step
+    #[arg(long)]
+    inference: bool,
     /// Print the explanation as JSON
     #[arg(long)]
     json: bool,
 }
 
 pub fn run(args: &ExplainArgs) -> Result<()> {
-    let (compiled, _, rules) = args.what.compile(&args.model, false)?;
-    let explanation = explain(&compiled.step, &compiled.settings.request()?, &rules, &args.value)?;
+    let explanation = if args.inference {
+        let (model_path, settings, data) = args.what.of_inference(&args.model)?;
+        let model = read_model(&model_path)?;
+        let rules = args.what.step.rule_set()?;
+        let planned = args.what.evidence.plan_inference(&settings, &model, &rules, data.as_ref(), false)?;
+        explain(&planned.model.fed()?, &planned.settings.request()?, &rules, &args.value)?
+    } else {
+        let (compiled, _, rules) = args.what.compile(&args.model, false)?;
+        let explanation = explain(&compiled.step, &compiled.settings.request()?, &rules, &args.value)?;
+        Explanation { computed_again: compiled.planned.computes_again(&args.value), ..explanation }
+    };
     if args.json {
         out(&(serde_json::to_string_pretty(&explanation).expect("an explanation is plain data") + "\n"));
     } else {

@@ -47,6 +47,8 @@ pub struct Explanation {
     pub origin: Option<String>,
     pub stage: &'static str,
     pub readers: Vec<String>,
+    /// Not kept for the backward pass, to keep to a limit of memory.
+    pub computed_again: bool,
     pub spread: Option<Spread>,
     /// What rounding it adds to the gradients' noise, for all its readers.
     pub shares: Shares,
@@ -60,8 +62,8 @@ pub struct Explanation {
     pub alternatives: Vec<Alternative>,
 }
 
-/// Plans a step and explains one of its values. A limit of memory changes nothing here: what is computed again has the
-/// formats that it had.
+/// Plans a step and explains one of its values. A limit of memory changes nothing here, for what is computed again has the
+/// formats that it had; [`super::Planned::computes_again`] tells what is.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
     let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
     let step = &plan_bodies(step, request, rules)?.graph;
@@ -84,6 +86,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         origin: step.node(id).origin.clone(),
         stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
+        computed_again: false,
         spread: calibration.and_then(|c| c.spread(step, id)).cloned(),
         shares: calibration.map(|c| c.stored(name)).unwrap_or_default(),
         products,
@@ -234,6 +237,10 @@ impl Explanation {
             let _ = writeln!(out, "{:<12}{origin}", "from");
         }
         let _ = writeln!(out, "{:<12}{} pass, read by {}", "where", self.stage, join(&self.readers));
+        if self.computed_again {
+            let _ =
+                writeln!(out, "{:<12}computed again in the backward pass, to keep to the limit of memory", "memory");
+        }
         if let Some(other) = &self.planned_as {
             let _ = writeln!(out, "{:<12}as `{other}` is, whose layer was planned for all that are like it", "planned");
         }

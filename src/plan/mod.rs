@@ -31,6 +31,7 @@ mod search;
 mod sketch;
 mod start;
 mod table;
+mod window;
 
 pub use calibration::{Budget, Calibration, HEADROOM, Shares, percent};
 pub use diff::diff;

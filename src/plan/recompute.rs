@@ -77,6 +77,14 @@ impl Planned {
     }
 }
 
+impl Planned {
+    /// Is a value of the step computed again in the backward pass, instead of being kept for it?
+    pub fn computes_again(&self, value: &str) -> bool {
+        let mut again = self.graph.ids().filter_map(|id| first_of(self.graph.name_of(id)));
+        again.any(|buffer| buffer == value || buffer.rsplit_once('.').is_some_and(|b| b.0 == value))
+    }
+}
+
 /// A plan that computes some segments again, and where the nodes of the plan it was made of went.
 struct Recomputed {
     graph: Graph,
