@@ -10,14 +10,18 @@ use mantissa::plan::{Overrides, Policy};
 use proptest::prelude::*;
 use std::io::Write;
 
-/// A model of so many layers, from what declares and computes one: `#` is its number, `@@` the one before.
+/// So many layers, from what declares and computes one: `#` is its number, `@@` the one before.
+fn repeated(layers: usize, layer: &str) -> String {
+    let one = |i: usize| layer.replace("@@", &(i - 1).to_string()).replace('#', &i.to_string()) + "\n";
+    (1..=layers).map(one).collect()
+}
+
+/// A model of such layers.
 fn model(layers: usize, before: &str, layer: &str, after: &str) -> String {
-    let mut text = format!("model deep {{ input x: f32[batch, 8] label y: i64[batch] {before}\n");
-    for i in 1..=layers {
-        text += &layer.replace("@@", &(i - 1).to_string()).replace('#', &i.to_string());
-        text += "\n";
-    }
-    text + &after.replace("@@", &layers.to_string()) + "\nloss = cross_entropy(logits, y) }"
+    format!("model deep {{ input x: f32[batch, 8] label y: i64[batch] {before}\n")
+        + &repeated(layers, layer)
+        + &after.replace("@@", &layers.to_string())
+        + "\nloss = cross_entropy(logits, y) }"
 }
 
 const START: &str = "param w: f32[8, 16] = xavier_uniform h0 = tanh(x @ w)";
@@ -80,12 +84,9 @@ fn kernels_read_no_more_in_a_deeper_network() {
         param d#: f32[128, 32] = normal(0.1) param bd#: f32[32] = zeros
         h# = g# + gelu(layer_norm(g#, v#, w#) @ u# + bu#) @ d# + bd#";
     let most = |layer: &str, layers: usize| {
-        let mut text = "model deep { input h0: f32[batch, 16, 32] label y: f32[batch, 16, 32]\n".to_owned();
-        for i in 1..=layers {
-            text += &layer.replace("@@", &(i - 1).to_string()).replace('#', &i.to_string());
-            text += "\n";
-        }
-        text += &format!("loss = mse(h{layers}, y) }}");
+        let text = "model deep { input h0: f32[batch, 16, 32] label y: f32[batch, 16, 32]\n".to_owned()
+            + &repeated(layers, layer)
+            + &format!("loss = mse(h{layers}, y) }}");
         let compiled = compile(&text, Policy::O1, Format::F16, |s| s.sizes = [("batch".to_owned(), 2)].into());
         assert!(!compiled.planned.layers.is_empty());
         let program = outline(verify(&compiled.planned.graph).unwrap()).unwrap();

@@ -1,7 +1,7 @@
 //! `mantissa explain`.
 
 use super::plan::WhatArgs;
-use super::{out, read_model};
+use super::{inference, out};
 use crate::error::Result;
 use crate::plan::{Explanation, explain};
 use clap::Args;
@@ -27,10 +27,7 @@ pub struct ExplainArgs {
 
 pub fn run(args: &ExplainArgs) -> Result<()> {
     let explanation = if args.inference {
-        let (model_path, settings, data) = args.what.of_inference(&args.model)?;
-        let model = read_model(&model_path)?;
-        let rules = args.what.step.rule_set()?;
-        let planned = args.what.evidence.plan_inference(&settings, &model, &rules, data.as_ref(), false)?;
+        let (planned, _, rules) = inference::planned(&args.what, &args.model, None)?;
         explain(&planned.model.fed()?, &planned.settings.request()?, &rules, &args.value)?
     } else {
         let (compiled, _, rules) = args.what.compile(&args.model, false)?;

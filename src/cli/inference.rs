@@ -1,18 +1,19 @@
 //! `mantissa plan --inference`.
 
-use super::plan::{PlanArgs, emit_planned};
+use super::plan::{PlanArgs, WhatArgs, emit_planned};
 use super::{data_name, out, read_model, write_onnx};
 use crate::error::{Error, Result};
 use crate::ir::{Op, text};
-use crate::model::{Mixed, write_atomically};
+use crate::model::{Mixed, Model, write_atomically};
 use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report};
 use crate::rewrite::RuleSet;
 use crate::train::{PlannedInference, Settings};
 use std::path::Path;
 
-pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
-    let (model_path, mut settings, data) = args.what.of_inference(what)?;
-    if let Some(path) = &args.onnx {
+/// Plans what the arguments name; with `onnx`, for the model's own file in mixed precision of that name.
+pub fn planned(args: &WhatArgs, what: &Path, onnx: Option<&Path>) -> Result<(PlannedInference, Model, RuleSet)> {
+    let (model_path, mut settings, data) = args.of_inference(what)?;
+    if let Some(path) = onnx {
         require_other(path, &model_path)?;
         // Few runtimes mix f16 and bf16, and some have no bf16 at all.
         if settings.formats.is_empty() {
@@ -23,8 +24,13 @@ pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
     if settings.policy != Policy::Fp32 {
         settings.request()?.target.require(settings.low)?;
     }
-    let rules = args.what.step.rule_set()?;
-    let planned = args.what.evidence.plan_inference(&settings, &model, &rules, data.as_ref(), args.onnx.is_some())?;
+    let rules = args.step.rule_set()?;
+    let planned = args.evidence.plan_inference(&settings, &model, &rules, data.as_ref(), onnx.is_some())?;
+    Ok((planned, model, rules))
+}
+
+pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
+    let (planned, model, rules) = planned(&args.what, what, args.onnx.as_deref())?;
     let request = planned.settings.request()?;
     let file = PlanFile::new(&planned.model.graph, &planned.planned, &request);
     let mut written = None;

@@ -87,17 +87,12 @@ impl Alike {
             return choice;
         }
         // Of scalars that follow from each other, the last may be read by many: it is stored, the others need not be.
-        let is_scalar = |c: Id| m.passed(c).is_some_and(|v| m.rank_of(v) == Some(0));
-        for class in m.open().filter(|&c| !self.follows(c) && !is_scalar(c)).collect::<Vec<_>>() {
-            for (class, member) in self.everywhere(m, &vec![(class, choice.of(class))]) {
-                choice.set(class, member);
-            }
+        for class in m.open().filter(|&c| !self.follows(c) && !m.is_scalar(c)) {
+            choice.take(&self.everywhere(m, &vec![(class, choice.of(class))]));
         }
-        for edge in m.open().filter(|&c| m.sort(c) == Sort::Edge && !self.follows(c)).collect::<Vec<_>>() {
+        for edge in m.open().filter(|&c| m.sort(c) == Sort::Edge && !self.follows(c)) {
             if let Some(stored) = m.narrowest(edge).filter(|_| self.crosses(m, &choice, edge)) {
-                for (class, member) in self.everywhere(m, &vec![(edge, stored)]) {
-                    choice.set(class, member);
-                }
+                choice.take(&self.everywhere(m, &vec![(edge, stored)]));
             }
         }
         choice
@@ -107,12 +102,8 @@ impl Alike {
     /// have stored, which costs the more the more layers there are, and little in a step with few. Scalars are exempt: one
     /// kernel may compute all of them.
     pub fn crosses(&self, m: &Members, choice: &Choice, edge: Id) -> bool {
-        let beside = |of: &[Option<Id>]| of.get(usize::from(edge)).copied().flatten();
-        let others = [beside(&self.next), beside(&self.previous)];
-        if others == [None; 2]
-            || m.chosen(choice, edge).name() != "pass"
-            || m.passed(edge).is_none_or(|v| m.rank_of(v) == Some(0))
-        {
+        let others = [in_layer(&self.next, edge), in_layer(&self.previous, edge)];
+        if others == [None; 2] || m.chosen(choice, edge).name() != "pass" || m.is_scalar(edge) {
             return false;
         }
         let (mut seen, mut stack) = (HashSet::new(), vec![edge]);
@@ -129,7 +120,7 @@ impl Alike {
 
     /// The same member of the same class a layer further.
     fn shifted(&self, m: &Members, beside: &[Option<Id>], (class, member): (Id, usize)) -> Option<(Id, usize)> {
-        let to = |c: Id| beside.get(usize::from(c)).copied().flatten();
+        let to = |c: Id| in_layer(beside, c);
         let there = to(class)?;
         let (here, others) = (&self.heads[usize::from(class)], &self.heads[usize::from(there)]);
         let mut same = (0..others.len()).filter(|&i| others[i] == here[member]);
@@ -144,6 +135,11 @@ impl Alike {
         };
         [first].into_iter().chain(second).chain(same).find(|&i| reads(i)).map(|i| (there, i))
     }
+}
+
+/// The same class in the layer beside.
+fn in_layer(beside: &[Option<Id>], class: Id) -> Option<Id> {
+    beside.get(usize::from(class)).copied().flatten()
 }
 
 /// A term without what it reads and without names.

@@ -96,8 +96,8 @@ pub(super) fn with_plan<T>(
     rules: &RuleSet,
     read: &dyn Fn(Found) -> Result<T>,
 ) -> Result<T> {
-    for few in LAYERS {
-        let Some(layers) = Layers::of(step, few, verdicts, request)? else { break };
+    for number in LAYERS {
+        let Some(layers) = Layers::of(step, number, verdicts, request)? else { break };
         let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
         let few = Saturated::new(layers.step.clone(), &verdicts, request, rules)?;
         let members = members(&few, request);

@@ -21,6 +21,11 @@ impl Choice {
     pub fn set(&mut self, class: Id, member: usize) {
         self.0[usize::from(class)] = u16::try_from(member).expect("classes have few members");
     }
+
+    /// Takes members together.
+    pub fn take<'f>(&mut self, flip: impl IntoIterator<Item = &'f (Id, usize)>) {
+        flip.into_iter().for_each(|&(class, member)| self.set(class, member));
+    }
 }
 
 /// A saturated e-graph seen as a set of choices. Class ids handed out and taken are canonical.
@@ -268,6 +273,11 @@ impl<'a> Members<'a> {
     /// Does the value belong to the optimizer or the scaler?
     pub fn is_update(&self, class: Id) -> bool {
         self.updates[usize::from(class)]
+    }
+
+    /// Is an edge's value a scalar?
+    pub fn is_scalar(&self, edge: Id) -> bool {
+        self.passed(edge).is_some_and(|v| self.rank_of(v) == Some(0))
     }
 
     /// Is it arithmetic of the optimizer's on tensors of its own, or the overflow check's on a gradient?

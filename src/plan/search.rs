@@ -280,14 +280,11 @@ impl<'a> Search<'a> {
 
     /// A choice with other members taken, costed whole; none if it rounds too much or cannot be lowered.
     fn with<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
-        let mut choice = than.choice.clone();
-        let mut open = Vec::new();
-        for &(class, member) in flips {
-            choice.set(class, member);
-            open.extend(Some(class).filter(|&c| !self.alike.follows(c)));
-        }
+        let (m, mut choice) = (self.members, than.choice.clone());
+        let flips: Vec<_> = flips.collect();
+        choice.take(flips.iter().copied());
         let noise = self.noise(&choice);
-        let crosses = || open.iter().any(|&c| self.alike.crosses(self.members, &choice, c));
+        let crosses = || flips.iter().any(|f| !self.alike.follows(f.0) && self.alike.crosses(m, &choice, f.0));
         if noise > self.limit || crosses() { None } else { self.with_noise(choice, noise).ok() }
     }
 
@@ -331,7 +328,7 @@ impl<'a> Search<'a> {
         }
         let (m, mut choice) = (self.members, live.choice.clone());
         let all = self.alike.everywhere(m, flip);
-        all.iter().for_each(|&(c, member)| choice.set(c, member));
+        choice.take(&all);
         let many = |c: Id| m.chosen(&choice, c).name() == "pass" && is_shared_scalar(m, live, c);
         flip.iter().any(|&(c, _)| self.alike.crosses(m, &choice, c)) || all.iter().any(|&(c, _)| many(c))
     }
@@ -370,9 +367,7 @@ impl<'a> Search<'a> {
         let before = cost(self, &live.choice)?;
         let mut choice = live.choice.clone();
         // Layers beside this one are flipped with it, where the window shows them.
-        for (c, member) in self.alike.everywhere(m, flip) {
-            choice.set(c, member);
-        }
+        choice.take(&self.alike.everywhere(m, flip));
         let after = cost(self, &choice)?;
         // Differences that are only rounding are none.
         Some(if (after - before).abs() <= before * 1e-7 { 0.0 } else { after - before })
@@ -432,5 +427,5 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
 
 /// A scalar that many kernels read is computed once.
 fn is_shared_scalar(m: &Members, live: &Live, edge: Id) -> bool {
-    m.passed(edge).is_some_and(|v| m.rank_of(v) == Some(0)) && live.users(edge).len() > READERS
+    m.is_scalar(edge) && live.users(edge).len() > READERS
 }
