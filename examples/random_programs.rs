@@ -1,0 +1,134 @@
+//! Makes random programs, compiles and runs them, and compares what they compute with the reference evaluator.
+//!
+//! ```text
+//! random_programs COUNT [SEED] [--ways fp32,o1-f16,…] [--device cpu|cuda] [--threads N]
+//! random_programs --bytes HEX [--ways …] [--device …]
+//! ```
+//!
+//! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it, and at the end how
+//! many there were of each verdict. Exits 1 if one was wrong.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "../tests/programs/mod.rs"]
+mod programs;
+
+use mantissa::ir::text;
+use mantissa::lower::Program as Lowered;
+use mantissa::rewrite::RuleSet;
+use mantissa::run::Device;
+use mantissa::run::cuda::CudaRunner;
+use programs::draw::shrink;
+use programs::generate;
+use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, HashMap};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Candidates tried to make one failure smaller.
+const SHRINKING: usize = 500;
+
+fn on_gpu(program: Lowered) -> Box<dyn Device> {
+    Box::new(CudaRunner::new(program, &HashMap::new()).unwrap_or_else(|e| panic!("{e}")))
+}
+
+/// What becomes of the program of some bytes, compiled in one way.
+fn verdict(bytes: &[u8], way: Way, rules: &RuleSet, open: Open) -> Verdict {
+    let made = std::panic::catch_unwind(|| Reference::new(generate(bytes)));
+    match made {
+        Ok(Ok(Some(reference))) => judge(&reference, way, rules, open),
+        Ok(Ok(None)) => Verdict::Meaningless,
+        Ok(Err(why)) => Verdict::Wrong(why),
+        Err(_) => Verdict::Wrong("panic in the reference".into()),
+    }
+}
+
+/// Failures of one kind have the same words, whatever the names and numbers.
+fn kind(why: &str) -> String {
+    why.chars().filter(|c| !c.is_ascii_digit()).take(40).collect()
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let after = |flag: &str| args.iter().position(|a| a == flag).and_then(|i| args.get(i + 1));
+    let named = |w: &Way| format!("{}-{}", w.policy, w.low);
+    let all: Vec<Way> = std::iter::once(Way::FP32).chain(Way::NARROW).collect();
+    let ways: Vec<Way> = match after("--ways") {
+        Some(list) => all.iter().copied().filter(|w| list.split(',').any(|n| named(w).starts_with(n))).collect(),
+        None => all,
+    };
+    let open: fn(Lowered) -> Box<dyn Device> =
+        if after("--device").is_some_and(|d| d == "cuda") { on_gpu } else { on_cpu };
+    let rules = RuleSet::builtin().expect("built-in rules load");
+    if std::env::var_os("RUST_BACKTRACE").is_none() {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
+    if let Some(hex) = after("--bytes") {
+        let bytes: Vec<u8> =
+            (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex")).collect();
+        println!("{}", text::print(&generate(&bytes).graph));
+        for way in ways {
+            println!("{}: {:?}", named(&way), verdict(&bytes, way, &rules, &open));
+        }
+        return ExitCode::SUCCESS;
+    }
+    let number = |i: usize, default: usize| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
+    let (count, seed) = (number(0, 1000), number(1, 0) as u64);
+    let next = AtomicUsize::new(0);
+    let tally: Mutex<BTreeMap<String, usize>> = Mutex::default();
+    let seen: Mutex<BTreeMap<String, usize>> = Mutex::default();
+    let work = || {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= count {
+                return;
+            }
+            if i % 500 == 499 {
+                eprintln!("{} of {count}", i + 1);
+            }
+            let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(i as u64));
+            let length = rng.random_range(8..160);
+            let bytes: Vec<u8> = (0..length).map(|_| rng.random()).collect();
+            for &way in &ways {
+                let found = verdict(&bytes, way, &rules, &open);
+                let word = format!("{} {}", named(&way), format!("{found:?}").split('(').next().unwrap_or(""));
+                *tally.lock().expect("no panic holds it").entry(word).or_insert(0) += 1;
+                let Verdict::Wrong(why) = found else { continue };
+                let kind = kind(&why);
+                let known = {
+                    let mut seen = seen.lock().expect("no panic holds it");
+                    let n = seen.entry(format!("{} {kind}", named(&way))).or_insert(0);
+                    *n += 1;
+                    *n > 3
+                };
+                if known {
+                    break;
+                }
+                let mut fails =
+                    |b: &[u8]| matches!(verdict(b, way, &rules, &open), Verdict::Wrong(w) if self::kind(&w) == kind);
+                let small = shrink(bytes.clone(), SHRINKING, &mut fails);
+                let hex: String = small.iter().map(|b| format!("{b:02x}")).collect();
+                let why = verdict(&small, way, &rules, &open);
+                println!("== {} {hex}\n{why:?}\n{}", named(&way), text::print(&generate(&small).graph));
+                break;
+            }
+        }
+    };
+    std::thread::scope(|s| {
+        let threads = after("--threads").and_then(|n| n.parse().ok());
+        for _ in 0..threads.unwrap_or(std::thread::available_parallelism().map_or(1, usize::from)) {
+            s.spawn(work);
+        }
+    });
+    let tally = tally.into_inner().expect("threads are done");
+    for (word, n) in &tally {
+        println!("{n:>8}  {word}");
+    }
+    for (kind, n) in seen.into_inner().expect("threads are done") {
+        println!("{n:>8}  wrong: {kind}");
+    }
+    if tally.keys().any(|k| k.ends_with("Wrong")) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,226 @@
+//! What a program must compute, and what the compiler's version of it computes.
+
+use super::generate::{Numbers, Program};
+use super::noisy::{self, Errors};
+use mantissa::autodiff::gradients;
+use mantissa::format::{Format, Overflow};
+use mantissa::ir::{Graph, Init, NodeId, Op, Role, Tensor, evaluate, text, verify};
+use mantissa::lower::{Program as Lowered, lower};
+use mantissa::model::Model;
+use mantissa::plan::Policy;
+use mantissa::rewrite::RuleSet;
+use mantissa::run::Device;
+use mantissa::run::cpu::CpuRunner;
+use mantissa::train::{Compiled, Optimizer, Recipe, Scaler, Settings, names};
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// What became of a program.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Agrees,
+    /// In f64 it overflows or yields NaN: there is nothing to compare with.
+    Meaningless,
+    /// A step that overflowed, where the plan in f64 overflows too, was skipped.
+    Skipped,
+    Wrong(String),
+}
+
+/// How a program is compiled.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    pub policy: Policy,
+    pub low: Format,
+}
+
+impl Way {
+    pub const FP32: Way = Way { policy: Policy::Fp32, low: Format::F16 };
+    pub const NARROW: [Way; 5] = [
+        Way { policy: Policy::O1, low: Format::F16 },
+        Way { policy: Policy::O1, low: Format::Bf16 },
+        Way { policy: Policy::O2, low: Format::F16 },
+        Way { policy: Policy::Greedy, low: Format::F16 },
+        Way { policy: Policy::Auto, low: Format::F16 },
+    ];
+}
+
+/// Runs with errors that say how far results are pinned down.
+const RUNS: u64 = 5;
+/// How many times as far off as those a result may be.
+const MARGIN: f64 = 12.0;
+/// Loss scale to begin with.
+const SCALE: f64 = 256.0;
+/// Beyond this, f32 is no measure.
+const HUGE: f64 = 1e30;
+
+/// A model, what it computes in f64, and how much of that is certain.
+pub struct Reference {
+    pub program: Program,
+    /// The loss under its own name, gradients under `optimizer.momentum.NAME`.
+    values: BTreeMap<String, Tensor>,
+}
+
+impl Reference {
+    /// None if the program means nothing in f64.
+    pub fn new(program: Program) -> Result<Option<Reference>, String> {
+        let mut graph = program.graph.clone();
+        let loss = graph.find("loss").ok_or("no loss")?;
+        let params: Vec<NodeId> = graph.sources().filter(|&id| matches!(graph.op(id), Op::Param { .. })).collect();
+        let one = graph.constant(1.0).map_err(|e| e.to_string())?;
+        let of = gradients(&mut graph, loss, one, &params).map_err(|e| format!("differentiating: {e}"))?;
+        let held = |id: NodeId| source(&graph, id, program.numbers);
+        let all = evaluate(&graph, held);
+        if all.iter().flat_map(|t| &t.data).any(|v| v.abs() > HUGE && v.is_finite() && v.abs() != f64::from(f32::MAX)) {
+            return Ok(None);
+        }
+        let mut values = BTreeMap::from([("loss".to_owned(), all[loss.index()].clone())]);
+        for (param, grad) in of {
+            values.insert(format!("optimizer.momentum.{}", graph.name_of(param)), all[grad.index()].clone());
+        }
+        let finite = values.values().flat_map(|t| &t.data).all(|v| v.abs() < HUGE);
+        Ok(finite.then_some(Reference { program, values }))
+    }
+}
+
+/// The numbers of a source, by its name; those of a copy are rounded ones of what it copies.
+fn source(graph: &Graph, id: NodeId, numbers: Numbers) -> Tensor {
+    let (op, ty) = (graph.op(id), graph.ty(id));
+    let name = op.copy_of().unwrap_or(graph.name_of(id));
+    let mut hasher = DefaultHasher::new();
+    name.hash(&mut hasher);
+    let seed = hasher.finish() as u32;
+    let of = |i: usize| {
+        let x = f64::from(super::super::common::noise(seed, i));
+        match op {
+            Op::State { init: Init::Constant(_), .. } if name == "seed" => 7.0,
+            Op::State { init: Init::Constant(_), .. } if name == "step" => 2.0,
+            Op::State { init: Init::Constant(c), .. } => c.get(),
+            // Classes that every loss has; positions that wrap around.
+            Op::Input { label: true, .. } => 0.0,
+            _ if ty.format == Format::I64 => (x * 4.0).floor() - 1.0,
+            _ => {
+                let even = 2.0 * x - 1.0;
+                let value = match numbers {
+                    Numbers::Even => even,
+                    Numbers::Halves => (even * 2.0).round() / 2.0,
+                    Numbers::Sparse => {
+                        if x < 0.7 {
+                            0.0
+                        } else {
+                            even
+                        }
+                    }
+                    Numbers::Large => 100.0 * even,
+                    Numbers::Small => 1e-3 * even,
+                };
+                f64::from(value as f32)
+            }
+        }
+    };
+    let data = (0..ty.elements()).map(of);
+    Tensor::new(
+        &ty.dims(),
+        data.map(|v| if ty.format.is_float() { ty.format.round(v, Overflow::Ieee) } else { v }).collect(),
+    )
+}
+
+/// Opens a lowered program somewhere.
+pub type Open<'a> = &'a dyn Fn(Lowered) -> Box<dyn Device>;
+
+pub fn on_cpu(program: Lowered) -> Box<dyn Device> {
+    Box::new(CpuRunner::new(program))
+}
+
+/// Compiles a program one way, runs a step, and compares loss and gradients.
+pub fn judge(reference: &Reference, way: Way, rules: &RuleSet, open: Open) -> Verdict {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        compiled(reference, way, rules).and_then(|c| compare(reference, way, &c, open))
+    }));
+    match outcome {
+        Ok(Ok(verdict)) => verdict,
+        Ok(Err(why)) => Verdict::Wrong(why),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+            Verdict::Wrong(format!("panic: {}", text.unwrap_or("?")))
+        }
+    }
+}
+
+fn compiled(reference: &Reference, way: Way, rules: &RuleSet) -> Result<Compiled, String> {
+    // As it would be read from a file.
+    let written = text::print(&reference.program.graph);
+    let model = Model::from_graph(
+        text::parse(&written, "random").map_err(|e| format!("does not read back: {}", e.render(false)))?,
+    );
+    let optimizer = Optimizer::Sgd { lr: 1e-3, momentum: 0.5, nesterov: false, weight_decay: 0.0 };
+    let scaler = Scaler { init: SCALE, ..Scaler::default() };
+    let recipe = Recipe { optimizer, scaler, ..Recipe::default() };
+    let settings =
+        Settings { policy: way.policy, low: way.low, recipe, loss: Some("loss".into()), ..Settings::default() };
+    settings.compile(&model, rules, None).map_err(|e| format!("is not compiled: {e}"))
+}
+
+fn compare(reference: &Reference, way: Way, compiled: &Compiled, open: Open) -> Result<Verdict, String> {
+    let graph = &compiled.planned.graph;
+    let numbers = reference.program.numbers;
+    let mut device = open(lower(verify(graph).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?);
+    for id in graph.sources() {
+        let held = source(graph, id, numbers);
+        let values: Vec<f32> = held.data.iter().map(|&v| v as f32).collect();
+        match graph.ty(id).format {
+            Format::I64 => {
+                let whole: Vec<i64> = held.data.iter().map(|&v| v as i64).collect();
+                device.write_bytes(graph.name_of(id), bytemuck::cast_slice(&whole))
+            }
+            _ => device.write(graph.name_of(id), &values),
+        }
+        .map_err(|e| e.to_string())?;
+    }
+    device.run().map_err(|e| format!("does not run: {e}"))?;
+    let planned = evaluate(graph, |id| source(graph, id, numbers));
+    let overflows = graph.ids().any(|id| {
+        let most = graph.ty(id).format.float().map_or(f64::INFINITY, |s| 0.5 * s.max);
+        graph.ty(id).format.is_low() && planned[id.index()].data.iter().any(|v| v.is_nan() || v.abs() >= most)
+    });
+    if graph.find(names::SKIPPED).is_some() && device.read(names::SKIPPED).map_err(|e| e.to_string())?[0] > 0.0 {
+        return if overflows { Ok(Verdict::Skipped) } else { Err("is skipped though nothing overflows".into()) };
+    }
+    let noisy: Vec<Vec<Tensor>> =
+        (0..RUNS).map(|seed| noisy::evaluate(graph, |id| source(graph, id, numbers), &mut Errors::new(seed))).collect();
+    for (name, expected) in &reference.values {
+        let output = graph.outputs().iter().find(|o| o.name == *name && o.role != Role::Output);
+        let Some(output) = output.or_else(|| graph.outputs().iter().find(|o| o.name == *name)) else {
+            return Err(format!("the step has no `{name}`"));
+        };
+        let got = device.read(name).map_err(|e| e.to_string())?;
+        let runs: Vec<&Tensor> = noisy.iter().map(|values| &values[output.node.index()]).collect();
+        differ(name, expected, &got, &runs, way)?;
+    }
+    Ok(Verdict::Agrees)
+}
+
+/// Compares one result with what it must be, as closely as it is pinned down.
+fn differ(name: &str, expected: &Tensor, got: &[f32], runs: &[&Tensor], way: Way) -> Result<(), String> {
+    let n = expected.data.len();
+    let spread: Vec<f64> = (0..n)
+        .map(|i| {
+            let all = || runs.iter().map(|r| r.data[i]);
+            let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+            if low.is_finite() && high.is_finite() { high - low } else { f64::INFINITY }
+        })
+        .collect();
+    let finite = |s: &&f64| s.is_finite();
+    let mean = (spread.iter().filter(finite).map(|s| s * s).sum::<f64>() / n.max(1) as f64).sqrt();
+    let size = (expected.data.iter().map(|v| v * v).sum::<f64>() / n.max(1) as f64).sqrt();
+    let unit = if way.policy == Policy::Fp32 { 1e-6 } else { way.low.float().map_or(0.0, |s| s.unit_roundoff()) };
+    for i in 0..n {
+        let allowed = MARGIN * spread[i].max(mean) + unit * size + 1e-7;
+        let (want, is) = (expected.data[i], f64::from(got[i]));
+        let off = (want - is).abs();
+        if off.is_nan() || off > allowed {
+            return Err(format!("`{name}`[{i}] is {is:e}, not {want:e} ± {allowed:.1e}"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! The reference evaluator with rounding errors: what a computation in f32, or under a plan, may differ by.
+//!
+//! Every operation that rounds sees its operands and yields its result a little off, at random (the stochastic arithmetic
+//! of La Porte and Vignes, 1974). Results that differ much between two runs are ones that no format of this accuracy pins
+//! down, whatever the program; those that do not must come out of every right implementation.
+
+use mantissa::format::{Format, Overflow};
+use mantissa::ir::{Binary, Graph, NodeId, Op, ReduceKind, Tensor, Unary};
+
+/// Errors of f32 arithmetic, four times the roundoff: library functions and sums err more than one rounding.
+const ARITHMETIC: f64 = 1.0 / (1 << 22) as f64;
+
+/// A stream of errors between −1 and 1; or those of f32 itself, which lets large numbers absorb small ones.
+pub struct Errors(u64);
+
+impl Errors {
+    /// Those of f32 for 0.
+    pub fn new(seed: u64) -> Errors {
+        Errors(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn next(&mut self) -> f64 {
+        if self.0 == 0 {
+            return 0.0;
+        }
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    }
+
+    fn off(&mut self, x: &Tensor, by: f64) -> Tensor {
+        if self.0 == 0 {
+            return x.map(|v| f64::from(v as f32));
+        }
+        Tensor { dims: x.dims.clone(), data: x.data.iter().map(|&v| v * (1.0 + by * self.next())).collect() }
+    }
+}
+
+/// Every node's value, with errors drawn anew.
+pub fn evaluate(graph: &Graph, source: impl Fn(NodeId) -> Tensor, errors: &mut Errors) -> Vec<Tensor> {
+    let mut values: Vec<Tensor> = Vec::with_capacity(graph.len());
+    for id in graph.ids() {
+        let (op, ty) = (graph.op(id), graph.ty(id));
+        if op.is_source() {
+            values.push(source(id));
+            continue;
+        }
+        let inputs = graph.inputs(id);
+        let x: Vec<&Tensor> = inputs.iter().map(|i| &values[i.index()]).collect();
+        let value = match op {
+            Op::Put(f) | Op::Cast(f) if f.is_float() => stored(x[0], *f, errors),
+            Op::Convert(f) if f.is_low() => stored(x[0], *f, errors),
+            op if is_exact(op) || !ty.format.is_float() => op.eval(&x, ty),
+            op => {
+                let moved: Vec<Tensor> = inputs
+                    .iter()
+                    .zip(&x)
+                    .map(|(&i, x)| if graph.ty(i).format.is_float() { errors.off(x, ARITHMETIC) } else { (*x).clone() })
+                    .collect();
+                let result = op.eval(&moved.iter().collect::<Vec<_>>(), ty);
+                errors.off(&result, ARITHMETIC)
+            }
+        };
+        values.push(value);
+    }
+    values
+}
+
+/// Rounded to a format a little off from where it was.
+fn stored(x: &Tensor, format: Format, errors: &mut Errors) -> Tensor {
+    let Some(spec) = format.float() else { return x.clone() };
+    x.map_with(|v| {
+        let off = v.abs() * spec.unit_roundoff() * errors.next() + 0.5 * spec.min_subnormal() * errors.next();
+        format.round(v + off, Overflow::Ieee)
+    })
+}
+
+trait MapWith {
+    fn map_with(&self, f: impl FnMut(f64) -> f64) -> Tensor;
+}
+
+impl MapWith for Tensor {
+    fn map_with(&self, f: impl FnMut(f64) -> f64) -> Tensor {
+        Tensor { dims: self.dims.clone(), data: self.data.iter().copied().map(f).collect() }
+    }
+}
+
+/// Moves, choices and comparisons, which round nothing.
+fn is_exact(op: &Op) -> bool {
+    match op {
+        Op::Unary(u) => matches!(u, Unary::Neg | Unary::Abs | Unary::Sign | Unary::Relu) || u.is_predicate(),
+        Op::Binary(b) => matches!(b, Binary::Max | Binary::Min) || b.is_comparison() || b.is_logic(),
+        Op::Reduce { kind, .. } => matches!(kind, ReduceKind::Max | ReduceKind::Min | ReduceKind::Any),
+        Op::Select | Op::IsExtreme { .. } | Op::Gather { .. } | Op::Concat { .. } | Op::Const(_) | Op::Iota { .. } => {
+            true
+        }
+        Op::Random { .. } | Op::Alias { .. } | Op::After | Op::Convert(_) => true,
+        op => op.is_view(),
+    }
+}

@@ -1,0 +1,71 @@
+//! Random programs against the reference evaluator: some hundred here, more in the second layer
+//! (`examples/random_programs.rs`, which also makes a failure small).
+
+mod common;
+mod programs;
+
+use mantissa::ir::text;
+use mantissa::lower::Program as Lowered;
+use mantissa::rewrite::RuleSet;
+use mantissa::run::Device;
+use programs::generate;
+use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// The bytes of a program.
+fn bytes(seed: u64) -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let length = rng.random_range(8..160);
+    (0..length).map(|_| rng.random()).collect()
+}
+
+/// What becomes of some programs; those that are wrong are shown.
+fn verdicts(seeds: std::ops::Range<u64>, way: Way, open: Open) -> Vec<Verdict> {
+    let rules = RuleSet::builtin().unwrap();
+    let one = |seed| match Reference::new(generate(&bytes(seed))).unwrap_or_else(|e| panic!("program {seed}: {e}")) {
+        Some(reference) => judge(&reference, way, &rules, open),
+        None => Verdict::Meaningless,
+    };
+    seeds.map(one).collect()
+}
+
+fn agree(seeds: std::ops::Range<u64>, way: Way) {
+    let found = verdicts(seeds.clone(), way, &on_cpu);
+    for (seed, verdict) in seeds.clone().zip(&found) {
+        let text = || text::print(&generate(&bytes(seed)).graph);
+        assert!(!matches!(verdict, Verdict::Wrong(_)), "program {seed}, {way:?}: {verdict:?}\n{}", text());
+    }
+    let judged = found.iter().filter(|v| matches!(v, Verdict::Agrees)).count();
+    assert!(judged * 3 > found.len() * 2, "only {judged} of {} programs under {way:?} say anything", found.len());
+}
+
+#[test]
+fn programs_in_f32_agree() {
+    agree(0..160, Way::FP32);
+}
+
+#[test]
+fn programs_in_narrow_formats_agree() {
+    for (i, way) in Way::NARROW.into_iter().enumerate() {
+        let first = 1000 + 20 * i as u64;
+        agree(first..first + 20, way);
+    }
+}
+
+/// The fault that was there once: `concat` of a `pad` along the same axis read its parts at the wrong positions, because the
+/// pad's guard knew nothing of the position along the concatenation.
+#[test]
+fn the_fault_put_back_is_found() {
+    let faulty = |mut program: Lowered| -> Box<dyn Device> {
+        for load in program.kernels.iter_mut().flat_map(|k| &mut k.body_mut().loads) {
+            if load.view.guards.len() > 1 {
+                load.view.guards[0].terms.clear();
+            }
+        }
+        on_cpu(program)
+    };
+    let found = verdicts(0..160, Way::FP32, &faulty);
+    let wrong = found.iter().filter(|v| matches!(v, Verdict::Wrong(_))).count();
+    assert!(wrong > 0, "none of {} programs shows the fault", found.len());
+}
