@@ -3,6 +3,7 @@
 // input gives the same bits.
 //
 // A generated K has SUMS accumulators and PASSES passes over its inner axes:
+//   K::Real                               the type of registers: float, or double
 //   K::identity(s), K::combine(s, a, b)   of accumulator s
 //   K::pass_of(s)                         the pass that completes it
 //   k.settle(s, x)                        the sum made the result: a mean divides
@@ -14,14 +15,15 @@
 namespace mantissa {
 
 /// Combines over the 32 threads of a warp; every thread gets the result.
-template <class K> __device__ __forceinline__ float warp_reduce(int s, float x) {
+template <class K> __device__ __forceinline__ typename K::Real warp_reduce(int s, typename K::Real x) {
 #pragma unroll
     for (int d = 16; d > 0; d >>= 1) x = K::combine(s, x, __shfl_xor_sync(0xffffffffu, x, d));
     return x;
 }
 
 /// Combines over a team: a thread, a warp, or a block of T threads; every thread gets the result.
-template <class K, int T> __device__ __forceinline__ float team_reduce(int s, float x, float* shared) {
+template <class K, int T>
+__device__ __forceinline__ typename K::Real team_reduce(int s, typename K::Real x, typename K::Real* shared) {
     if constexpr (T == 1) return x;
     x = warp_reduce<K>(s, x);
     if constexpr (T > 32) {
@@ -34,9 +36,10 @@ template <class K, int T> __device__ __forceinline__ float team_reduce(int s, fl
     return x;
 }
 
-template <class K, int T, int P> __device__ __forceinline__ void row_passes(const K& k, u64 o, float* done, float* shared) {
+template <class K, int T, int P>
+__device__ __forceinline__ void row_passes(const K& k, u64 o, typename K::Real* done, typename K::Real* shared) {
     if constexpr (P < K::PASSES) {
-        float sum[K::SUMS];
+        typename K::Real sum[K::SUMS];
 #pragma unroll
         for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
         u64 i = u64(threadIdx.x % T) * K::WIDTH;
@@ -54,11 +57,12 @@ template <class K, int T, int P> __device__ __forceinline__ void row_passes(cons
 
 /// One row per team of T threads: one alone, a warp, or a whole block.
 template <int T, class K, int N> __device__ __forceinline__ void row(const Group<K, N>& g) {
-    __shared__ float shared[32];
+    using R = typename K::Real;
+    __shared__ R shared[32];
     const K& k = part_of(g);
     const u64 o = (blockIdx.x - k.first_block) * u64(blockDim.x / T) + threadIdx.x / T;
     if (o >= k.rows) return;  // teams leave together: a thread, a warp, or the block with its one row
-    float done[K::SUMS];
+    R done[K::SUMS];
     row_passes<K, T, 0>(k, o, done, shared);
     if (threadIdx.x % T == 0) k.finish(o, done);
 }
@@ -82,14 +86,15 @@ __device__ __forceinline__ bool arrives_last(u32* arrived, u64 blocks) {
 /// element<P, W> takes W neighbouring columns, and accumulator s of column w is sum[s * W + w]. Where few columns would
 /// leave a GPU idle, k.parts blocks share them; the last to arrive combines their sums in order.
 template <int TX, int TY, class K, int N> __device__ __forceinline__ void column(const Group<K, N>& g) {
+    using R = typename K::Real;
     constexpr int W = K::WIDTH, C = TX * W;
-    __shared__ float shared[K::SUMS][TY][C + 1];
+    __shared__ R shared[K::SUMS][TY][C + 1];
     const K& k = part_of(g);
     const u32 x = threadIdx.x % TX, y = threadIdx.x / TX;
     const u64 block = blockIdx.x - k.first_block, part = block % k.parts;
     const u64 first = block / k.parts * u64(C);
     const u64 o = first + x * W;
-    float sum[K::SUMS * W];
+    R sum[K::SUMS * W];
 #pragma unroll
     for (int s = 0; s < K::SUMS * W; ++s) sum[s] = K::identity(s / W);
     if (o < k.rows) {
@@ -103,7 +108,7 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
     __syncthreads();
     for (int s = 0; s < K::SUMS; ++s) {
         for (int c = threadIdx.x; c < C; c += TX * TY) {
-            float all = shared[s][0][c];
+            R all = shared[s][0][c];
             for (int j = 1; j < TY; ++j) all = K::combine(s, all, shared[s][j][c]);
             shared[s][0][c] = all;
             if (k.parts > 1) k.partials[(block * K::SUMS + s) * C + c] = all;
@@ -113,8 +118,8 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
         if (!arrives_last(k.arrived + block / k.parts, k.parts)) return;
         for (int s = 0; s < K::SUMS; ++s) {
             for (int c = threadIdx.x; c < C; c += TX * TY) {
-                const float* at = k.partials + ((block - part) * K::SUMS + s) * C + c;
-                float all = __ldcg(at);
+                const R* at = k.partials + ((block - part) * K::SUMS + s) * C + c;
+                R all = __ldcg(at);
                 for (u64 j = 1; j < k.parts; ++j) all = K::combine(s, all, __ldcg(at + j * K::SUMS * C));
                 shared[s][0][c] = all;
             }
@@ -122,7 +127,7 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
     }
     // Each thread finishes the columns that it summed.
     for (int c = threadIdx.x; c < C && first + c < k.rows; c += TX * TY) {
-        float done[K::SUMS];
+        R done[K::SUMS];
 #pragma unroll
         for (int s = 0; s < K::SUMS; ++s) done[s] = k.settle(s, shared[s][0][c]);
         k.finish(first + c, done);
@@ -132,10 +137,11 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
 /// One scalar from many blocks. Each leaves its partial result in k.partials; the last to arrive combines them in
 /// order and resets the counter for the next run. One pass.
 template <int T, class K, int N> __device__ __forceinline__ void total(const Group<K, N>& g) {
-    __shared__ float shared[32];
+    using R = typename K::Real;
+    __shared__ R shared[32];
     const K& k = part_of(g);
     const u64 block = blockIdx.x - k.first_block;
-    float sum[K::SUMS];
+    R sum[K::SUMS];
 #pragma unroll
     for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
     const u64 step = k.blocks * T * K::WIDTH;
@@ -149,10 +155,10 @@ template <int T, class K, int N> __device__ __forceinline__ void total(const Gro
         for (int s = 0; s < K::SUMS; ++s) k.partials[block * K::SUMS + s] = sum[s];
     }
     if (!arrives_last(k.arrived, k.blocks)) return;
-    float done[K::SUMS];
+    R done[K::SUMS];
 #pragma unroll
     for (int s = 0; s < K::SUMS; ++s) {
-        float x = K::identity(s);
+        R x = K::identity(s);
         for (u64 b = threadIdx.x; b < k.blocks; b += T) x = K::combine(s, x, __ldcg(k.partials + b * K::SUMS + s));
         done[s] = k.settle(s, team_reduce<K, T>(s, x, shared));
     }

@@ -64,9 +64,6 @@ const FILES: [&str; 8] = [
     include_str!("targets/sm_100.toml"),
 ];
 
-/// Seconds of a kernel that is not generated for the target: reductions in 64 bits on a GPU.
-pub const REFUSED: f64 = 1e3;
-
 /// Share of a strided access's extra sectors that are paid for where the buffer fits the cache.
 const CACHED: f64 = 0.25;
 
@@ -175,9 +172,6 @@ impl Target {
     pub fn estimate(&self, kernel: &Kernel, format_of: impl Fn(BufferId) -> Format) -> Estimate {
         let bytes = kernel.bytes(&format_of);
         let body = kernel.body();
-        if self.library_products && body.wide && body.has_reduction() {
-            return Estimate { seconds: REFUSED, bytes };
-        }
         let memory = |bytes: f64| bytes / (self.bandwidth_gb_s * 1e9);
         let scalar = kernel.scalar_operations() / (self.scalar_gflops * 1e9);
         let own = self.traffic(body);

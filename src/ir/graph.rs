@@ -182,6 +182,9 @@ impl Graph {
     fn insert(&mut self, op: Op, inputs: &[NodeId], name: Option<String>) -> Result<NodeId> {
         let key = (op, inputs.to_vec());
         let shareable = !key.0.is_source();
+        // A constant is its own name: text writes it where it is used, and nothing finds it by name.
+        let literal = if let Op::Const(c) = &key.0 { Some(c.to_string()) } else { None };
+        let name = name.filter(|_| literal.is_none());
         if name.is_none()
             && shareable
             && let Some(&id) = self.known.get(&key)
@@ -195,8 +198,6 @@ impl Graph {
             Error::Graph(format!("{place}{}({}): {why}", key.0.name(), of.join(", ")))
         })?;
         let name = match name {
-            // A constant is its own name: text writes it where it is used.
-            None if matches!(key.0, Op::Const(_)) => key.0.attrs()[0].1.to_string(),
             Some(name) => {
                 // A name that the graph made up gives way to one that somebody chose.
                 if let Some(&holder) = self.names.get(&name) {
@@ -207,7 +208,7 @@ impl Graph {
                 }
                 name
             }
-            None => self.fresh_name(),
+            None => literal.clone().unwrap_or_else(|| self.fresh_name()),
         };
         let id = self.dag.add_node(Node {
             op: key.0.clone(),
@@ -220,7 +221,9 @@ impl Graph {
         for (position, &input) in inputs.iter().enumerate() {
             self.dag.add_edge(input, id, position as u32);
         }
-        self.names.insert(name, id);
+        if literal.is_none() {
+            self.names.insert(name, id);
+        }
         if shareable {
             self.known.entry(key).or_insert(id);
         }

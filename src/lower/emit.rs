@@ -128,10 +128,13 @@ pub(super) fn is_wide_format(f: Format) -> bool {
     f.bytes() >= 4 && !matches!(f, Format::F32 | Format::Tf32)
 }
 
-/// Where an operand of a concatenation starts, and the domain axes of the axis it is joined along.
+/// Where an operand of a concatenation starts, along how many elements in all, and the domain axes of the axis it is joined
+/// along.
+#[derive(Clone)]
 struct Part {
     axes: Vec<usize>,
     start: usize,
+    total: usize,
 }
 
 struct Emit<'a> {
@@ -184,21 +187,18 @@ impl Emit<'_> {
 
     fn load(&mut self, user: NodeId, operand: usize, part: Option<Part>) -> usize {
         let input = self.graph.inputs(user)[operand];
-        let (buffer, view) = resolve_view(self.graph, input).expect("the region checked it");
-        let axes = self.layout().axes_of(Site::Read { user, operand });
+        let (buffer, mut view) = resolve_view(self.graph, input).expect("the region checked it");
+        let mut axes = self.layout().axes_of(Site::Read { user, operand });
         let rank = self.layout().outer.len() + self.layout().inner.len();
         let hidden = hidden_axis(self.graph, user, operand);
-        let mut over = self.over_domain(&view, &axes, rank, hidden);
-        if let (Some(part), Some(axis)) = (part, hidden) {
-            let (mut terms, mut below) = (Vec::new(), 1);
-            for &d in part.axes.iter().rev() {
-                terms.push((d, below));
-                below *= over.dims[d] as isize;
+        let over = match (part, hidden) {
+            (Some(part), Some(axis)) => {
+                view = view.placed(axis, part.start, part.total);
+                axes[axis] = part.axes;
+                self.over_domain(&view, &axes, rank, None)
             }
-            let (extent, stride) = (view.dims[axis], view.strides[axis]);
-            let fill = Num::new(0.0);
-            over.guards.push(Guard { terms, offset: -(part.start as isize), step: 1, extent, stride, fill });
-        }
+            _ => self.over_domain(&view, &axes, rank, hidden),
+        };
         let load = Load { buffer: self.place[&buffer], view: over, format: self.graph.ty(buffer).format };
         let at = self.body.loads.iter().position(|l| *l == load);
         at.unwrap_or_else(|| {
@@ -302,25 +302,25 @@ impl Emit<'_> {
     fn concat(&mut self, id: NodeId, axis: usize) -> Reg {
         let axes = self.layout().axis(Site::Value(id), axis);
         let inputs = self.graph.inputs(id);
-        let mut start = 0;
+        let mut part = Part { axes, start: 0, total: self.graph.ty(id).dims()[axis] };
         let mut reg = None;
         for (operand, &input) in inputs.iter().enumerate() {
             let n = self.graph.ty(input).dims()[axis];
             if n == 0 && inputs.len() > 1 {
                 continue;
             }
-            let part = self.load(id, operand, Some(Part { axes: axes.clone(), start }));
-            let part = self.push(Inst::Load(part));
+            let load = self.load(id, operand, Some(part.clone()));
+            let load = self.push(Inst::Load(load));
             reg = Some(match reg {
-                None => part,
+                None => load,
                 Some(before) => {
-                    let p = self.position(&axes);
-                    let edge = self.push(Inst::Const(Num::new(start as f64)));
+                    let p = self.position(&part.axes);
+                    let edge = self.push(Inst::Const(Num::new(part.start as f64)));
                     let inside = self.push(Inst::Binary(Binary::Ge, p, edge));
-                    self.push(Inst::Select(inside, part, before))
+                    self.push(Inst::Select(inside, load, before))
                 }
             });
-            start += n;
+            part.start += n;
         }
         reg.unwrap_or_else(|| self.push(Inst::Const(Num::new(0.0))))
     }

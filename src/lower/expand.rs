@@ -1,5 +1,6 @@
 //! Named operations spelled out as the primitives their kernels run: all in f32 registers, stable forms.
 
+use super::empty::of_nothing;
 use crate::error::Result;
 use crate::ir::ops::{Loss, at_label};
 use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Unary, standardise};
@@ -12,7 +13,11 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
         let node = graph.node(id);
         let x: Vec<NodeId> = graph.inputs(id).iter().map(|i| map[i.index()]).collect();
         out.stage = node.stage;
+        let is_empty = |id: &NodeId| out.ty(*id).elements() == 0;
         let copy = match &node.op {
+            op if !op.is_buffer() && node.ty.elements() > 0 && x.iter().any(is_empty) => {
+                of_nothing(&mut out, op, &x, &node.ty)?
+            }
             Op::Softmax { axis } => softmax(&mut out, x[0], *axis)?,
             Op::LogSoftmax { axis } => log_softmax(&mut out, x[0], *axis)?,
             Op::IsExtreme { kind, axes } => {

@@ -152,6 +152,15 @@ impl Loop {
         out
     }
 
+    /// For every register: is it a reduction, or computed from one?
+    fn depend_on_reductions(&self) -> Vec<bool> {
+        let mut out: Vec<bool> = Vec::with_capacity(self.tape.len());
+        for inst in &self.tape {
+            out.push(matches!(inst, Inst::Reduce(..)) || inst.operands().iter().any(|&r| out[r]));
+        }
+        out
+    }
+
     /// Is a store made at every element, rather than once per outer index? So it is even where all elements of `inner` get
     /// the same value.
     pub fn stores_elements(&self, store: usize) -> bool {
@@ -457,11 +466,10 @@ impl Loop {
             return false;
         }
         let single_stage = {
-            let levels = self.levels();
+            let (levels, reduced) = (self.levels(), self.depend_on_reductions());
             // A reduction may not feed the inner level again, nor another reduction.
-            !self.tape.iter().zip(&levels).any(|(inst, level)| {
-                *level == Level::Inner && inst.operands().iter().any(|&r| depends_on_reduction(&self.tape, r))
-            })
+            let again = |inst: &Inst| inst.operands().iter().any(|&r| reduced[r]);
+            !self.tape.iter().zip(&levels).any(|(inst, level)| *level == Level::Inner && again(inst))
         };
         if self.inner_size() <= SHORT {
             return single_stage;
@@ -479,7 +487,3 @@ impl Loop {
 
 /// Rows of up to so many elements keep no more than half a warp busy.
 pub(super) const SHORT: usize = 16;
-
-fn depends_on_reduction(tape: &[Inst], reg: Reg) -> bool {
-    matches!(tape[reg], Inst::Reduce(..)) || tape[reg].operands().iter().any(|&r| depends_on_reduction(tape, r))
-}

@@ -296,7 +296,7 @@ impl<'a> Merger<'a> {
     /// What two regions become together, if that is one kernel. The first may be taken.
     fn both(&mut self, j: usize, i: usize) -> Option<Region> {
         let (mut a, b) = (self.regions[j].take()?, self.region(i));
-        if is_scalar(&a) && is_scalar(b) && self.analyser.add_scalars(&mut a, b) {
+        if self.analyser.add_aligned(&mut a, b) {
             return Some(a);
         }
         let mut roots = [&a.roots[..], &b.roots].concat();

@@ -4,6 +4,7 @@ mod axes;
 mod buffers;
 pub mod cuda;
 mod emit;
+mod empty;
 mod expand;
 mod kernel;
 mod merge;
@@ -22,6 +23,6 @@ pub use kernel::{
 pub use merge::{Regions, regions};
 pub use print::print_program;
 pub use program::{BufferId, BufferInfo, InLoop, Program, lower, lower_visibly, outline};
-pub use region::{Region, view_through};
+pub use region::{Region, resolve_view, view_through};
 pub use stages::{Pass, passes};
 pub use view::{Guard, View};

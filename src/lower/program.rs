@@ -52,11 +52,26 @@ impl Program {
         self.loops[kernel].as_ref().map_or(1, |l| l.times)
     }
 
-    pub(super) fn push(&mut self, kernel: Kernel, computes: Vec<String>) {
+    /// Adds a kernel that runs once, when what it waits for has been written; unless there is nothing for it to store.
+    pub(super) fn push(&mut self, kernel: Kernel, computes: Vec<String>, waits: Vec<BufferId>) {
+        self.push_in(None, kernel, computes, waits);
+    }
+
+    /// [`Program::push`], of a kernel in a loop.
+    pub(super) fn push_in(
+        &mut self,
+        in_loop: Option<InLoop>,
+        kernel: Kernel,
+        computes: Vec<String>,
+        waits: Vec<BufferId>,
+    ) {
+        if kernel.body().stores.iter().all(|s| s.view.dims.contains(&0)) {
+            return;
+        }
         self.kernels.push(kernel);
         self.computes.push(computes);
-        self.loops.push(None);
-        self.waits.push(Vec::new());
+        self.loops.push(in_loop);
+        self.waits.push(waits);
     }
 
     pub fn find(&self, name: &str) -> Option<BufferId> {
@@ -138,15 +153,12 @@ pub(super) fn program(plan: Verified, extent: Extent) -> Result<Program> {
             continue;
         }
         let computes = region.roots.iter().map(|&r| graph.name_of(r).to_owned()).collect();
-        program
-            .push(emit(&graph, region, &place, |root| extent == Extent::Visible || needed.contains(&root)), computes);
-        if let Some(waits) = program.waits.last_mut() {
-            waits.extend(region.waits.iter().map(|b| place[b]));
-        }
+        let kernel = emit(&graph, region, &place, |root| extent == Extent::Visible || needed.contains(&root));
+        program.push(kernel, computes, region.waits.iter().map(|b| place[b]).collect());
     }
     for (from, to) in copies {
         let at = |id| (Address::of(place[&id]), graph.ty(id).format);
-        program.push(copy(&graph.ty(to).dims(), at(from), at(to)), vec![graph.name_of(to).to_owned()]);
+        program.push(copy(&graph.ty(to).dims(), at(from), at(to)), vec![graph.name_of(to).to_owned()], Vec::new());
     }
     program.results = graph.outputs().iter().map(|o| (o.name.clone(), o.role, place[&o.node])).collect();
     group_launches(&mut program);

@@ -39,7 +39,10 @@ pub struct Layout {
     axes: Axes,
     /// The domain axis that each variable of `axes` is.
     place: Vec<Option<usize>>,
-    /// Of scalars, whose axes are still to be laid out.
+    /// The shape of all roots, if the region is elementwise throughout: every axis of every value is then the one of this
+    /// shape as far from the last.
+    pub aligned: Option<Vec<usize>>,
+    /// The axes are still to be laid out, which waits until the region stays as it is.
     pub is_stale: bool,
 }
 
@@ -200,9 +203,12 @@ impl<'a> Analyser<'a> {
         self.lay_out(roots, &cone, true).or_else(|_| self.lay_out(roots, &cone, false))
     }
 
-    /// Makes a region of scalars, of which there may be many, that of `other`'s scalars too: all but its axes, which takes
-    /// no look at all of them. Returns whether it did; if not, it takes a closer look.
-    pub fn add_scalars(&self, region: &mut Region, other: &Region) -> bool {
+    /// Makes an elementwise region that of `other`'s values too, of which there may be many: all but its axes, which takes no
+    /// look at all of them, because both have the same. Returns whether it did; if not, it takes a closer look.
+    pub fn add_aligned(&self, region: &mut Region, other: &Region) -> bool {
+        if region.layout.aligned.is_none() || region.layout.aligned != other.layout.aligned {
+            return false;
+        }
         let updated = |r: &Region, by: &Region| {
             by.roots.iter().filter_map(|root| self.updates.get(root)).flatten().any(|source| r.reads.contains(source))
         };
@@ -216,7 +222,8 @@ impl<'a> Analyser<'a> {
         region.reads.extend(cone.reads.iter().map(|r| r.1.0));
         region.waits.extend(self.waits(&cone));
         region.wide |= cone.values.iter().any(|&v| needs_wide(self.graph, v));
-        region.layout = Layout { is_stale: true, ..Layout::default() };
+        let (outer, aligned) = (other.layout.outer.clone(), other.layout.aligned.clone());
+        region.layout = Layout { outer, aligned, is_stale: true, ..Layout::default() };
         true
     }
 
@@ -376,6 +383,7 @@ impl<'a> Analyser<'a> {
             axes: a,
             place: Vec::new(),
             product,
+            aligned: None,
             is_stale: false,
         };
         layout.place = vec![None; layout.axes.variables()];
@@ -397,6 +405,12 @@ impl<'a> Analyser<'a> {
                 }
             }
         }
+        let shape = graph.ty(roots[0]).dims();
+        let one_shape = roots.iter().all(|&r| graph.ty(r).dims() == shape);
+        let elementwise = one_shape
+            && cone.values.iter().all(|&v| is_aligned(graph.op(v)))
+            && cone.reads.iter().all(|(_, (buffer, view))| is_plain(view, &graph.ty(*buffer).dims()));
+        layout.aligned = elementwise.then_some(shape);
         let reads = cone.reads.iter().map(|r| r.1.0).collect();
         let waits = self.waits(cone).collect();
         let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
@@ -407,6 +421,19 @@ impl<'a> Analyser<'a> {
 /// Do two lists, neither with repetitions, hold the same?
 fn is_same_set(a: &[usize], b: &[usize]) -> bool {
     a.len() == b.len() && a.iter().all(|x| b.contains(x))
+}
+
+/// Does an operation take its operands' elements from where its own are, counted from the last axis?
+fn is_aligned(op: &Op) -> bool {
+    op.is_elementwise() || matches!(op, Op::Put(_) | Op::Cast(_) | Op::Broadcast { .. })
+}
+
+/// Is this a view of a whole buffer of these dims, at most broadcast?
+fn is_plain(view: &View, dims: &[usize]) -> bool {
+    let fits = |(&have, &want): (&usize, &usize)| have == want || have == 1;
+    dims.len() <= view.dims.len()
+        && dims.iter().rev().zip(view.dims.iter().rev()).all(fits)
+        && *view == View::contiguous(dims).broadcast(&view.dims)
 }
 
 /// Does a value take more than f32 holds? Positions, labels and indices, which are only compared or looked up, do not.

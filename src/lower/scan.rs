@@ -167,14 +167,12 @@ impl<'a> Unroller<'a> {
         for (i, kernel) in self.inner.kernels.iter().enumerate() {
             let mut kernel = kernel.clone();
             move_kernel(&mut kernel, &self.map, &wanted);
-            self.program.push(kernel, self.inner.computes[i].clone());
-            if let Some(own) = self.program.loops.last_mut() {
-                own.clone_from(&self.inner.loops[i]);
-            }
+            let (in_loop, computes) = (self.inner.loops[i].clone(), self.inner.computes[i].clone());
+            self.program.push_in(in_loop, kernel, computes, Vec::new());
         }
         for (info, from, to) in copies {
             let kernel = copy(&info.ty.dims(), (from, info.ty.format), (to, info.ty.format));
-            self.program.push(kernel, vec![info.name.clone()]);
+            self.program.push(kernel, vec![info.name.clone()], Vec::new());
         }
     }
 }

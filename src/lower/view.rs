@@ -121,6 +121,25 @@ impl View {
         self.through(axis, &[lo + n + n.saturating_sub(1) * inner + hi], guard)
     }
 
+    /// The view along an axis of `total` positions at which it stands from `start` on. What is read at the others is any of
+    /// its elements, or a fill.
+    pub fn placed(&self, axis: usize, start: usize, total: usize) -> View {
+        let mut v = self.clone();
+        v.dims[axis] = total;
+        for g in &mut v.guards {
+            let along: isize = g.terms.iter().filter(|t| t.0 == axis).map(|t| t.1).sum();
+            g.offset -= start as isize * along;
+        }
+        // A guard that is there keeps what it moves within the buffer, at every position.
+        let stride = std::mem::take(&mut v.strides[axis]);
+        if stride != 0 || !self.guarded(axis) {
+            let fill = v.guards.first().map_or(Num::new(0.0), |g| g.fill);
+            let (terms, offset, extent) = (vec![(axis, 1)], -(start as isize), self.dims[axis]);
+            v.guards.push(Guard { terms, offset, step: 1, extent, stride, fill });
+        }
+        v
+    }
+
     /// [`crate::ir::Op::Window`], with its result's two extents.
     pub fn window(&self, axis: usize, dims: [usize; 2], step: [usize; 2], lo: usize, fill: Num) -> Option<View> {
         let terms = vec![(axis, step[0] as isize), (axis + 1, step[1] as isize)];
@@ -227,6 +246,23 @@ mod tests {
         let row = View::contiguous(&[3]).broadcast(&[2, 3]);
         assert_eq!(elements(&row), [0, 1, 2, 0, 1, 2]);
         assert_eq!(row.distinct(), 3);
+    }
+
+    /// The part of a concatenation that a padded view is: `concat([0, 1, 2], pad([0, 1, 2], 0, 1))` once read `0 1 2 0 0 0 0`.
+    #[test]
+    fn a_part_of_a_concatenation_is_a_view_placed_in_it() {
+        const OUT: usize = usize::MAX;
+        let whole = View::contiguous(&[3]);
+        assert_eq!(elements(&whole.placed(0, 2, 6)), [OUT, OUT, 0, 1, 2, OUT]);
+        let padded = whole.pad(0, 1, 1, 0).unwrap();
+        assert_eq!(elements(&padded.placed(0, 2, 8))[2..7], [OUT, 0, 1, 2, OUT]);
+        let windows = whole.window(0, [2, 2], [1, 1], 0, Num::new(-1.0)).unwrap();
+        assert_eq!(elements(&windows.placed(0, 1, 3))[2..6], [0, 1, 1, 2]);
+        assert_eq!(elements(&windows.placed(1, 2, 4)), [OUT, OUT, 0, 1, OUT, 0, 1, 2]);
+        // Where the axis both moves by itself and stands in a guard.
+        let spread = View::contiguous(&[1, 2]).unwindow(0, 2, [1, 1], 0).unwrap();
+        assert_eq!(elements(&spread), [0, OUT, OUT, 1]);
+        assert_eq!(elements(&spread.placed(1, 1, 4)), [OUT, 0, OUT, OUT, OUT, OUT, 1, OUT]);
     }
 
     #[test]

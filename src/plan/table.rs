@@ -2,7 +2,6 @@
 
 use super::recompute::{Again, first_of};
 use super::{Planned, Request};
-use crate::cost::REFUSED;
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
 use crate::lower::{InLoop, Kernel, Program, lower, outline};
@@ -11,7 +10,6 @@ use std::fmt::Write;
 /// A time with three digits and its unit.
 pub fn seconds(s: f64) -> String {
     match s {
-        s if s >= REFUSED => "refused".into(),
         s if s >= 1.0 => format!("{s:.2} s"),
         s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
         s => format!("{:.1} µs", s * 1e6),

@@ -227,6 +227,10 @@ impl Graph {
         let Op::Scan(scan) = self.op(id) else { return Vec::new() };
         let inputs = self.inputs(id);
         let alike = |&u: &NodeId| matches!(self.op(u), Op::Scan(s) if s.same_loop(scan)) && self.inputs(u) == inputs;
-        inputs.first().map_or_else(Vec::new, |&x| self.users(x).into_iter().filter(alike).collect())
+        match inputs.first() {
+            Some(&x) => self.users(x).into_iter().filter(alike).collect(),
+            // A loop that reads nothing, not even its position's slice.
+            None => self.ids().filter(alike).collect(),
+        }
     }
 }

@@ -171,6 +171,10 @@ pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
             g.reduce(ReduceKind::Sum, parts, &[axis + 1], false)?
         }
         // Element k of window o was read by position o·stride + k·dilation − lo, seen as element k.
+        Op::Unwindow { .. } if g.ty(x).elements() == 0 => {
+            let (zero, shape) = (g.constant(0.0)?, g.shape(x).clone());
+            g.broadcast_to(zero, &shape)?
+        }
         Op::Unwindow { axis, extent, stride, dilation, lo } => {
             let (places, size) = (g.ty(x).dims()[*axis], g.ty(x).dims()[axis + 1]);
             let mut parts = Vec::new();

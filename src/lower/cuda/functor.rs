@@ -1,7 +1,8 @@
 //! A tape as a C++ functor.
 
+use super::real::Real;
 use crate::format::Format;
-use crate::ir::{Binary, ReduceKind, Unary};
+use crate::ir::{Binary, ReduceKind};
 use crate::lower::kernel::{Inst, Load, Loop, Reg};
 use crate::lower::stages::{Pass, passes};
 use crate::lower::view::View;
@@ -122,11 +123,11 @@ impl<'a> Functor<'a> {
         let rest: &[&str] = match self.shape {
             Shape::Pointwise => &["u64 n"],
             Shape::Row => &["u64 n", "u64 rows"],
-            Shape::Column => &["u64 n", "u64 rows", "u64 parts", "float* partials", "u32* arrived"],
-            Shape::Total => &["u64 n", "u64 blocks", "float* partials", "u32* arrived"],
+            Shape::Column => &["u64 n", "u64 rows", "u64 parts", "REAL* partials", "u32* arrived"],
+            Shape::Total => &["u64 n", "u64 blocks", "REAL* partials", "u32* arrived"],
         };
         rest.iter().for_each(|m| {
-            let _ = writeln!(out, "    {m};");
+            let _ = writeln!(out, "    {};", m.replace("REAL", self.real().name()));
         });
         out + "    u64 first_block;\n"
     }
@@ -144,9 +145,10 @@ impl<'a> Functor<'a> {
             return out;
         }
         self.reduction_members(&mut out);
+        let real = self.real();
         let _ = writeln!(
             out,
-            "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const float* done, float* sum) const {{"
+            "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const {real}* done, {real}* sum) const {{"
         );
         let live = self.passes.iter().filter(|p| p.is_live()).count();
         for (p, pass) in self.passes.iter().take(live).enumerate() {
@@ -155,7 +157,7 @@ impl<'a> Functor<'a> {
             self.body(&mut out, &needed, &pass.stores, &pass.reductions, 3);
             let _ = writeln!(out, "        }}");
         }
-        let _ = writeln!(out, "    }}\n    __device__ __forceinline__ void finish(u64 o, const float* done) const {{");
+        let _ = writeln!(out, "    }}\n    __device__ __forceinline__ void finish(u64 o, const {real}* done) const {{");
         self.finish(&mut out);
         let _ = writeln!(out, "    }}\n}};");
         out
@@ -173,20 +175,16 @@ impl<'a> Functor<'a> {
             let n = self.reductions.len();
             per(&|s, k| if s + 1 == n { f(k) } else { format!("s == {s} ? {}", f(k)) })
         };
-        let identity = chain(&|k| match k {
-            ReduceKind::Max => "-INFINITY_F".into(),
-            ReduceKind::Min => "INFINITY_F".into(),
-            ReduceKind::Prod => "1.0f".into(),
-            _ => "0.0f".into(),
-        });
+        let real = self.real();
+        let identity = chain(&|k| real.number(k.identity()));
         let combine = chain(&|k| match k {
             ReduceKind::Sum | ReduceKind::Mean => "a + b".into(),
             ReduceKind::Max => "maximum(a, b)".into(),
             ReduceKind::Min => "minimum(a, b)".into(),
-            ReduceKind::Any => "truth(a != 0.0f || b != 0.0f)".into(),
+            ReduceKind::Any => real.binary(Binary::Or, "a", "b"),
             ReduceKind::Prod => "a * b".into(),
         });
-        let settle = chain(&|k| if k == ReduceKind::Mean { "x / float(n)".into() } else { "x".into() });
+        let settle = chain(&|k| if k == ReduceKind::Mean { format!("x / {real}(n)") } else { "x".into() });
         let n = self.reductions.len();
         let pass_of = self.reductions.iter().enumerate().map(|(s, r)| {
             let pass = self.passes.iter().position(|p| p.reductions.contains(r)).unwrap_or(0);
@@ -194,14 +192,15 @@ impl<'a> Functor<'a> {
         });
         let pass_of = pass_of.collect::<Vec<_>>().join(" : ");
         let head = "    static __device__ __forceinline__ constexpr";
-        let _ = writeln!(out, "    static __device__ __forceinline__ float identity(int s) {{ return {identity}; }}");
+        let _ = writeln!(out, "    using Real = {real};");
+        let _ = writeln!(out, "    static __device__ __forceinline__ {real} identity(int s) {{ return {identity}; }}");
         let _ = writeln!(
             out,
-            "    static __device__ __forceinline__ float combine(int s, float a, float b) {{ return {combine}; }}"
+            "    static __device__ __forceinline__ {real} combine(int s, {real} a, {real} b) {{ return {combine}; }}"
         );
         let _ = writeln!(out, "{head} int pass_of(int s) {{ return {pass_of}; }}");
         let _ =
-            writeln!(out, "    __device__ __forceinline__ float settle(int s, float x) const {{ return {settle}; }}");
+            writeln!(out, "    __device__ __forceinline__ {real} settle(int s, {real} x) const {{ return {settle}; }}");
     }
 
     /// Everything a pass computes per element, and the scalars that takes.
@@ -266,28 +265,8 @@ impl<'a> Functor<'a> {
     }
 
     /// The type of registers.
-    fn real(&self) -> &'static str {
-        if self.k.wide { "double" } else { "float" }
-    }
-
-    fn widen(&self) -> &'static str {
-        if self.k.wide { "widen64" } else { "widen" }
-    }
-
-    /// An expression over f32 made one over f64: functions and numbers lose their `f`.
-    fn in_double(&self, text: String) -> String {
-        if !self.k.wide {
-            return text;
-        }
-        let mut out = text;
-        for name in [
-            "fabs", "exp", "expm1", "log", "log1p", "sqrt", "sin", "cos", "tan", "asin", "acos", "atan", "sinh",
-            "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "floor", "ceil", "trunc", "rint", "pow", "fmod", "ldexp",
-        ] {
-            out = out.replace(&format!("{name}f("), &format!("{name}("));
-        }
-        let numbers = ["0.0f", "1.0f", "0.5f", "0.70710678f"];
-        numbers.iter().fold(out, |o, n| o.replace(n, n.trim_end_matches('f'))).replace("float(i64", "double(i64")
+    fn real(&self) -> Real {
+        Real { wide: self.k.wide }
     }
 
     fn sum(&self, r: Reg) -> usize {
@@ -349,13 +328,13 @@ impl<'a> Functor<'a> {
         }
         let (at, stride) = self.address(&load.view);
         let _ = match stride {
-            0 => writeln!(out, "{pad}const {} v{l} = {}(x{l}[{at}]);", self.real(), self.widen()),
+            0 => writeln!(out, "{pad}const {} v{l} = {}(x{l}[{at}]);", self.real(), self.real().widen()),
             1 if !self.k.wide => writeln!(out, "{pad}float v{l}[W];\n{pad}load<W>(x{l} + {at}, v{l});"),
             s => writeln!(
                 out,
                 "{pad}{} v{l}[W];\n{pad}for (int w = 0; w < W; ++w) v{l}[w] = {}(x{l}[{at} + w * {s}]);",
                 self.real(),
-                self.widen()
+                self.real().widen()
             ),
         };
     }
@@ -363,8 +342,7 @@ impl<'a> Functor<'a> {
     fn expression(&self, r: Reg) -> String {
         match &self.k.tape[r] {
             Inst::Load(l) => self.loaded(*l),
-            Inst::Const(c) if self.k.wide => constant64(c.get()),
-            Inst::Const(c) => constant(c.get()),
+            Inst::Const(c) => self.real().number(c.get()),
             Inst::Position(a) => {
                 let lane = if self.lane_axes().last() == Some(*a) { " + w" } else { "" };
                 format!("{}(a{a}{lane})", self.real())
@@ -373,14 +351,14 @@ impl<'a> Functor<'a> {
                 let (at, lane) = self.address(at);
                 format!("uniform(u64({at} + w * {lane}), u32(r{step}), u32(r{seed}), {salt}u)")
             }
-            Inst::Unary(u, a) => self.in_double(unary(*u, &format!("r{a}"))),
-            Inst::Binary(b, x, y) => self.in_double(binary(*b, &format!("r{x}"), &format!("r{y}"))),
-            Inst::Select(c, x, y) => format!("r{c} != 0.0f ? r{x} : r{y}"),
+            Inst::Unary(u, a) => self.real().unary(*u, &format!("r{a}")),
+            Inst::Binary(b, x, y) => self.real().binary(*b, &format!("r{x}"), &format!("r{y}")),
+            Inst::Select(c, x, y) => format!("r{c} != {} ? r{x} : r{y}", self.real().number(0.0)),
             Inst::Reduce(..) => format!("done[{}]", self.sum(r)),
             Inst::Round(f, x) => format!("round_to<{}>(r{x})", memory_type(*f)),
             Inst::Gather { load, index, extent, stride } => {
                 let (at, lane) = self.address(&self.k.loads[*load].view);
-                format!("{}(x{load}[{at} + w * {lane} + resolve(r{index}, {extent}) * {stride}])", self.widen())
+                format!("{}(x{load}[{at} + w * {lane} + resolve(r{index}, {extent}) * {stride}])", self.real().widen())
             }
             Inst::Accumulator => unreachable!("the accumulator is read from memory"),
         }
@@ -404,7 +382,12 @@ impl<'a> Functor<'a> {
             };
             let _ = write!(moved, " + {steps} * {}", g.stride);
         }
-        format!("{} ? {}(x{l}[{at}{moved}]) : {}", inside.join(" && "), self.widen(), constant(first.fill.get()))
+        format!(
+            "{} ? {}(x{l}[{at}{moved}]) : {}",
+            inside.join(" && "),
+            self.real().widen(),
+            self.real().number(first.fill.get())
+        )
     }
 
     /// Declares the positions of a guarded load, `p<load>_<guard>`.
@@ -437,11 +420,11 @@ impl<'a> Functor<'a> {
             self.positions(out, pad, r);
             let value = match &self.k.tape[r] {
                 Inst::Load(l) if self.k.loads[*l].view.guards.is_empty() => {
-                    format!("widen(x{l}[{}])", self.address(&self.k.loads[*l].view).0)
+                    format!("{}(x{l}[{}])", self.real().widen(), self.address(&self.k.loads[*l].view).0)
                 }
                 _ => self.expression(r),
             };
-            let _ = writeln!(out, "{pad}const float r{r} = {value};");
+            let _ = writeln!(out, "{pad}const {} r{r} = {value};", self.real());
         }
         for s in stores {
             let store = &self.k.stores[s];
@@ -453,108 +436,5 @@ impl<'a> Functor<'a> {
                 store.reg
             );
         }
-    }
-}
-
-fn constant(x: f64) -> String {
-    let x = x as f32;
-    match x {
-        x if x.is_nan() => "NAN_F".into(),
-        x if x.is_infinite() => {
-            if x > 0.0 {
-                "INFINITY_F".into()
-            } else {
-                "-INFINITY_F".into()
-            }
-        }
-        x => format!("{x:?}f"),
-    }
-}
-
-/// A number in f64.
-fn constant64(x: f64) -> String {
-    match x {
-        x if x.is_nan() => "double(NAN_F)".into(),
-        x if x.is_infinite() => format!("double({}INFINITY_F)", if x > 0.0 { "" } else { "-" }),
-        x => format!("{x:?}"),
-    }
-}
-
-fn unary(u: Unary, x: &str) -> String {
-    use crate::ir::ops::{GELU_CUBIC, GELU_SCALE};
-    match u {
-        Unary::Neg => format!("-{x}"),
-        Unary::Abs => format!("fabsf({x})"),
-        Unary::Sign => format!("sign({x})"),
-        Unary::Square => format!("{x} * {x}"),
-        Unary::Recip => format!("1.0f / {x}"),
-        Unary::Exp => format!("expf({x})"),
-        Unary::Expm1 => format!("expm1f({x})"),
-        Unary::Log => format!("logf({x})"),
-        Unary::Log1p => format!("log1pf({x})"),
-        Unary::Sqrt => format!("sqrtf({x})"),
-        Unary::Rsqrt => format!("1.0f / sqrtf({x})"),
-        Unary::Sin => format!("sinf({x})"),
-        Unary::Cos => format!("cosf({x})"),
-        Unary::Tan => format!("tanf({x})"),
-        Unary::Asin => format!("asinf({x})"),
-        Unary::Acos => format!("acosf({x})"),
-        Unary::Atan => format!("atanf({x})"),
-        Unary::Sinh => format!("sinhf({x})"),
-        Unary::Cosh => format!("coshf({x})"),
-        Unary::Asinh => format!("asinhf({x})"),
-        Unary::Acosh => format!("acoshf({x})"),
-        Unary::Atanh => format!("atanhf({x})"),
-        Unary::Ceil => format!("ceilf({x})"),
-        Unary::Trunc => format!("truncf({x})"),
-        Unary::Round => format!("rintf({x})"),
-        Unary::IsNan => format!("truth({x} != {x})"),
-        Unary::IsInf => format!("truth(fabsf({x}) == INFINITY_F)"),
-        Unary::BitNot => format!("-1.0f - {x}"),
-        Unary::Tanh => format!("tanhf({x})"),
-        Unary::Erf => format!("erff({x})"),
-        Unary::Floor => format!("floorf({x})"),
-        Unary::Sigmoid => format!("sigmoid({x})"),
-        Unary::Softplus => format!("softplus({x})"),
-        Unary::Relu => format!("maximum({x}, 0.0f)"),
-        Unary::Gelu => format!("0.5f * {x} * (1.0f + erff({x} * 0.70710678f))"),
-        Unary::GeluTanh => {
-            format!(
-                "0.5f * {x} * (1.0f + tanhf({:?}f * ({x} + {:?}f * {x} * {x} * {x})))",
-                GELU_SCALE as f32, GELU_CUBIC as f32
-            )
-        }
-        Unary::Not => format!("truth({x} == 0.0f)"),
-        Unary::IsFinite => format!("truth(fabsf({x}) <= 3.402823466e38f)"),
-    }
-}
-
-fn binary(b: Binary, x: &str, y: &str) -> String {
-    let infix = |op: &str| format!("{x} {op} {y}");
-    let test = |op: &str| format!("truth({x} {op} {y})");
-    match b {
-        Binary::Add => infix("+"),
-        Binary::Sub => infix("-"),
-        Binary::Mul => infix("*"),
-        Binary::Div => infix("/"),
-        Binary::Pow => format!("powf({x}, {y})"),
-        Binary::Max => format!("maximum({x}, {y})"),
-        Binary::Min => format!("minimum({x}, {y})"),
-        Binary::Eq => test("=="),
-        Binary::Ne => test("!="),
-        Binary::Lt => test("<"),
-        Binary::Le => test("<="),
-        Binary::Gt => test(">"),
-        Binary::Ge => test(">="),
-        Binary::And => format!("truth({x} != 0.0f && {y} != 0.0f)"),
-        Binary::Or => format!("truth({x} != 0.0f || {y} != 0.0f)"),
-        Binary::Xor => format!("truth(({x} != 0.0f) != ({y} != 0.0f))"),
-        Binary::Mod => format!("modulo({x}, {y})"),
-        Binary::Fmod => format!("fmodf({x}, {y})"),
-        Binary::BitAnd => format!("float(i64({x}) & i64({y}))"),
-        Binary::BitOr => format!("float(i64({x}) | i64({y}))"),
-        Binary::BitXor => format!("float(i64({x}) ^ i64({y}))"),
-        Binary::Shl => format!("ldexpf({x}, int({y}))"),
-        Binary::Shr => format!("floorf(ldexpf({x}, -int({y})))"),
     }
 }

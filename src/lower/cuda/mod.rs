@@ -5,6 +5,7 @@
 
 mod functor;
 mod plan;
+mod real;
 
 pub use plan::{CudaProgram, Destination, Launch, Word, generate, launches_of, waits};
 

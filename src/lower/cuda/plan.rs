@@ -225,17 +225,17 @@ impl Generator<'_> {
             }
         }
         let shape = shape_of(k);
-        if k.wide && shape != Shape::Pointwise {
-            return Err(Error::Device("reductions in 64 bits are not generated for CUDA; use --device cpu".into()));
-        }
         let functor = Functor::new(k, shape);
         let buffer = |b: BufferId| if b == SCRATCH { "the product" } else { &self.program.buffers[b].name };
         let writes: Vec<&str> = parts.iter().flat_map(|p| p.stores.iter().map(|s| buffer(s.buffer))).collect();
         let team = team_size(k);
         // A short row is one thread's work.
         let short = k.inner_size() <= SHORT;
-        let (columns, column_threads) =
-            if short { (THREADS as usize * functor.width, THREADS) } else { (COLUMNS, COLUMN_THREADS) };
+        let (columns, column_threads) = match short {
+            true => (THREADS as usize * functor.width, THREADS),
+            // A block's sums must fit its memory.
+            false => (COLUMNS, if k.wide { COLUMN_THREADS / 2 } else { COLUMN_THREADS }),
+        };
         let (call, threads) = match shape {
             Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
             Shape::Row => (format!("row<{team}>(g)"), if team <= 32 { 128 } else { team as u32 }),
@@ -278,13 +278,13 @@ impl Generator<'_> {
                     let (groups, parts) = (part.outer_size().div_ceil(columns), column_parts(part, functor.width));
                     words.extend([Word::Number(i), Word::Number(o), Word::Number(parts as u64)]);
                     let shared = if parts > 1 { groups * parts * columns * sums(part) } else { 0 };
-                    words.extend(self.partials(shared, if parts > 1 { groups } else { 0 }));
+                    words.extend(self.partials(part, shared, if parts > 1 { groups } else { 0 }));
                     (groups * parts) as u64
                 }
                 Shape::Total => {
                     let blocks = i.div_ceil(u64::from(THREADS) * 16 * functor.width as u64).clamp(1, 1024);
                     words.extend([Word::Number(i), Word::Number(blocks)]);
-                    words.extend(self.partials(blocks as usize * sums(part), 1));
+                    words.extend(self.partials(part, blocks as usize * sums(part), 1));
                     blocks
                 }
             };
@@ -298,10 +298,10 @@ impl Generator<'_> {
 }
 
 impl Generator<'_> {
-    /// Room for so many partial results, and for counters of the blocks that left theirs.
-    fn partials(&mut self, results: usize, counters: usize) -> [Word; 2] {
+    /// Room for so many partial results of a kernel, and for counters of the blocks that left theirs.
+    fn partials(&mut self, k: &Loop, results: usize, counters: usize) -> [Word; 2] {
         let at = self.out.partials_bytes;
-        let counter = at + 4 * results;
+        let counter = at + if k.wide { 8 } else { 4 } * results;
         self.out.partials_bytes = (counter + 4 * counters).next_multiple_of(16);
         [Word::Partials(at), Word::Partials(counter)]
     }
