@@ -8,14 +8,13 @@ use crate::format::Format;
 use egg::Id;
 
 /// Name, argument count, and meaning.
-pub const CONDITIONS: [(&str, usize, &str); 11] = [
+pub const CONDITIONS: [(&str, usize, &str); 10] = [
     ("fits", 2, "the policy lets this value be stored in this format, and the format holds it if it is constant"),
     ("near", 2, "the value is a constant within a millionth of this number"),
-    ("below", 2, "the value is a constant below this number"),
     ("not-constant", 1, "the value is not known at compile time"),
     ("computed-in", 2, "the value's registers have this format"),
     ("target-multiplies", 1, "the target's matrix units take this format, and the plan may use it"),
-    ("lowers", 1, "the policy lets this product multiply in this format"),
+    ("lowers", 1, "the policy lets this product, which is one of f32, multiply in this format"),
     ("casts", 2, "the policy lets products read this buffer in this format"),
     ("has-format", 2, "the buffer is in this format"),
     ("carries", 2, "the step writes this parameter, so its kernel can write a copy in this other format"),
@@ -41,11 +40,14 @@ pub(super) fn holds(egraph: &EGraph, name: &str, args: &[Id], root: Id) -> bool 
             is_float && format(0).is_some_and(|f| is_allowed(f) && in_range(f))
         }
         "near" => constants(egraph, args).is_some_and(|(c, n)| (c - n).abs() <= 1e-6 * n.abs()),
-        "below" => constants(egraph, args).is_some_and(|(c, n)| c < n),
         "not-constant" => fact(0).constant.is_none(),
         "computed-in" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
         "target-multiplies" => format(0).is_some_and(|f| facts.formats.contains(f)),
-        "lowers" => format(0).is_some_and(|f| egraph[root].data.allow.multiplies.contains(f)),
+        // What a model computes in f64 stays there.
+        "lowers" => {
+            let of_f32 = egraph[root].data.ty.as_ref().is_some_and(|t| t.format == Format::F32);
+            of_f32 && format(0).is_some_and(|f| egraph[root].data.allow.multiplies.contains(f))
+        }
         "casts" => format(0).is_some_and(|f| fact(1).allow.casts.contains(f)),
         "has-format" => fact(1).ty.as_ref().map(|t| t.format) == format(0),
         "carries" => facts.updated.contains(word(1)) && is_other_format(egraph, word(1), format(0)),
