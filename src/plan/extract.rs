@@ -219,7 +219,7 @@ pub fn plainest(step: &Graph, encoded: &Encoded, egraph: &EGraph) -> Result<Grap
         map.push(match built.op(id) {
             Op::Put(_) => x[0],
             Op::Alias { dims } => graph.reshape(x[0], dims)?,
-            op if built.is_auto_named(id) || matches!(op, Op::Const(_)) => graph.add(op.clone(), &x)?,
+            op if built.is_auto_named(id) => graph.add(op.clone(), &x)?,
             op => graph.add_named(built.name_of(id), op.clone(), &x)?,
         });
     }

@@ -5,6 +5,7 @@ mod assemble;
 mod bodies;
 mod calibration;
 mod diff;
+mod divisors;
 mod evidence;
 #[cfg(test)]
 mod exact;

@@ -3,6 +3,7 @@
 use super::copy_name;
 use crate::error::Result;
 use crate::ir::{Body, Graph, NodeId, Op, Role, Scan, Take};
+use crate::lower::{resolve_view, view_through};
 use std::collections::BTreeMap;
 
 /// The same step with every computed value in memory, in the format its registers have. Views stay views.
@@ -18,11 +19,11 @@ fn store_all(graph: &Graph, named: &BTreeMap<String, NodeId>) -> Result<Graph> {
     for id in graph.ids() {
         let node = graph.node(id);
         (out.stage, out.origin) = (node.stage, node.origin.clone());
-        let needs_memory = matches!(node.op, Op::Scan(_)) || node.op.is_product();
-        let mut x = Vec::new();
-        for input in graph.inputs(id) {
-            let at = map[input.index()];
-            x.push(if needs_memory || is_guarded(&node.op) { stored(&mut out, at)? } else { at });
+        let mut x: Vec<NodeId> = graph.inputs(id).iter().map(|i| map[i.index()]).collect();
+        for (operand, at) in x.iter_mut().enumerate() {
+            if !is_readable(&out, &node.op, operand, *at) {
+                *at = stored(&mut out, *at)?;
+            }
         }
         let op = match &node.op {
             Op::Scan(scan) => {
@@ -36,10 +37,14 @@ fn store_all(graph: &Graph, named: &BTreeMap<String, NodeId>) -> Result<Graph> {
             }
             op => op.clone(),
         };
-        let copy = match op {
-            Op::Const(_) => out.add(op, &x)?,
-            _ => out.add_named(node.name.clone(), op, &x)?,
-        };
+        // A view of what cannot be said as a view of memory is one of a copy.
+        if let (true, [input]) = (op.is_view(), &mut x[..])
+            && let Some((_, view)) = resolve_view(&out, *input)
+            && view_through(&op, &view, &node.ty.dims()).is_none()
+        {
+            *input = stored(&mut out, *input)?;
+        }
+        let copy = out.add_named(node.name.clone(), op, &x)?;
         let is_view = node.op.is_view() || matches!(node.op, Op::Const(_) | Op::Iota { .. });
         map.push(if is_view { copy } else { stored(&mut out, copy)? });
     }
@@ -54,9 +59,17 @@ fn store_all(graph: &Graph, named: &BTreeMap<String, NodeId>) -> Result<Graph> {
     Ok(out)
 }
 
-/// Views that do not compose with each other.
-fn is_guarded(op: &Op) -> bool {
-    matches!(op, Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Reshape { .. })
+/// Can an operation read this operand where it is, rather than from memory of its own?
+fn is_readable(graph: &Graph, op: &Op, operand: usize, at: NodeId) -> bool {
+    match op {
+        Op::Scan(_) => graph.op(at).is_buffer(),
+        op if op.is_product() => graph.op(at).is_buffer(),
+        Op::Gather { .. } if operand == 0 => resolve_view(graph, at).is_some_and(|(_, v)| v.guards.is_empty()),
+        Op::Slice { .. } | Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Concat { .. } => {
+            resolve_view(graph, at).is_some()
+        }
+        _ => true,
+    }
 }
 
 fn stored(out: &mut Graph, id: NodeId) -> Result<NodeId> {

@@ -6,7 +6,8 @@
 //! losses are f32 in every policy: that is the kernels' arithmetic, not a choice.
 
 use super::Request;
-use super::interval::{Interval, bounds};
+use super::divisors::divisors;
+use super::interval::{Interval, beyond, bounds};
 use crate::error::{Error, Result};
 use crate::format::{Format, Formats};
 use crate::hint::is_meant;
@@ -91,8 +92,19 @@ fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
     let mut listed: Vec<Listed> = Vec::with_capacity(graph.len());
     // Without data there is still what follows from the operations.
     let known = if request.policy == Policy::Auto { bounds(graph) } else { vec![None; graph.len()] };
+    let (large, divides) = (beyond(graph, request.low), divisors(graph));
     for id in graph.ids() {
-        let verdict = verdict(graph, request, id, &listed, known[id.index()]);
+        let mut verdict = verdict(graph, request, id, &listed, known[id.index()]);
+        // Not o3: it says what speed there is, not how to train.
+        if verdict.low && request.policy != Policy::O3 {
+            let bounded = known[id.index()].is_some();
+            if large[id.index()] {
+                verdict = Listed { low: false, why: format!("holds numbers that {} does not", request.low) };
+            } else if divides[id.index()] && !bounded && graph.op(id).multiplies_in().is_none() {
+                let why = "something is divided by it, which would hide that it overflows".to_owned();
+                verdict = Listed { low: false, why };
+            }
+        }
         listed.push(verdict);
     }
     let low = Formats::from_iter([request.low]);
