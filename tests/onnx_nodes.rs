@@ -127,7 +127,7 @@ fn run_set(model: &Model, dir: &Path, rules: &RuleSet) -> Outcome {
     let mut fixed: BTreeMap<String, Weight> = BTreeMap::new();
     let shapes = values.iter().map(|(n, w)| (n.clone(), w.dims.clone())).collect();
     let bound = loop {
-        match model.bind_shaped(&shapes, Purpose::Training, &fixed) {
+        match model.bind_shaped(&shapes, Purpose::AsWritten, &fixed) {
             Ok(b) => break b,
             Err(e) => {
                 let text = e.to_string();

@@ -26,7 +26,7 @@ pub fn run(path: &Path, loss: &str, dirs: &[&str]) -> Result<()> {
     let model = Model::read(path)?;
     let given = |dir: &str| Ok(Checkpoint::read(&Path::new(dir).join("inputs.safetensors"))?.tensors);
     let shapes = shapes(&model, &given(dirs[0])?);
-    let bound = model.bind_shaped(&shapes, Purpose::Training, &BTreeMap::new())?;
+    let bound = model.bind_shaped(&shapes, Purpose::TRAINING, &BTreeMap::new())?;
     let task = Task::new(bound.graph, Some(loss).filter(|l| *l != "-"), &Objective::default(), &mut Weights::new())?;
     let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu")?);
     let graph = plan(&differentiated(&task)?, &request, &RuleSet::builtin()?)?.graph;

@@ -113,6 +113,16 @@ pub struct StepArgs {
     /// Where the Huber loss turns from a square to a line
     #[arg(long, value_name = "X")]
     huber_delta: Option<f64>,
+    /// Batch norms: train (the batch's statistics), frozen (running ones, left alone), or frozen=PATTERN,.. by names of nodes
+    /// or tensors [default: train]
+    #[arg(long, value_name = "MODE")]
+    batch_norm: Option<String>,
+    /// Dropouts: train, frozen (nothing is dropped), or frozen=PATTERN,.. [default: train]
+    #[arg(long, value_name = "MODE")]
+    dropout: Option<String>,
+    /// Parameters that are not trained, by patterns of names
+    #[arg(long, value_name = "PATTERN,..", value_delimiter = ',')]
+    freeze: Vec<String>,
     /// sgd, adam or adamw
     #[arg(long)]
     optimizer: Option<String>,
@@ -127,6 +137,12 @@ pub struct StepArgs {
 impl StepArgs {
     /// Changes settings as asked.
     fn apply(&self, s: &mut Settings) -> Result<()> {
+        for (given, mode) in [(&self.batch_norm, &mut s.modes.batch_norm), (&self.dropout, &mut s.modes.dropout)] {
+            if let Some(word) = given {
+                *mode = word.parse()?;
+            }
+        }
+        s.freeze.extend(self.freeze.iter().cloned());
         if let Some(p) = &self.policy {
             s.policy = p.parse::<Policy>()?;
         }
@@ -245,6 +261,13 @@ fn read_model(path: &std::path::Path) -> Result<Model> {
         return Err(Error::model(path, "there is no such file"));
     }
     Model::read(path)
+}
+
+/// Reads a model that is about to be trained, and says what about it may be not as expected.
+fn read_to_train(path: &std::path::Path) -> Result<Model> {
+    let model = read_model(path)?;
+    model.hints().iter().for_each(|hint| eprintln!("hint: {hint}"));
+    Ok(model)
 }
 
 /// Runs the program and reports its error, if any.

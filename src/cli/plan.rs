@@ -2,7 +2,7 @@
 
 use super::evidence::EvidenceArgs;
 use super::train::{DataArgs, prepare};
-use super::{StepArgs, new_file, out, read_model};
+use super::{StepArgs, new_file, out, read_to_train};
 use crate::data::{Dataset, load_features};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, text, verify};
@@ -120,8 +120,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         compiled.settings.batch()
     ));
     out(&format!(
-        "policy {} with {} on {} ({})\n\n",
-        settings.policy, settings.low, request.target.name, request.target.device
+        "policy {} with {} on {} ({})\n{}\n",
+        settings.policy, settings.low, request.target.name, request.target.device, compiled.layers
     ));
     out(&evidence_text(&compiled, &settings));
     out(&print_table(&compiled.planned, &request)?);
@@ -192,7 +192,7 @@ impl WhatArgs {
         let (model_path, mut settings, data, seed) = self.request(what)?;
         self.step.apply(&mut settings)?;
         settings.frontier = frontier;
-        let model = read_model(&model_path)?;
+        let model = read_to_train(&model_path)?;
         if settings.policy != Policy::Fp32 {
             settings.request()?.target.require(settings.low)?;
         }

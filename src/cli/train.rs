@@ -1,7 +1,7 @@
 //! `mantissa train`.
 
 use super::evidence::EvidenceArgs;
-use super::{Reporter, StepArgs, out, read_model};
+use super::{Reporter, StepArgs, out, read_to_train};
 use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::model::{Checkpoint, write_atomically};
@@ -145,7 +145,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     plan.epochs = args.run.epochs.unwrap_or(plan.epochs);
     args.step.apply(&mut settings)?;
     settings.total_steps = (data.samples / settings.batch() * plan.epochs) as u64;
-    let model = read_model(&model_path)?;
+    let model = read_to_train(&model_path)?;
     let saved = match &args.plan {
         Some(path) => Some((PlanFile::read(path)?, path.as_path())),
         None => None,
@@ -203,6 +203,7 @@ pub fn train(
         settings.target,
         session.device()
     );
+    eprint!("{}", session.compiled.layers);
     let reporter = Reporter::new(plan.epochs, data.samples);
     let start = Instant::now();
     let mut last = None;

@@ -1,10 +1,12 @@
 //! Reading and writing model files.
 
 mod checkpoint;
+mod modes;
 mod onnx;
 mod weight;
 
 pub use checkpoint::{Checkpoint, Saved, write_atomically};
+pub use modes::{Count, Frozen, Layers, Modes};
 pub use onnx::{Mixed, NodeFormats, Wish, Wishes, Written, read_tensor};
 pub use weight::{Weight, Weights};
 
@@ -30,9 +32,17 @@ enum Source {
 
 /// What a bound graph is for: some operations (dropout, batch norm) act differently in training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    Training,
+pub enum Purpose<'a> {
+    /// As a framework trains it, whatever the file's attributes say, but for what is frozen.
+    Training(&'a Modes),
     Inference,
+    /// As the attributes of the file's nodes say: what the ONNX specification has the file compute.
+    AsWritten,
+}
+
+impl Purpose<'static> {
+    /// Training with nothing frozen.
+    pub const TRAINING: Purpose<'static> = Purpose::Training(&Modes::ALL_TRAINED);
 }
 
 /// A model with all its sizes known: its forward graph, and the values its file holds.
@@ -42,6 +52,8 @@ pub struct Bound {
     pub weights: Weights,
     /// What the tensors of an ONNX file's main graph are in the graph, by name.
     pub tensors: BTreeMap<String, Stands>,
+    /// Layers that act in training otherwise than in inference.
+    pub layers: Layers,
 }
 
 /// What a tensor of a file is in a bound graph.
@@ -188,6 +200,15 @@ impl Model {
     /// Do the graphs for training and for inference differ?
     pub fn has_modes(&self) -> bool {
         matches!(self.source, Source::Onnx(_))
+    }
+
+    /// What the file does not say, but shows signs of, and what to do about it: sentences for somebody who is about to train
+    /// the model.
+    pub fn hints(&self) -> Vec<String> {
+        match &self.source {
+            Source::Graph(_) => Vec::new(),
+            Source::Onnx(file) => file.hints(),
+        }
     }
 
     /// Names of the inputs, in order.

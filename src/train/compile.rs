@@ -5,10 +5,11 @@ use super::recipe::Recipe;
 use super::step::{Built, build_step};
 use super::task::Task;
 use crate::cost::Target;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::hint::is_meant;
 use crate::ir::{Graph, Op, text};
-use crate::model::{Model, Purpose, Weights};
+use crate::model::{Frozen, Layers, Model, Modes, Purpose, Weights};
 use crate::plan::{Calibration, Overrides, PlanFile, Planned, Policy, Request, observed, plan, recognise};
 use crate::rewrite::{PhaseReport, RuleSet};
 use bytesize::ByteSize;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use wildmatch::WildMatch;
 
 /// Everything that decides what a compiled step computes.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
@@ -36,6 +38,12 @@ pub struct Settings {
     /// What is wanted otherwise than the policy.
     #[serde(default)]
     pub overrides: Overrides,
+    /// Layers that act as in inference.
+    #[serde(default)]
+    pub modes: Modes,
+    /// Patterns of names of parameters that are not trained.
+    #[serde(default)]
+    pub freeze: Vec<String>,
     /// Find out what other budgets than the one given would cost.
     #[serde(skip)]
     pub frontier: bool,
@@ -61,6 +69,8 @@ impl Default for Settings {
             recipe: Recipe::default(),
             formats: Vec::new(),
             overrides: Overrides::default(),
+            modes: Modes::default(),
+            freeze: Vec::new(),
             frontier: false,
             memory_limit: None,
             calibration: None,
@@ -75,6 +85,7 @@ struct Prepared {
     step: Graph,
     gradient_of: BTreeMap<String, String>,
     weights: Weights,
+    layers: Layers,
     recognition: Vec<PhaseReport>,
 }
 
@@ -92,6 +103,8 @@ pub struct Compiled {
     /// Identifies the model (not its sizes, not the recipe): a checkpoint must match it.
     pub model_fingerprint: String,
     pub weights: Weights,
+    /// Layers that act otherwise than in inference; not known of a trainer that was compiled before.
+    pub layers: Layers,
 }
 
 impl Settings {
@@ -146,11 +159,12 @@ impl Settings {
     }
 
     fn prepare(&self, model: &Model, rules: &RuleSet) -> Result<Prepared> {
-        let mut bound = model.bind(&self.sizes, Purpose::Training)?;
-        let (graph, recognition) = recognise(&bound.graph, rules)?;
+        let mut bound = model.bind(&self.sizes, Purpose::Training(&self.modes))?;
+        let graph = frozen(bound.graph, &self.freeze)?;
+        let (graph, recognition) = recognise(&graph, rules)?;
         let task = Task::new(graph, self.loss.as_deref(), &self.objective, &mut bound.weights)?;
         let Built { graph, gradient_of } = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
-        Ok(Prepared { task, step: graph, gradient_of, weights: bound.weights, recognition })
+        Ok(Prepared { task, step: graph, gradient_of, weights: bound.weights, layers: bound.layers, recognition })
     }
 
     /// The forward graph that yields the prediction alone, as the model acts in inference: without dropout, with running
@@ -182,7 +196,7 @@ impl Settings {
 
     /// Builds the step with every value stored in f32, to be looked at.
     pub fn observed(&self, model: &Model, rules: &RuleSet) -> Result<Compiled> {
-        let Prepared { task, step, gradient_of, weights, .. } = self.prepare(model, rules)?;
+        let Prepared { task, step, gradient_of, weights, layers, .. } = self.prepare(model, rules)?;
         let planned = Planned::from_graph(observed(&step)?, &self.request()?)?;
         let settings = self.clone().sized(&task);
         Ok(Compiled {
@@ -194,6 +208,7 @@ impl Settings {
             settings,
             model_fingerprint: model.fingerprint(),
             weights,
+            layers,
         })
     }
 
@@ -207,7 +222,7 @@ impl Settings {
 
     /// Builds and plans, or takes a plan made before if it fits.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
-        let Prepared { task, step, gradient_of, mut weights, recognition } = self.prepare(model, rules)?;
+        let Prepared { task, step, gradient_of, mut weights, layers, recognition } = self.prepare(model, rules)?;
         let settings = self.clone().sized(&task);
         let request = self.request()?;
         self.overrides.check(&step, request.allowed())?;
@@ -232,8 +247,29 @@ impl Settings {
             settings,
             model_fingerprint: model.fingerprint(),
             weights,
+            layers,
         })
     }
+}
+
+/// The graph with parameters of these names as constants: no gradient is computed for them, and no optimizer has state of
+/// theirs.
+fn frozen(graph: Graph, patterns: &[String]) -> Result<Graph> {
+    if patterns.is_empty() {
+        return Ok(graph);
+    }
+    let params = || graph.sources().filter(|&id| matches!(graph.op(id), Op::Param { .. }));
+    for pattern in patterns {
+        if !params().any(|id| WildMatch::new(pattern).matches(graph.name_of(id))) {
+            let hint = is_meant(pattern, params().map(|id| graph.name_of(id)));
+            return Err(Error::Request(format!("freeze: no parameter is named `{pattern}`{hint}")));
+        }
+    }
+    let chosen = Frozen::Named(patterns.to_vec());
+    graph.map_ids(|id, op| match op {
+        Op::Param { init, ty } if chosen.holds([graph.name_of(id)]) => Op::State { init: init.clone(), ty: ty.clone() },
+        op => op.clone(),
+    })
 }
 
 impl Compiled {

@@ -6,6 +6,7 @@ use super::recipe::Recipe;
 use crate::data::Source;
 use crate::error::{Error, Result};
 use crate::format::Format;
+use crate::model::{Frozen, Modes};
 use crate::plan::{Overrides, Policy};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -79,6 +80,12 @@ pub struct TrainSection {
     pub seed: u64,
     /// Sizes for the model's other named extents.
     pub sizes: BTreeMap<String, usize>,
+    /// Batch norms that use running statistics and leave them alone: "train" (none), "frozen" (all), or patterns of names.
+    pub batch_norm: Frozen,
+    /// Dropouts that drop nothing, likewise.
+    pub dropout: Frozen,
+    /// Patterns of names of parameters that are not trained.
+    pub freeze: Vec<String>,
     #[serde(flatten)]
     pub recipe: RecipeFields,
 }
@@ -95,7 +102,16 @@ pub struct RecipeFields {
 
 impl Default for TrainSection {
     fn default() -> TrainSection {
-        TrainSection { epochs: 10, batch: 32, seed: 0, sizes: BTreeMap::new(), recipe: RecipeFields::default() }
+        TrainSection {
+            epochs: 10,
+            batch: 32,
+            seed: 0,
+            sizes: BTreeMap::new(),
+            batch_norm: Frozen::None,
+            dropout: Frozen::None,
+            freeze: Vec::new(),
+            recipe: RecipeFields::default(),
+        }
     }
 }
 
@@ -137,6 +153,8 @@ impl RunFile {
             recipe: Recipe { optimizer: r.optimizer, schedule: r.schedule, clip_norm: r.clip_norm, scaler: r.scaler },
             formats: self.plan.formats.clone(),
             overrides: self.plan.overrides.clone(),
+            modes: Modes { batch_norm: t.batch_norm.clone(), dropout: t.dropout.clone() },
+            freeze: t.freeze.clone(),
             frontier: false,
             memory_limit: self.plan.memory_limit,
             calibration: None,

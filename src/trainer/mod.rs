@@ -187,6 +187,7 @@ impl Payload {
             settings: h.settings,
             model_fingerprint: h.model_fingerprint,
             weights: self.weights,
+            layers: Default::default(),
         })
     }
 }

@@ -47,6 +47,7 @@ check $python tests/extra/onnx_mixed.py target/release/mantissa
 check env MANTISSA_ONNX_TESTS="$(echo "$PWD"/$venv/lib/python3*/site-packages/onnx/backend/test/data)" bash -c '
     cargo test --release --quiet --target-dir target --test onnx_nodes -- --nocapture && echo "ok onnx node tests"'
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_gradients.py "$helper"
+check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_training.py target/release/mantissa
 check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
 check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
 # A browser, where there is one or it can be installed.

@@ -16,7 +16,7 @@ use super::{File, Given, ops};
 use crate::error::{Error, Result};
 use crate::format::{Format, Overflow};
 use crate::ir::{Graph, Init, NodeId, Num, Op, Role, Shape, Tensor, Type, evaluate};
-use crate::model::{Bound, Purpose, Stands, Weight, Weights};
+use crate::model::{Bound, Layers, Purpose, Stands, Weight, Weights};
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 
@@ -44,7 +44,9 @@ pub enum Value {
 /// A graph under construction.
 pub struct Importer<'a> {
     pub graph: Graph,
-    pub purpose: Purpose,
+    pub purpose: Purpose<'a>,
+    /// Layers that act otherwise in training, counted.
+    pub layers: Layers,
     pub opset: i64,
     functions: &'a [FunctionProto],
     files: Files,
@@ -52,6 +54,8 @@ pub struct Importer<'a> {
     weights: Weights,
     /// Nodes that stand for known tensors.
     known_nodes: HashMap<NodeId, Rc<Known>>,
+    /// The other way round.
+    node_of_known: HashMap<*const Known, NodeId>,
     /// Names that must not be trained: statistics, and constants that the exporter made.
     frozen: HashSet<String>,
     /// What the exporter noted about parameters, if anything.
@@ -60,7 +64,7 @@ pub struct Importer<'a> {
     formats: &'a NodeFormats,
 }
 
-pub fn import(file: &File, given: Given<'_>, purpose: Purpose) -> Result<Bound> {
+pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bound> {
     let bad = |m: String| Error::model(&file.path, m);
     let proto = file.graph();
     // Exporters name every graph `main_graph`; the file's name says more.
@@ -68,12 +72,14 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose) -> Result<Bound> 
     let mut im = Importer {
         graph: Graph::new(name),
         purpose,
+        layers: Layers::default(),
         opset: file.opset,
         functions: &file.model.functions,
         files: Files::beside(&file.path),
         values: HashMap::new(),
         weights: Weights::new(),
         known_nodes: HashMap::new(),
+        node_of_known: HashMap::new(),
         frozen: frozen(proto),
         notes: Notes::read(proto),
         formats: given.formats,
@@ -99,7 +105,7 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose) -> Result<Bound> 
         im.graph.add_output(o.name(), Role::Output, id);
     }
     let tensors = im.values.iter().map(|(name, value)| (name.clone(), im.stands_for(value))).collect();
-    Ok(Bound { graph: im.graph, weights: im.weights, tensors })
+    Ok(Bound { graph: im.graph, weights: im.weights, tensors, layers: im.layers })
 }
 
 /// Initialisers that are no parameters: running statistics, buffers by the names frameworks give them, and constants.
@@ -286,12 +292,14 @@ impl<'a> Importer<'a> {
         let mut inner = Importer {
             graph: Graph::new("folded"),
             purpose: self.purpose,
+            layers: Layers::default(),
             opset: self.opset,
             functions: self.functions,
             files: Files::beside(std::path::Path::new("")),
             values: HashMap::new(),
             weights: Weights::new(),
             known_nodes: HashMap::new(),
+            node_of_known: HashMap::new(),
             frozen: HashSet::new(),
             notes: None,
             formats: self.formats,
@@ -417,7 +425,8 @@ impl<'a> Importer<'a> {
         let value = self.values.get(name).cloned().ok_or_else(|| format!("`{name}` is not defined"))?;
         let id = match value {
             Value::Node(id) => return Ok(id),
-            Value::Known(k) => self.known_node(&k, Some(name))?,
+            // What is known stays known, however often it is read.
+            Value::Known(k) => return self.known_node(&k, Some(name)),
             Value::Weight(w) => {
                 if let Some(of) = self.transpose_of(name) {
                     let x = self.node_of(&of)?;
@@ -433,10 +442,8 @@ impl<'a> Importer<'a> {
                 self.graph.add_named(name, op, &[]).map_err(plain)?
             }
         };
-        // A weight is read through its one node; what is known stays known.
-        if !self.known_nodes.contains_key(&id) {
-            self.values.insert(name.to_owned(), Value::Node(id));
-        }
+        // A weight is read through its one node.
+        self.values.insert(name.to_owned(), Value::Node(id));
         Ok(id)
     }
 
@@ -463,6 +470,10 @@ impl<'a> Importer<'a> {
                 self.graph.broadcast_to(id, &dims).map_err(plain)?
             }
             None => {
+                // A tensor that several nodes read lies in memory once.
+                if let Some(&id) = self.node_of_known.get(&Rc::as_ptr(k)) {
+                    return Ok(id);
+                }
                 let wanted = name.unwrap_or("constant");
                 let name = (0..)
                     .map(|i| if i == 0 { wanted.to_owned() } else { format!("{wanted}.{i}") })
@@ -472,6 +483,7 @@ impl<'a> Importer<'a> {
                 self.weights.insert(name.clone(), Weight::from_values(format, &t.dims, &t.data));
                 let id = self.graph.add_named(name, Op::State { init: Init::Data, ty }, &[]).map_err(plain)?;
                 self.known_nodes.insert(id, k.clone());
+                self.node_of_known.insert(Rc::as_ptr(k), id);
                 id
             }
         };

@@ -3,6 +3,7 @@
 //! `proto.rs` was generated once by `prost-build` from `onnx.proto` of the `onnx` 1.20.1 package and is committed, so
 //! that building needs no protoc.
 
+mod hints;
 mod importer;
 mod loops;
 mod mixed;
@@ -120,12 +121,17 @@ impl File {
         names
     }
 
+    /// What somebody who is about to train the model should know.
+    pub fn hints(&self) -> Vec<String> {
+        hints::hints(self.graph(), &mut tensor::Files::beside(&self.path))
+    }
+
     pub fn digest(&self) -> sha2::digest::Output<Sha256> {
         self.digest.into()
     }
 
     /// The model as a graph of ours, for these sizes.
-    pub fn import(&self, given: Given, purpose: Purpose) -> Result<Bound> {
+    pub fn import(&self, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bound> {
         importer::import(self, given, purpose).map_err(|e| match e {
             Error::Graph(m) => Error::model(&self.path, m),
             e => e,

@@ -5,6 +5,7 @@ use super::proto::{AttributeProto, NodeProto};
 use crate::error::Error;
 use crate::format::Format;
 use crate::ir::{Binary, NodeId, Num, Op, ReduceKind, Shape, Tensor, Unary};
+use crate::model::{Frozen, Modes, Purpose};
 use std::rc::Rc;
 
 pub type Import<T> = Result<T, String>;
@@ -63,6 +64,18 @@ impl<'a, 'b> Node<'a, 'b> {
     pub fn sizes(&self, name: &str) -> Import<Option<Vec<usize>>> {
         let size = |&v: &i64| usize::try_from(v).map_err(|_| format!("{name} has the negative entry {v}"));
         self.list(name).map(|l| l.iter().map(size).collect()).transpose()
+    }
+
+    /// Does the layer that the node is act as in training? `written` is what the node says of itself.
+    pub fn trains(&self, written: bool, frozen: impl Fn(&Modes) -> &Frozen) -> bool {
+        match self.im.purpose {
+            Purpose::Inference => false,
+            Purpose::AsWritten => written,
+            Purpose::Training(modes) => {
+                let tensors = self.proto.input.iter().chain(&self.proto.output).map(String::as_str);
+                !frozen(modes).holds(tensors.chain([self.proto.name()]))
+            }
+        }
     }
 
     // Inputs.

@@ -36,6 +36,16 @@ impl<'a> Notes<'a> {
         self.parameters.contains(name) || self.folded.contains_key(name)
     }
 
+    /// What the module's parameters were, by name.
+    pub fn parameters(&self) -> impl Iterator<Item = &'a str> + '_ {
+        self.parameters.iter().copied()
+    }
+
+    /// Was a tensor of the file computed from this parameter?
+    pub fn is_source(&self, parameter: &str) -> bool {
+        self.folded.values().flatten().any(|from| *from == parameter)
+    }
+
     /// The parameter of which a tensor is the transpose, if the file holds that, too: the two were one in the module,
     /// as embeddings that are used again as the last layer's weights.
     pub fn transpose_of(&self, name: &str, tensors: &dyn Fn(&str) -> Option<Rc<Weight>>) -> Option<&'a str> {

@@ -3,7 +3,6 @@
 use super::Handler;
 use crate::format::Format;
 use crate::ir::{Binary, NodeId, Num, Op, ReduceKind, Role, Unary};
-use crate::model::Purpose;
 use crate::model::onnx::node::{Import, Node};
 
 pub const OPS: &[(&str, Handler)] = &[
@@ -39,10 +38,12 @@ fn scale_shift(n: &mut Node, x: NodeId, scale: NodeId, shift: NodeId, rank: usiz
 /// ones are used.
 fn batch(n: &mut Node) -> Import<Vec<NodeId>> {
     let (x, scale, shift) = (n.x(0)?, n.x(1)?, n.x(2)?);
-    let (rank, eps, momentum) = (n.rank(x), n.float("epsilon", 1e-5), n.float("momentum", 0.9));
-    let training = n.flag("training_mode", false) && n.im.purpose == Purpose::Training;
+    let (rank, eps) = (n.rank(x), n.float("epsilon", 1e-5));
+    let written = n.flag("training_mode", false);
+    let trains = n.trains(written, |m| &m.batch_norm);
+    n.im.layers.batch_norms.add(trains);
     let (mean, var) = (n.x(3)?, n.x(4)?);
-    if !training {
+    if !trains {
         let (m, v) = (per_channel(n, mean, rank)?, per_channel(n, var, rank)?);
         let centred = n.bin(Binary::Sub, x, m)?;
         let shifted = n.with(Binary::Add, v, eps)?;
@@ -59,19 +60,28 @@ fn batch(n: &mut Node) -> Import<Vec<NodeId>> {
     let centred = n.bin(Binary::Sub, x, wide)?;
     let square = n.un(Unary::Square, centred)?;
     let batch_var = n.reduce(ReduceKind::Mean, square, &axes, false)?;
+    let count: usize = axes.iter().map(|&a| n.dims(x)[a]).product();
+    // Frameworks move the running variance to the unbiased one (torch.nn.BatchNorm2d), the specification to the biased one.
+    let unbiased = n.with(Binary::Mul, batch_var, count as f64 / count.saturating_sub(1).max(1) as f64)?;
     let mut out = vec![y];
-    for (i, running, now) in [(3, mean, batch_mean), (4, var, batch_var)] {
-        let kept = n.with(Binary::Mul, running, momentum)?;
-        let new = n.with(Binary::Mul, now, 1.0 - momentum)?;
-        let next = n.bin(Binary::Add, kept, new)?;
+    for (i, running, now, as_trained) in [(3, mean, batch_mean, batch_mean), (4, var, batch_var, unbiased)] {
         if let Some(name) = n.im.statistic(n.name(i))
             && matches!(n.im.graph.op(running), Op::State { .. })
         {
+            let next = moved(n, running, as_trained)?;
             n.im.graph.add_output(name, Role::Update, next);
         }
-        out.push(next);
+        out.push(moved(n, running, now)?);
     }
     Ok(out)
+}
+
+/// A running statistic moved towards what it is now.
+fn moved(n: &mut Node, running: NodeId, now: NodeId) -> Import<NodeId> {
+    let momentum = n.float("momentum", 0.9);
+    let kept = n.with(Binary::Mul, running, momentum)?;
+    let new = n.with(Binary::Mul, now, 1.0 - momentum)?;
+    n.bin(Binary::Add, kept, new)
 }
 
 fn instance(n: &mut Node) -> Import<Vec<NodeId>> {

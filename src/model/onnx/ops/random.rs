@@ -26,7 +26,7 @@ fn uniform(n: &mut Node, dims: &[usize]) -> Import<NodeId> {
             let mut state = |name| n.named(name, Op::State { init: Init::zeros(), ty: ty() });
             let (seed, step) = (state(random::SEED)?, state(random::STEP)?);
             let next = n.with(Binary::Add, step, 1.0)?;
-            if n.im.purpose == Purpose::Training {
+            if n.im.purpose != Purpose::Inference {
                 n.im.graph.add_output(random::STEP, Role::Update, next);
             }
             (seed, step)
@@ -102,7 +102,9 @@ fn dropout(n: &mut Node) -> Import<Vec<NodeId>> {
         return Err(format!("its ratio is {ratio}; it must be at least 0 and below 1"));
     }
     let dims = n.dims(x);
-    if training && ratio > 0.0 && n.im.purpose == Purpose::Training {
+    let drops = n.trains(training, |m| &m.dropout);
+    n.im.layers.dropouts.add(drops);
+    if drops && ratio > 0.0 {
         let u = uniform(n, &dims)?;
         let edge = n.num(ratio)?;
         let kept = n.bin(Binary::Ge, u, edge)?;
