@@ -53,7 +53,7 @@ fn forward(path: &Path, dir: &Path) -> Result<()> {
     let model = Model::read(path)?;
     let given = Checkpoint::read(&dir.join("inputs.safetensors"))?;
     let shapes: BTreeMap<String, Vec<usize>> = given.tensors.iter().map(|(n, t)| (n.clone(), t.dims.clone())).collect();
-    let mut bound = timed("import", || model.bind_shaped(&shapes, Purpose::TRAINING, &BTreeMap::new()))?;
+    let mut bound = timed("import", || model.bind_shaped(&shapes, Purpose::Inference, &BTreeMap::new()))?;
     let outputs: Vec<_> = bound.graph.outputs().iter().filter(|o| o.role == Role::Output).cloned().collect();
     bound.graph = bound.graph.prune(&outputs)?;
     let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu")?);

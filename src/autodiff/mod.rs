@@ -61,7 +61,9 @@ fn pull(
             continue;
         }
         let op = graph.op(id).clone();
-        graph.origin = graph.node(id).origin.clone();
+        let node = graph.node(id);
+        let through = || format!("the gradient through {} `{}`", node.op.name(), node.name);
+        graph.origin = Some(node.origin.clone().unwrap_or_else(through));
         let parts = if let Op::Scan(s) = &op {
             let first = graph.same_loop(id)[0];
             let taken = loops.entry(first).or_default();

@@ -208,9 +208,16 @@ pub fn train(
     let start = Instant::now();
     let mut last = None;
     let mut best: Option<f64> = None;
+    let checkpoint = dir.dir.join("checkpoint.safetensors");
     while session.epoch < plan.epochs {
         let epoch = session.epoch;
-        let mut report = session.train_epoch(&data, |seen| reporter.tick(epoch, seen))?;
+        let mut report = match session.train_epoch(&data, |seen| reporter.tick(epoch, seen)) {
+            Err(Error::Diverged(why)) => {
+                reporter.finish();
+                return Err(kept(&mut session, &checkpoint, why));
+            }
+            report => report?,
+        };
         if let Some(t) = &test {
             report.test = session.evaluate(t)?;
         }
@@ -221,12 +228,18 @@ pub fn train(
     }
     reporter.finish();
     let seconds = start.elapsed().as_secs_f64();
-    let checkpoint = dir.dir.join("checkpoint.safetensors");
     session.checkpoint()?.write(&checkpoint)?;
     let Some(last) = last else {
         out(&format!("nothing to do: the checkpoint has {} epochs, {} were asked for\n", session.epoch, plan.epochs));
         return Ok(());
     };
+    if last.skipped > 0 && last.skipped >= last.steps {
+        return Err(Error::Diverged(format!(
+            "no step of the last epoch was good: all {} were skipped because a gradient overflowed, and the loss scale is down \
+             to {}; more epochs may bring it far enough down, or begin with a lower one (train.scaler.init)",
+            last.steps, last.scale
+        )));
+    }
     let accuracy = last.test.and_then(|t| t.accuracy);
     if args.json {
         let summary = serde_json::json!({ "seconds": seconds, "last": last, "best_test_accuracy": best, "checkpoint": checkpoint });
@@ -248,14 +261,27 @@ pub fn train(
     out(&format!(
         "loss scale      {}, {} step{} skipped\n",
         last.scale,
-        last.skipped,
-        if last.skipped == 1 { "" } else { "s" }
+        last.skipped_in_all,
+        if last.skipped_in_all == 1 { "" } else { "s" }
     ));
     out(&format!("written to      {}\n", dir.dir.display()));
     if args.profile {
         out(&format!("\n{}", session.profile()?));
     }
     Ok(())
+}
+
+/// The error that ends a run, when what it has come to is safe.
+fn kept(session: &mut Session, checkpoint: &Path, why: String) -> Error {
+    let safe = session.is_finite().and_then(|finite| match finite {
+        true => session.checkpoint()?.write(checkpoint).map(|()| true),
+        false => Ok(false),
+    });
+    match safe {
+        Ok(true) => Error::Diverged(format!("{why}\nwhat the last good step left is in {}", checkpoint.display())),
+        Ok(false) => Error::Diverged(why),
+        Err(e) => Error::Diverged(format!("{why}\nwhat the last good step left could not be kept: {e}")),
+    }
 }
 
 /// A run's directory.

@@ -1,6 +1,7 @@
 //! Checkpoints: safetensors files, written under a temporary name and renamed, so that none is ever half written.
 
 use crate::error::{Error, Result};
+use super::weight::{Weight, Weights};
 use crate::format::Format;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
@@ -56,6 +57,12 @@ impl Checkpoint {
         });
         let metadata: HashMap<String, String> = self.metadata.clone().into_iter().collect();
         safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).expect("tensors fill their shapes")
+    }
+
+    /// The tensors alone.
+    pub fn into_weights(self) -> Weights {
+        let weight = |t: &Saved| Weight::from_bytes(t.format, &t.dims, &t.bytes);
+        self.tensors.iter().map(|(name, t)| (name.clone(), weight(t))).collect()
     }
 
     /// Refuses a checkpoint of another model than the one of this fingerprint.

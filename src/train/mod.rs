@@ -3,6 +3,7 @@
 mod auto;
 mod calibrate;
 mod compile;
+mod diagnose;
 mod gradients;
 mod inference;
 mod loss;

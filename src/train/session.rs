@@ -1,7 +1,9 @@
 //! Running a compiled step over data, epoch after epoch.
 
 use super::compile::Compiled;
+use super::diagnose::{Culprit, diagnose};
 use super::loss::Score;
+use super::recipe::ScalerMode;
 use super::step::names;
 use crate::data::{Dataset, Labels};
 use crate::error::{Error, Result};
@@ -17,17 +19,22 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often a run that has no loss scale is asked whether its gradients are finite.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// What an epoch came to.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct EpochReport {
     pub epoch: usize,
     pub steps: u64,
-    /// Mean training loss over the epoch's batches.
+    /// Mean training loss over the epoch's batches whose loss was finite; NaN if none was.
     pub loss: f64,
-    /// Steps skipped for overflow since training began.
+    /// Steps of the epoch that were skipped, because a gradient was not finite.
     pub skipped: u64,
+    /// Steps skipped since training began.
+    pub skipped_in_all: u64,
     /// Loss scale after the epoch; 1 where scaling is off.
     pub scale: f64,
     pub samples_per_s: f64,
@@ -206,44 +213,129 @@ impl Session {
 
     /// One pass over the data in an order that depends on the seed and the epoch alone. The last, incomplete batch is
     /// left out. `tick` is told how many samples have been seen.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] where training cannot go on, with what it was that was not finite: at once where a gradient is not
+    /// and no loss scale could come down for it, and at the end of an epoch in which no step was good and none will be. The
+    /// parameters are then as the last good step left them.
     pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(usize)) -> Result<EpochReport> {
         let batch = self.compiled.settings.batch();
         let steps = data.samples / batch;
         self.check(data, true)?;
         let order = self.order(data);
-        for name in [names::LOSS_SUM, names::BAD_LOSSES, names::BATCHES] {
-            self.step.write(name, &[0.0])?;
+        for (name, start) in
+            [(names::LOSS_SUM, 0.0), (names::BAD_LOSSES, 0.0), (names::BATCHES, 0.0), (names::FIRST_SKIPPED, -1.0)]
+        {
+            if self.step.program().find(name).is_some() {
+                self.step.write(name, &[start])?;
+            }
         }
+        let skipped_before = self.scalar(names::SKIPPED, 0.0)?;
         let start = Instant::now();
+        let mut looked = start;
         for i in 0..steps {
             feed(self.step.as_mut(), &self.feeds, data, &order[i * batch..(i + 1) * batch])?;
             self.step.run()?;
+            // Looking makes a device wait, so not every short step is looked at.
+            if !self.is_scaled() && looked.elapsed() > LOOK && self.scalar(names::SKIPPED, 0.0)? > skipped_before {
+                return Err(self.stopped(data, &order, "was not finite, so the step was not taken"));
+            }
+            if looked.elapsed() > LOOK {
+                looked = Instant::now();
+            }
             tick((i + 1) * batch);
         }
+        let seconds = start.elapsed().as_secs_f64();
+        let (sum, bad) = (self.scalar(names::LOSS_SUM, 0.0)?, self.scalar(names::BAD_LOSSES, 0.0)?);
+        let skipped_in_all = self.scalar(names::SKIPPED, 0.0)?;
+        let skipped = skipped_in_all - skipped_before;
+        if skipped > 0.0 && !self.is_scaled() {
+            return Err(self.stopped(data, &order, "was not finite, so the step was not taken"));
+        }
+        let is_lowest = self.scalar(names::SCALE, 0.0)? <= self.compiled.settings.recipe.scaler.floor;
+        if steps > 0 && is_lowest && skipped >= steps as f64 {
+            return Err(self.stopped(data, &order, "was not finite in any step of the epoch, and the loss scale is as low as it gets"));
+        }
+        if steps > 0 && bad >= steps as f64 && skipped < steps as f64 {
+            return Err(self.stopped(data, &order, "was finite, but the loss was not in any step of the epoch"));
+        }
         self.epoch += 1;
-        let scalar = |s: &mut Session, name: &str, default: f64| -> Result<f64> {
-            if s.step.program().find(name).is_none() {
-                return Ok(default);
-            }
-            Ok(f64::from(s.step.read(name)?[0]))
-        };
-        let (sum, bad) = (scalar(self, names::LOSS_SUM, 0.0)?, scalar(self, names::BAD_LOSSES, 0.0)?);
-        let report = EpochReport {
+        self.require_finite()?;
+        Ok(EpochReport {
             epoch: self.epoch,
             steps: steps as u64,
-            loss: sum / (steps as f64 - bad).max(1.0),
-            skipped: scalar(self, names::SKIPPED, 0.0)? as u64,
-            scale: scalar(self, names::SCALE, 1.0)?,
-            samples_per_s: (steps * batch) as f64 / start.elapsed().as_secs_f64(),
+            loss: sum / (steps as f64 - bad),
+            skipped: skipped as u64,
+            skipped_in_all: skipped_in_all as u64,
+            scale: self.scalar(names::SCALE, 1.0)?,
+            samples_per_s: (steps * batch) as f64 / seconds,
             test: None,
-        };
-        if bad >= steps as f64 {
-            return Err(Error::Diverged(format!(
-                "epoch {}: the loss was not finite in any of {steps} steps; lower the learning rate, or train with --policy fp32 to tell a rounding problem from a diverging model",
-                self.epoch
-            )));
+        })
+    }
+
+    /// A scalar of the step's state, where the step has it.
+    fn scalar(&mut self, name: &str, default: f64) -> Result<f64> {
+        if self.step.program().find(name).is_none() {
+            return Ok(default);
         }
-        Ok(report)
+        Ok(f64::from(self.step.read(name)?[0]))
+    }
+
+    /// Is there a loss scale, because of which a step may overflow now and then?
+    fn is_scaled(&self) -> bool {
+        let s = &self.compiled.settings;
+        s.recipe.scaler.resolved(s.policy, s.low) != ScalerMode::Off
+    }
+
+    /// Why training cannot go on: what the gradient was, and the value it comes from.
+    fn stopped(&mut self, data: &Dataset, order: &[usize], what: &str) -> Error {
+        let found = self.first_bad(data, order);
+        let (place, culprit) = match found {
+            Ok((at, culprit)) => (format!(", step {}", at + 1), culprit.map(|c| c.to_string())),
+            Err(_) => (String::new(), None),
+        };
+        let why = culprit.unwrap_or_else(|| {
+            "in f32 on the CPU the step is finite, or too large to be looked at there; `mantissa profile` shows values".into()
+        });
+        Error::Diverged(format!("epoch {}{place}: a gradient {what}: {why}", self.epoch + 1))
+    }
+
+    /// The position of the epoch's first bad step, and what made it bad.
+    fn first_bad(&mut self, data: &Dataset, order: &[usize]) -> Result<(usize, Option<Culprit>)> {
+        let at = self.scalar(names::FIRST_SKIPPED, -1.0)?.max(0.0) as usize;
+        let batch = self.compiled.settings.batch();
+        let rows = order.get(at * batch..(at + 1) * batch).unwrap_or(&[]);
+        let sources = self.checkpoint()?.into_weights();
+        Ok((at, diagnose(&self.compiled, &sources, data, rows)?))
+    }
+
+    /// Are all parameters and states finite?
+    pub fn is_finite(&mut self) -> Result<bool> {
+        self.first_non_finite().map(|found| found.is_none())
+    }
+
+    /// The first parameter or state that is not finite, and in how many of its elements.
+    fn first_non_finite(&mut self) -> Result<Option<(String, usize)>> {
+        let g = self.compiled.planned.graph.clone();
+        for id in saved_sources(&g).into_iter().filter(|&id| g.ty(id).format.is_float()) {
+            let name = g.name_of(id);
+            let bad = self.step.read(name)?.iter().filter(|v| !v.is_finite()).count();
+            if bad > 0 {
+                return Ok(Some((name.to_owned(), bad)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Refuses to go on with a parameter or state that is not finite, which no gradient told of.
+    fn require_finite(&mut self) -> Result<()> {
+        match self.first_non_finite()? {
+            None => Ok(()),
+            Some((name, bad)) => Err(Error::Diverged(format!(
+                "epoch {}: `{name}` is not finite in {bad} of its elements; lower the learning rate",
+                self.epoch
+            ))),
+        }
     }
 
     /// Loss and accuracy over a dataset, with the parameters as they are.
@@ -316,7 +408,13 @@ impl Session {
             let missing = || {
                 Error::model(path, format!("no tensor `{name}`: the run it comes from had another optimizer or scaler"))
             };
-            let t = checkpoint.tensors.get(name).ok_or_else(missing)?;
+            let Some(t) = checkpoint.tensors.get(name) else {
+                // What is counted for the log begins anew: earlier versions counted less.
+                if name.starts_with("log.") || name == names::SKIPPED {
+                    continue;
+                }
+                return Err(missing());
+            };
             if t.dims != ty.dims() || t.format != ty.format {
                 return Err(Error::model(
                     path,

@@ -22,6 +22,8 @@ pub mod names {
     pub const LOSS_SUM: &str = "log.loss_sum";
     pub const BAD_LOSSES: &str = "log.bad_losses";
     pub const BATCHES: &str = "log.batches";
+    /// The position, among the batches counted, of the first that was skipped; below 0 while none was.
+    pub const FIRST_SKIPPED: &str = "log.first_skipped";
 }
 
 /// A training step.
@@ -64,24 +66,25 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     s.g.stage = Stage::Update;
     let inverse = s.g.unary(Unary::Recip, scale)?;
 
-    // One source of truth: what is checked is what the optimizer consumes.
-    let mut overflow = None;
+    // One source of truth: what is checked is what the optimizer consumes. It is checked in every format: a step with a
+    // gradient that is not finite is not taken, so that parameters and optimizer state stay finite, whatever else happens.
     let mut unscale = inverse;
-    if mode != ScalerMode::Off {
-        for &(_, grad) in &pairs {
-            let bad = s.any_non_finite(grad)?;
-            overflow = Some(match overflow {
-                None => bad,
-                Some(o) => s.g.binary(Binary::Or, o, bad)?,
-            });
-        }
+    let first_skipped = s.state(names::FIRST_SKIPPED, -1.0)?;
+    let mut bad = None;
+    if mode == ScalerMode::Off {
+        // No scale comes down to repair it: nothing more is done until somebody has looked.
+        let zero = s.g.constant(0.0)?;
+        bad = Some(s.g.binary(Binary::Ge, first_skipped, zero)?);
     }
+    for &(_, grad) in &pairs {
+        let found = s.any_non_finite(grad)?;
+        bad = Some(s.or(bad, found)?);
+    }
+    let mut overflow = bad.expect("there are gradients");
     if let Some(limit) = recipe.clip_norm {
         let norm = s.global_norm(&pairs, inverse)?;
-        if let Some(o) = overflow {
-            let bad = s.any_non_finite(norm)?;
-            overflow = Some(s.g.binary(Binary::Or, o, bad)?);
-        }
+        let bad = s.any_non_finite(norm)?;
+        overflow = s.or(Some(overflow), bad)?;
         // min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_
         let (limit, one) = (s.g.constant(limit)?, s.g.constant(1.0)?);
         let guarded = s.g.shift(norm, 1e-6)?;
@@ -103,7 +106,7 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     if mode == ScalerMode::Dynamic {
         s.rescale(&recipe.scaler, scale, overflow)?;
     }
-    s.log(task.loss, overflow)?;
+    s.log(task.loss, overflow, first_skipped)?;
     let before = s.g;
     let graph = before.prune(before.outputs())?;
     verify(&graph)?;
@@ -124,14 +127,15 @@ impl Step {
     }
 
     /// Declares the next value of a parameter or state, which a skipped step does not take.
-    fn update(&mut self, name: &str, old: NodeId, new: NodeId, overflow: Option<NodeId>) -> Result<()> {
-        let kept = match overflow {
-            Some(o) => self.g.add(Op::Select, &[o, old, new])?,
-            None => new,
-        };
+    fn update(&mut self, name: &str, old: NodeId, new: NodeId, overflow: NodeId) -> Result<()> {
+        let kept = self.g.add(Op::Select, &[overflow, old, new])?;
         self.g.rename(kept, &format!("{name}.next"));
         self.g.add_output(name, Role::Update, kept);
         Ok(())
+    }
+
+    fn or(&mut self, a: Option<NodeId>, b: NodeId) -> Result<NodeId> {
+        a.map_or(Ok(b), |a| self.g.binary(Binary::Or, a, b))
     }
 
     fn any_non_finite(&mut self, x: NodeId) -> Result<NodeId> {
@@ -196,7 +200,7 @@ impl Step {
         unscale: NodeId,
         step: NodeId,
         lr: NodeId,
-        overflow: Option<NodeId>,
+        overflow: NodeId,
     ) -> Result<()> {
         // Bias corrections 1 − βᵗ, shared by all parameters.
         let correction = |g: &mut Graph, beta: f64| -> Result<NodeId> {
@@ -283,11 +287,9 @@ impl Step {
     }
 
     /// `torch.amp.GradScaler.update`, with floor, cap and hysteresis. Unlike everything else it acts on skipped steps.
-    fn rescale(&mut self, s: &Scaler, scale: NodeId, overflow: Option<NodeId>) -> Result<()> {
-        let overflow = overflow.expect("dynamic scaling checks for overflow");
+    fn rescale(&mut self, s: &Scaler, scale: NodeId, overflow: NodeId) -> Result<()> {
         let good = self.state(names::GOOD_STEPS, 0.0)?;
         let patience = self.state(names::PATIENCE, s.hysteresis as f64)?;
-        let skipped = self.state(names::SKIPPED, 0.0)?;
         let g = &mut self.g;
         let (zero, one, full) = (g.constant(0.0)?, g.constant(1.0)?, g.constant(s.hysteresis as f64)?);
         // A good step.
@@ -308,12 +310,10 @@ impl Step {
         let smaller = g.binary(Binary::Max, smaller, floor)?;
         let scale_bad = g.add(Op::Select, &[spent, smaller, scale])?;
         let patience_bad = g.binary(Binary::Max, left, zero)?;
-        let counted = g.shift(skipped, 1.0)?;
         for (name, old_or_bad, good_value) in [
             (names::SCALE, scale_bad, scale_good),
             (names::GOOD_STEPS, zero, good_good),
             (names::PATIENCE, patience_bad, patience_good),
-            (names::SKIPPED, counted, skipped),
         ] {
             let next = g.add(Op::Select, &[overflow, old_or_bad, good_value])?;
             g.add_output(name, Role::Update, next);
@@ -321,27 +321,36 @@ impl Step {
         Ok(())
     }
 
-    /// Sums for the log, so that the host can read them late: once an epoch is enough.
-    fn log(&mut self, loss: NodeId, overflow: Option<NodeId>) -> Result<()> {
+    /// Sums for the log, so that the host can read them late: now and then is enough.
+    fn log(&mut self, loss: NodeId, overflow: NodeId, first_skipped: NodeId) -> Result<()> {
         let (sum, bad, batches) =
             (self.state(names::LOSS_SUM, 0.0)?, self.state(names::BAD_LOSSES, 0.0)?, self.state(names::BATCHES, 0.0)?);
+        let skipped = self.state(names::SKIPPED, 0.0)?;
         let g = &mut self.g;
         let finite = g.unary(Unary::IsFinite, loss)?;
-        let zero = g.constant(0.0)?;
+        let (zero, one) = (g.constant(0.0)?, g.constant(1.0)?);
         let counted = g.add(Op::Select, &[finite, loss, zero])?;
         let sum_next = g.binary(Binary::Add, sum, counted)?;
         let bad_next = g.shift(bad, 1.0)?;
         let bad_next = g.add(Op::Select, &[finite, bad, bad_next])?;
         let batches_next = g.shift(batches, 1.0)?;
-        g.add_output(names::LOSS_SUM, Role::Update, sum_next);
-        g.add_output(names::BAD_LOSSES, Role::Update, bad_next);
-        g.add_output(names::BATCHES, Role::Update, batches_next);
-        g.add_output("loss", Role::Metric, loss);
-        if let Some(o) = overflow {
-            let one = g.constant(1.0)?;
-            let flag = g.add(Op::Select, &[o, one, zero])?;
-            g.add_output("overflow", Role::Metric, flag);
+        let more = g.shift(skipped, 1.0)?;
+        let skipped_next = g.add(Op::Select, &[overflow, more, skipped])?;
+        let none_yet = g.binary(Binary::Lt, first_skipped, zero)?;
+        let is_first = g.binary(Binary::And, overflow, none_yet)?;
+        let first_next = g.add(Op::Select, &[is_first, batches, first_skipped])?;
+        for (name, next) in [
+            (names::LOSS_SUM, sum_next),
+            (names::BAD_LOSSES, bad_next),
+            (names::BATCHES, batches_next),
+            (names::SKIPPED, skipped_next),
+            (names::FIRST_SKIPPED, first_next),
+        ] {
+            g.add_output(name, Role::Update, next);
         }
+        let flag = g.add(Op::Select, &[overflow, one, zero])?;
+        g.add_output("loss", Role::Metric, loss);
+        g.add_output("overflow", Role::Metric, flag);
         Ok(())
     }
 }

@@ -392,19 +392,42 @@ impl Binary {
                 let b1 = g.shift(b, -1.0)?;
                 let p = g.binary(Binary::Pow, a, b1)?;
                 let bp = g.binary(Binary::Mul, b, p)?;
-                let da = g.binary(Binary::Mul, dy, bp)?;
                 let zero = g.constant(0.0)?;
+                // a⁰ is 1 wherever a is, where 0·a⁻¹ would be NaN. Other constant exponents need no question.
+                let slope = match g.op(b) {
+                    Op::Const(c) if c.get() != 0.0 => bp,
+                    _ => {
+                        let flat = g.binary(Binary::Eq, b, zero)?;
+                        g.add(Op::Select, &[flat, zero, bp])?
+                    }
+                };
+                let da = g.binary(Binary::Mul, dy, slope)?;
                 let positive = g.binary(Binary::Gt, a, zero)?;
                 let ln = g.unary(Unary::Log, a)?;
                 let yl = g.binary(Binary::Mul, y, ln)?;
                 let d = g.add(Op::Select, &[positive, yl, zero])?;
                 (da, g.binary(Binary::Mul, dy, d)?)
             }
-            // Ties give the whole gradient to the first operand.
+            // Ties with a bound give the whole gradient to the first operand, as `torch.clamp` does; other ties are shared
+            // equally, as in `torch.maximum`.
             Binary::Max | Binary::Min => {
                 let zero = g.constant(0.0)?;
                 let first = g.binary(if self == Binary::Max { Binary::Ge } else { Binary::Le }, a, b)?;
-                (g.add(Op::Select, &[first, dy, zero])?, g.add(Op::Select, &[first, zero, dy])?)
+                let is_bound = g.shape(a).rank() == 0 || g.shape(b).rank() == 0;
+                let share = if is_bound {
+                    dy
+                } else {
+                    let tie = g.binary(Binary::Eq, a, b)?;
+                    let half = g.scale(dy, 0.5)?;
+                    g.add(Op::Select, &[tie, half, dy])?
+                };
+                let rest = if is_bound {
+                    g.add(Op::Select, &[first, zero, dy])?
+                } else {
+                    let above = g.binary(if self == Binary::Max { Binary::Gt } else { Binary::Lt }, a, b)?;
+                    g.add(Op::Select, &[above, zero, share])?
+                };
+                (g.add(Op::Select, &[first, share, zero])?, rest)
             }
             // a − b·q with the whole quotient q, which has no gradient.
             Binary::Mod | Binary::Fmod => {

@@ -208,6 +208,16 @@ impl<'a, 'b> Node<'a, 'b> {
         self.add(Op::Const(Num::new(v)), &[])
     }
 
+    /// The root of a sum of squares: of a norm or a deviation that is one operation. Its gradient where it is 0 is 0, as
+    /// frameworks have it, not infinite.
+    pub fn root(&mut self, squares: NodeId) -> Import<NodeId> {
+        let (zero, one) = (self.num_like(squares, 0.0)?, self.num_like(squares, 1.0)?);
+        let vanishes = self.bin(Binary::Eq, squares, zero)?;
+        let safe = self.select(vanishes, one, squares)?;
+        let root = self.un(Unary::Sqrt, safe)?;
+        self.select(vanishes, zero, root)
+    }
+
     /// A number in the format of `like`, so that arithmetic with it keeps that format.
     pub fn num_like(&mut self, like: NodeId, v: f64) -> Import<NodeId> {
         let (c, format) = (self.num(v)?, self.format(like));

@@ -2,7 +2,7 @@
 
 use super::Handler;
 use crate::format::Format;
-use crate::ir::{Binary, NodeId, Num, Op, ReduceKind, Role, Unary};
+use crate::ir::{Binary, Graph, NodeId, Num, Op, ReduceKind, Role, Unary};
 use crate::model::onnx::node::{Import, Node};
 
 pub const OPS: &[(&str, Handler)] = &[
@@ -161,7 +161,7 @@ fn rms(n: &mut Node) -> Import<Vec<NodeId>> {
     Ok(vec![n.bin(Binary::Mul, y, scale)?])
 }
 
-/// x / ‖x‖
+/// x / ‖x‖, and 0 where ‖x‖ is.
 fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
     let x = n.x(0)?;
     let axis = n.axis_of(x, -1)?;
@@ -171,9 +171,53 @@ fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
     } else {
         let s = n.un(Unary::Square, x)?;
         let s = n.reduce(ReduceKind::Sum, s, &[axis], true)?;
-        n.un(Unary::Sqrt, s)?
+        n.root(s)?
     };
+    let (zero, one) = (n.num_like(norm, 0.0)?, n.num_like(norm, 1.0)?);
+    let vanishes = n.bin(Binary::Eq, norm, zero)?;
+    let norm = n.select(vanishes, one, norm)?;
     Ok(vec![n.bin(Binary::Div, x, norm)?])
+}
+
+/// √x. Exporters write a standard deviation, which is one operation in a framework, as the root of a variance.
+pub(super) fn square_root(n: &mut Node) -> Import<Vec<NodeId>> {
+    let x = n.x(0)?;
+    Ok(vec![if is_variance(&n.im.graph, x) { n.root(x)? } else { n.un(Unary::Sqrt, x)? }])
+}
+
+/// Is this the mean of the squares of x − mean x, perhaps scaled to be unbiased?
+fn is_variance(g: &Graph, id: NodeId) -> bool {
+    let x = g.inputs(id);
+    let is_known = |id: NodeId| matches!(g.op(id), Op::Const(_) | Op::Convert(_) | Op::Broadcast { .. });
+    match g.op(id) {
+        Op::Binary(Binary::Mul | Binary::Div) if is_known(x[1]) => is_variance(g, x[0]),
+        Op::Binary(Binary::Mul) if is_known(x[0]) => is_variance(g, x[1]),
+        Op::Reduce { kind: ReduceKind::Mean | ReduceKind::Sum, .. } => {
+            let squared = g.inputs(x[0]);
+            let is_square = match g.op(x[0]) {
+                Op::Unary(Unary::Square) => true,
+                Op::Binary(Binary::Mul) => squared[0] == squared[1],
+                Op::Binary(Binary::Pow) => matches!(g.op(squared[1]), Op::Const(c) if c.get() == 2.0),
+                _ => false,
+            };
+            is_square && is_centred(g, squared[0])
+        }
+        op if op.is_view() => is_variance(g, x[0]),
+        _ => false,
+    }
+}
+
+/// Is this x − mean x?
+fn is_centred(g: &Graph, id: NodeId) -> bool {
+    let x = g.inputs(id);
+    if *g.op(id) != Op::Binary(Binary::Sub) {
+        return false;
+    }
+    let mut mean = x[1];
+    while g.op(mean).is_view() {
+        mean = g.inputs(mean)[0];
+    }
+    matches!(g.op(mean), Op::Reduce { kind: ReduceKind::Mean, .. }) && g.inputs(mean) == [x[0]]
 }
 
 /// (x − mean) / (deviation + 1e-9), as the operator's function body has it.
@@ -186,7 +230,7 @@ fn mean_variance(n: &mut Node) -> Import<Vec<NodeId>> {
     let centred = n.bin(Binary::Sub, x, mean)?;
     let square = n.un(Unary::Square, centred)?;
     let var = n.reduce(ReduceKind::Mean, square, &axes, true)?;
-    let std = n.un(Unary::Sqrt, var)?;
+    let std = n.root(var)?;
     let std = n.with(Binary::Add, std, 1e-9)?;
     Ok(vec![n.bin(Binary::Div, centred, std)?])
 }

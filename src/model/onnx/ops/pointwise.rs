@@ -51,7 +51,7 @@ pub const OPS: &[(&str, Handler)] = &[
     ("Sin", unary!(Sin)),
     ("Sinh", unary!(Sinh)),
     ("Softplus", unary!(Softplus)),
-    ("Sqrt", unary!(Sqrt)),
+    ("Sqrt", super::norm::square_root),
     ("Tan", unary!(Tan)),
     ("Tanh", unary!(Tanh)),
     ("Add", binary!(Add)),

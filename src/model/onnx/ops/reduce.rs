@@ -12,7 +12,7 @@ pub const OPS: &[(&str, Handler)] = &[
     ("ReduceMax", |n| extreme(n, ReduceKind::Max)),
     ("ReduceMin", |n| extreme(n, ReduceKind::Min)),
     ("ReduceL1", |n| around(n, |n, x| n.un(Unary::Abs, x), |_, s| Ok(s))),
-    ("ReduceL2", |n| around(n, |n, x| n.un(Unary::Square, x), |n, s| n.un(Unary::Sqrt, s))),
+    ("ReduceL2", |n| around(n, |n, x| n.un(Unary::Square, x), |n, s| n.root(s))),
     ("ReduceSumSquare", |n| around(n, |n, x| n.un(Unary::Square, x), |_, s| Ok(s))),
     ("ReduceLogSum", |n| around(n, |_, x| Ok(x), |n, s| n.un(Unary::Log, s))),
     ("ReduceLogSumExp", log_sum_exp),
