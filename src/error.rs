@@ -69,7 +69,8 @@ impl Error {
         let Error::Source { file, text, span, message, help } = self else { return format!("error: {self}\n") };
         use ariadne::{Config, IndexType, Label, Report, ReportKind, Source};
         let place = (file.as_str(), span.clone());
-        let mut report = Report::build(ReportKind::Custom("error", ariadne::Color::Red), place.clone())
+        let red = if color { ariadne::Color::Red } else { ariadne::Color::Primary };
+        let mut report = Report::build(ReportKind::Custom("error", red), place.clone())
             .with_config(Config::default().with_color(color).with_index_type(IndexType::Byte))
             .with_message(message)
             .with_label(Label::new(place).with_message("here"));

@@ -173,6 +173,9 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
         text += &format!(" (most in the gradient of `{name}`: {})", percent(error));
     }
     text += &format!("\nloss scale {} to begin with\n", c.loss_scale);
+    if let Some(line) = m.given_up_text() {
+        text += &format!("{line}\n");
+    }
     for (name, format, share) in compiled.planned.noise.iter().take(3) {
         text += &format!("  {:<28} to {format}: {} of the budget's square\n", clip(name, 28), percent(*share));
     }

@@ -164,6 +164,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     };
     if let (Some(m), Some(c)) = (&compiled.planned.measured, &compiled.settings.calibration) {
         eprintln!("{}; the plan adds {} of that, measured on {}", c.budget_text(), percent(m.overall()), m.on());
+        if let Some(line) = m.given_up_text() {
+            eprintln!("{line}");
+        }
     }
     train(compiled, data, &plan, &args.run, &HashMap::new())
 }

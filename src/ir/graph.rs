@@ -76,6 +76,10 @@ pub struct Graph {
     pub origin: Option<String>,
 }
 
+fn too_large(ty: &Type) -> String {
+    format!("the result, {ty}, has more than 2^{} elements", Type::MOST.ilog2())
+}
+
 impl Graph {
     pub fn new(name: impl Into<String>) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
@@ -192,7 +196,8 @@ impl Graph {
             return Ok(id);
         }
         let types: Vec<&Type> = inputs.iter().map(|&i| self.ty(i)).collect();
-        let ty = key.0.infer(&types).map_err(|why| {
+        let inferred = key.0.infer(&types).and_then(|ty| if ty.is_countable() { Ok(ty) } else { Err(too_large(&ty)) });
+        let ty = inferred.map_err(|why| {
             let of: Vec<String> = types.iter().map(|t| t.to_string()).collect();
             let place = self.origin.as_ref().map_or(String::new(), |o| format!("{o}: "));
             Error::Graph(format!("{place}{}({}): {why}", key.0.name(), of.join(", ")))

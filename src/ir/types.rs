@@ -120,6 +120,16 @@ impl Type {
         self.shape.fixed().expect("a bound graph has no named extents")
     }
 
+    /// The most elements that a value may have: products of extents stay far from overflow.
+    pub const MOST: usize = 1 << 40;
+
+    /// Has the value no more elements than [`Type::MOST`], as far as its extents are known, and none of its axes more?
+    pub fn is_countable(&self) -> bool {
+        let extents = self.shape.0.iter().map(|d| if let Dim::Fixed(n) = d { (*n).max(1) } else { 1 });
+        let product = extents.into_iter().try_fold(1usize, |product, n| product.checked_mul(n));
+        product.is_some_and(|p| p <= Type::MOST)
+    }
+
     pub fn elements(&self) -> usize {
         let extent = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { panic!("a bound graph has no named extents") };
         self.shape.0.iter().map(extent).product()

@@ -8,6 +8,10 @@ use crate::format::Format;
 use crate::ir::{Binary, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, ScatterKind};
 use std::collections::{BTreeMap, HashMap};
 
+/// Stack that one operation may need, and how much is added where less is left.
+pub(super) const RED_ZONE: usize = 64 << 10;
+pub(super) const STACK: usize = 4 << 20;
+
 /// A copy of the elements from one address on to another, rounded if the formats differ.
 pub(super) fn copy(dims: &[usize], from: (Address, Format), to: (Address, Format)) -> Kernel {
     let view = |a: Address| View { offset: a.offset, ..View::contiguous(dims) };
@@ -219,7 +223,8 @@ impl Emit<'_> {
         if let Some(&reg) = self.regs.get(&id) {
             return reg;
         }
-        let reg = self.compute(id);
+        // A kernel can hold a chain of thousands of operations.
+        let reg = stacker::maybe_grow(RED_ZONE, STACK, || self.compute(id));
         self.regs.insert(id, reg);
         reg
     }

@@ -6,7 +6,7 @@
 //! region is a kernel if what comes out is one domain `outer × inner` with every reduction over the whole of `inner`.
 
 use super::axes::Axes;
-use super::emit::is_wide_format;
+use super::emit::{RED_ZONE, STACK, is_wide_format};
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op};
@@ -77,6 +77,10 @@ pub enum Site {
 
 /// The buffer behind a chain of views, and the view of it; none if a value must be computed first.
 pub fn resolve_view(graph: &Graph, id: NodeId) -> Option<(NodeId, View)> {
+    stacker::maybe_grow(RED_ZONE, STACK, || resolve_view_inside(graph, id))
+}
+
+fn resolve_view_inside(graph: &Graph, id: NodeId) -> Option<(NodeId, View)> {
     let op = graph.op(id);
     if matches!(op, Op::After) {
         return resolve_view(graph, *graph.inputs(id).first()?);

@@ -1,7 +1,7 @@
 //! Checkpoints: safetensors files, written under a temporary name and renamed, so that none is ever half written.
 
-use crate::error::{Error, Result};
 use super::weight::{Weight, Weights};
+use crate::error::{Error, Result};
 use crate::format::Format;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};

@@ -8,11 +8,11 @@
 use super::evidence::{Evidence, Spread};
 use super::policy::Verdict;
 use crate::error::{Error, Result};
-use crate::format::{Format, Formats};
+use crate::format::{FloatSpec, Format, Formats};
 use crate::ir::{Graph, NodeId, Op, Stage};
 use crate::rewrite::Allow;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -116,6 +116,23 @@ impl Calibration {
         format.float().is_some_and(|s| f64::from(spread.largest) * HEADROOM <= s.max)
     }
 
+    /// The same of what something is divided by, at both ends: its overflow and its loss to zero are quiet, so more room is
+    /// asked for.
+    fn divides_in_range(spread: &Spread, format: Format) -> bool {
+        let room = HEADROOM * HEADROOM;
+        let held = |s: FloatSpec| {
+            let is_large = f64::from(spread.smallest) >= s.min_normal() * HEADROOM || spread.zeros == spread.count;
+            f64::from(spread.largest) * room <= s.max && is_large
+        };
+        format.float().is_some_and(held)
+    }
+
+    /// Values that may be stored narrow, as far as noise is concerned.
+    pub fn roundable(&self) -> BTreeSet<&str> {
+        let fits = |shares: &Shares| Format::STORED.iter().any(|f| shares.get(f).is_some_and(|&s| s <= 1.0));
+        self.values.iter().filter(|(_, shares)| fits(shares)).map(|(name, _)| name.as_str()).collect()
+    }
+
     /// The budget in a few words.
     pub fn budget_text(&self) -> String {
         format!("rounding may add {}", self.budget)
@@ -136,8 +153,8 @@ impl Calibration {
         shares.filter(|(f, _)| Format::STORED.contains(f)).map(|(&f, &x)| (f, x)).collect()
     }
 
-    /// What may be done with a value, and why.
-    pub fn verdict(&self, graph: &Graph, id: NodeId, formats: Formats) -> Verdict {
+    /// What may be done with a value, and why. `divides`: something is divided by it.
+    pub fn verdict(&self, graph: &Graph, id: NodeId, formats: Formats, divides: bool) -> Verdict {
         let node = graph.node(id);
         let refuse = |why: String| Verdict { allow: Allow::NONE, why };
         if !node.ty.format.is_float() {
@@ -168,6 +185,13 @@ impl Calibration {
                     "{format} overflows at {:.3e}, {HEADROOM} x {:.3e}",
                     format.float().map_or(0.0, |s| s.max),
                     spread.largest
+                ));
+                continue;
+            }
+            if divides && !Calibration::divides_in_range(spread, format) {
+                said.push(format!(
+                    "something is divided by it, and {:.3e} to {:.3e} leaves too little of {format}'s range",
+                    spread.smallest, spread.largest
                 ));
                 continue;
             }

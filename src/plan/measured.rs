@@ -16,6 +16,10 @@ pub struct Measured {
     /// Root mean square error of each result, in budgets.
     #[serde(alias = "parameters")]
     pub results: BTreeMap<String, f64>,
+    /// Values that were estimated to fit the budget and stay in f32 all the same, because the plans that rounded them were
+    /// measured to be over it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<String>,
 }
 
 impl Measured {
@@ -26,6 +30,20 @@ impl Measured {
             true => format!("{} held-out {plural}", self.batches),
             false => format!("the same {} {plural}, for want of more data", self.batches),
         }
+    }
+
+    /// What stays in f32 because of what was measured, in a line; none if nothing does.
+    pub fn given_up_text(&self) -> Option<String> {
+        let shown: Vec<String> = self.given_up.iter().take(5).map(|name| format!("`{name}`")).collect();
+        let rest = match self.given_up.len().saturating_sub(shown.len()) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        let kept = match self.keeps_budget() {
+            true => "plans that rounded them were over the budget",
+            false => "even so the plan is over it, by f32's own rounding",
+        };
+        (!shown.is_empty()).then(|| format!("kept in f32, for {kept}: {}{rest}", shown.join(", ")))
     }
 
     /// Root mean square over the results, in budgets.

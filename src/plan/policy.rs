@@ -87,7 +87,8 @@ pub fn paint(graph: &Graph, request: &Request) -> Vec<Verdict> {
 
 fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
     if let (Policy::Auto, Some(calibration)) = (request.policy, &request.calibration) {
-        return graph.ids().map(|id| calibration.verdict(graph, id, request.formats)).collect();
+        let divides = divisors(graph);
+        return graph.ids().map(|id| calibration.verdict(graph, id, request.formats, divides[id.index()])).collect();
     }
     let mut listed: Vec<Listed> = Vec::with_capacity(graph.len());
     // Without data there is still what follows from the operations.

@@ -21,10 +21,13 @@ impl Sexpr {
     }
 }
 
+/// How deep lists may nest: the stack is finite.
+const NESTED: usize = 200;
+
 pub fn read(text: &str) -> Result<Vec<Sexpr>, Spanned> {
     let mut at = 0;
     let mut out = Vec::new();
-    while let Some(e) = one(text, &mut at)? {
+    while let Some(e) = one(text, &mut at, 0)? {
         out.push(e);
     }
     if at < text.len() {
@@ -45,15 +48,16 @@ fn skip(text: &str, at: &mut usize) {
     }
 }
 
-fn one(text: &str, at: &mut usize) -> Result<Option<Sexpr>, Spanned> {
+fn one(text: &str, at: &mut usize, depth: usize) -> Result<Option<Sexpr>, Spanned> {
     skip(text, at);
     let start = *at;
     match text[start..].chars().next() {
         None | Some(')') => Ok(None),
+        Some('(') if depth == NESTED => Err(Spanned::new(start..start + 1, format!("nested more than {NESTED} deep"))),
         Some('(') => {
             *at += 1;
             let mut items = Vec::new();
-            while let Some(e) = one(text, at)? {
+            while let Some(e) = one(text, at, depth + 1)? {
                 items.push(e);
             }
             if !text[*at..].starts_with(')') {

@@ -6,15 +6,15 @@ use super::compile::{Compiled, Settings};
 use super::gradients::with_gradients;
 use super::subject::Subject;
 use crate::data::Dataset;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::Format;
 use crate::model::{Model, Weights};
-use crate::plan::{Budget, Measured, Planned, Policy};
+use crate::plan::{Calibration, Planned, Policy};
 use crate::rewrite::RuleSet;
 use std::sync::Arc;
 
-/// Plans that are tried before giving up.
-const ATTEMPTS: usize = 4;
+/// Plans that are tried before everything that adds noise stays in f32.
+const ATTEMPTS: usize = 5;
 
 /// How far planning has come, for those who wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub enum Stage {
 /// Compiles a model under policy `auto` with formats chosen by what the data shows.
 ///
 /// # Errors
-/// Where no plan keeps to the budget: says what still adds the most noise.
+/// Where there is nothing to calibrate by: too little data, gradients that are all zero or not finite.
 pub fn compile_by_evidence(
     settings: &Settings,
     model: &Model,
@@ -47,7 +47,7 @@ pub fn compile_by_evidence(
     let before = settings.clone();
     let subject = Subject::training(&before, model, rules, data, seed, effort.batches, &|| progress(Stage::Ran))?;
     let mut lab = Laboratory::new(&before, subject, data, seed, effort, &|| progress(Stage::Ran))?;
-    within_budget(&mut lab, &mut settings, effort.budget, progress, |settings| {
+    within_budget(&mut lab, &mut settings, progress, |settings| {
         let compiled = settings.compile(model, rules, None)?;
         let (graph, outputs) = with_gradients(&compiled.planned, &compiled.step, &compiled.gradient_of)?;
         Ok((compiled, Trial { graph, outputs, constants: Weights::new() }))
@@ -60,42 +60,37 @@ impl AsMut<Planned> for Compiled {
     }
 }
 
-/// Plans by evidence and measures what comes out, more strictly until it keeps to the budget.
+/// Plans by evidence and measures what comes out, more strictly until it keeps to the budget. In the end nothing that adds
+/// noise is rounded: that plan is as good as f32, and f32 is what the budget is measured against.
 pub(super) fn within_budget<T: AsMut<Planned>>(
     lab: &mut Laboratory,
     settings: &mut Settings,
-    budget: Budget,
     progress: &dyn Fn(Stage),
     mut plan: impl FnMut(&Settings) -> Result<(T, Trial)>,
 ) -> Result<T> {
+    let mut first: Option<Arc<Calibration>> = None;
     for attempt in 1.. {
-        let calibration = lab.calibration(&|| progress(Stage::Ran))?;
+        let calibration = Arc::new(lab.calibration(&|| progress(Stage::Ran))?);
         settings.recipe.scaler.init = calibration.loss_scale;
-        settings.calibration = Some(Arc::new(calibration));
+        settings.calibration = Some(calibration.clone());
         progress(Stage::Planning);
         let (mut out, trial) = plan(settings)?;
         progress(Stage::Measuring);
-        let measured = lab.measure(&trial)?;
-        if measured.keeps_budget() {
+        let mut measured = lab.measure(&trial)?;
+        if measured.keeps_budget() || attempt > ATTEMPTS {
+            if let Some(first) = first {
+                let left = calibration.roundable();
+                measured.given_up = first.roundable().difference(&left).map(|name| (*name).to_owned()).collect();
+            }
             out.as_mut().measured = Some(measured);
             return Ok(out);
         }
-        if attempt == ATTEMPTS {
-            return Err(over_budget(out.as_mut(), &measured, budget));
+        first.get_or_insert(calibration);
+        match attempt {
+            ATTEMPTS => lab.forbid(),
+            _ => lab.tighten(&measured),
         }
-        lab.tighten(&measured);
         progress(Stage::Tightening);
     }
     unreachable!("the last attempt returns")
-}
-
-fn over_budget(planned: &Planned, measured: &Measured, budget: Budget) -> Error {
-    let (worst, error) = measured.worst().unwrap_or(("", 0.0));
-    let low: Vec<String> = planned.noise.iter().take(5).map(|(name, f, _)| format!("`{name}` to {f}")).collect();
-    Error::Request(format!(
-        "no plan keeps to the budget ({budget}): the last adds {:.1} times as much noise, {error:.1} times in {}; what it still rounds: {}. Allow more with --budget, or wider formats with --formats",
-        measured.overall(),
-        budget.result(worst),
-        if low.is_empty() { "nothing that was probed".to_owned() } else { low.join(", ") }
-    ))
 }

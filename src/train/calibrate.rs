@@ -13,7 +13,7 @@ use super::subject::Subject;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, Stage, verify};
+use crate::ir::{Graph, Op, Stage, verify};
 use crate::lower::{lower, lower_visibly};
 use crate::model::{Weight, Weights};
 use crate::plan::{Budget, Calibration, HEADROOM, Kink, Measured, Probe, Shares, Spread, probe};
@@ -41,6 +41,14 @@ impl Default for Effort {
 
 /// Noise below this share of the gradient counts as this: no rounding should have to be finer.
 const LEAST_NOISE: f64 = 0.01;
+
+/// A gradient that moves by more than this share of its unit where parameters move by a unit in the last place of f32 is
+/// rounding residue: its true value is 0 (a key's bias before a softmax, a bias before a batch norm) or one of several
+/// (maxima that nearly tie).
+const RESIDUE: f64 = 0.1;
+
+/// Batches that tell residue.
+const NUDGED: usize = 2;
 
 /// What is measured: a graph that rounds, made of the subject's step.
 pub struct Trial {
@@ -157,14 +165,26 @@ impl<'a> Laboratory<'a> {
     fn measure_noise(&mut self, tick: &dyn Fn()) -> Result<()> {
         let count = self.subject.probed.len() as f64;
         let mut sums: BTreeMap<String, (Vec<f32>, f64)> = BTreeMap::new();
-        for rows in &self.subject.probed {
-            for (p, g) in self.plain.of(&self.subject.sources, self.data, rows)? {
+        let nudged = self.nudged();
+        let mut residue: BTreeMap<String, f64> = BTreeMap::new();
+        for (i, rows) in self.subject.probed.iter().enumerate() {
+            let plain = self.plain.of(&self.subject.sources, self.data, rows)?;
+            if i < NUDGED && !nudged.is_empty() {
+                let moved = self.plain.of(self.subject.sources.iter().chain(&nudged), self.data, rows)?;
+                for ((p, g), (_, m)) in plain.iter().zip(&moved) {
+                    *residue.entry(p.clone()).or_insert(0.0) +=
+                        distance2(g, m) / NUDGED.min(self.subject.probed.len()) as f64;
+                }
+            }
+            for (p, g) in plain {
+                self.require_finite(&p, &g)?;
                 let (sum, squares) = sums.entry(p).or_insert_with(|| (vec![0.0; g.len()], 0.0));
                 sum.iter_mut().zip(&g).for_each(|(s, x)| *s += x);
                 *squares += norm2(&g);
             }
             tick();
         }
+        let elements: BTreeMap<String, usize> = sums.iter().map(|(p, (sum, _))| (p.clone(), sum.len())).collect();
         for (p, (sum, squares)) in sums {
             let (mean2, square) = (norm2(&sum) / (count * count), squares / count);
             let unit = match self.effort.budget {
@@ -181,12 +201,58 @@ impl<'a> Laboratory<'a> {
                 self.weight.insert(p, 1.0);
             }
         }
+        self.judge_residue_by_the_others(&residue, &elements);
         if self.unit.is_empty() {
             return Err(Error::Diverged(
                 "no result of the f32 step (gradients, or outputs in inference) is finite and other than zero, so there is nothing to calibrate by; look at the step with `mantissa profile`".into(),
             ));
         }
         Ok(())
+    }
+
+    /// The parameters, each element moved to a neighbouring number of f32.
+    fn nudged(&self) -> Weights {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let step = &self.subject.step;
+        let is_param = |name: &str| step.find(name).is_some_and(|id| matches!(step.op(id), Op::Param { .. }));
+        let params = self.subject.sources.iter().filter(|(name, w)| w.format == Format::F32 && is_param(name));
+        let mut nudge = |w: &Weight| {
+            let values = w.values::<f32>().into_iter();
+            let moved: Vec<f32> = values.map(|v| if rng.random() { v.next_up() } else { v.next_down() }).collect();
+            Weight::from_values(w.format, &w.dims, &moved)
+        };
+        params.map(|(name, w)| (name.clone(), nudge(w))).collect()
+    }
+
+    /// Errors of gradients that are residue are measured by how much noise an element of the others has.
+    fn judge_residue_by_the_others(&mut self, residue: &BTreeMap<String, f64>, elements: &BTreeMap<String, usize>) {
+        let is_residue = |p: &String, unit: f64| residue.get(p).is_some_and(|r| r.sqrt() > RESIDUE * unit);
+        let (mut squares, mut count) = (0.0, 0);
+        for (p, unit) in self.unit.iter().filter(|(p, unit)| !is_residue(p, **unit)) {
+            (squares, count) = (squares + unit * unit, count + elements[p]);
+        }
+        if count == 0 {
+            return;
+        }
+        for (p, unit) in self.unit.iter_mut().filter(|(p, unit)| is_residue(p, **unit)) {
+            *unit = unit.max((squares * elements[p] as f64 / count as f64).sqrt());
+        }
+    }
+
+    /// A gradient that is not finite in f32 measures nothing, and training by it fails.
+    fn require_finite(&self, result: &str, values: &[f32]) -> Result<()> {
+        let bad = values.iter().filter(|v| !v.is_finite()).count();
+        // Outputs may be: a mask's are infinite.
+        if bad == 0 || matches!(self.effort.budget, Budget::Outputs(_)) {
+            return Ok(());
+        }
+        let first = self.subject.evidence.first_non_finite.as_ref();
+        Err(Error::Diverged(format!(
+            "{} is not finite in f32, in {bad} of {} elements, so nothing can be calibrated by it{}",
+            self.effort.budget.result(result),
+            values.len(),
+            first.map_or(String::new(), |(_, value)| format!("; the first value that is not finite is `{value}`"))
+        )))
     }
 
     /// What rounding each value would add to the gradients, with everything else that is known.
@@ -251,7 +317,7 @@ impl<'a> Laboratory<'a> {
             // Errors that agree show in the second alone; it varies, so it counts where it is clearly larger.
             let (independent, joint) = (squares / runs, sums / runs);
             let share = if joint > 4.0 * independent || joint.is_nan() { joint } else { independent };
-            let share = if share.is_finite() { share * self.strictness } else { f64::INFINITY };
+            let share = self.judged(share);
             let shares = match &r.product {
                 None => values.entry(r.value.clone()).or_default(),
                 Some(p) => operands.entry(p.clone()).or_default().entry(r.value.clone()).or_default(),
@@ -329,7 +395,21 @@ impl<'a> Laboratory<'a> {
             }
         }
         let results = errors.into_iter().map(|(p, e)| (p, e.sqrt() / self.effort.budget.share())).collect();
-        Ok(Measured { batches: self.subject.held_out.len(), fresh: self.subject.fresh, results })
+        Ok(Measured { batches: self.subject.held_out.len(), fresh: self.subject.fresh, results, given_up: Vec::new() })
+    }
+
+    /// Nothing that adds noise may be rounded any more.
+    pub fn forbid(&mut self) {
+        self.strictness = f64::INFINITY;
+    }
+
+    /// A share of the budget as it is judged after what was measured.
+    fn judged(&self, share: f64) -> f64 {
+        match share {
+            0.0 => 0.0,
+            s if s.is_finite() => s * self.strictness,
+            _ => f64::INFINITY,
+        }
     }
 
     /// Judges roundings more strictly after a plan that kept not to the budget: all of them by what it was over, and more
@@ -353,6 +433,10 @@ impl<'a> Laboratory<'a> {
 fn add_tf32(shares: &mut Shares) {
     let [f16, bf16] = Format::STORED.map(|f| shares.get(&f).copied().unwrap_or(f64::INFINITY));
     shares.insert(Format::Tf32, f16.min(bf16 / 8.0));
+}
+
+fn distance2(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum()
 }
 
 fn norm2(x: &[f32]) -> f64 {

@@ -112,7 +112,11 @@ fn spread_of<'e>(step: &Graph, id: crate::ir::NodeId, seen: &'e Evidence) -> Opt
 
 impl fmt::Display for Culprit {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let of = if self.count == 1 { "it is one number".to_owned() } else { format!("{} of {} elements", self.bad, self.count) };
+        let of = if self.count == 1 {
+            "it is one number".to_owned()
+        } else {
+            format!("{} of {} elements", self.bad, self.count)
+        };
         match self.overflowed {
             None => write!(f, "the first value that is not finite is {} ({of})", self.computed)?,
             Some(format) => write!(f, "{} overflows {format} ({of})", self.computed)?,
@@ -124,7 +128,9 @@ impl fmt::Display for Culprit {
             let joint = if i == 0 { "; " } else { ", " };
             let exact = if self.overflowed.is_some() { " in f32" } else { "" };
             match s {
-                s if s.non_finite > 0 => write!(f, "{joint}`{name}`{exact} is not finite in {} elements", s.non_finite)?,
+                s if s.non_finite > 0 => {
+                    write!(f, "{joint}`{name}`{exact} is not finite in {} elements", s.non_finite)?
+                }
                 s if s.zeros == s.count => write!(f, "{joint}`{name}`{exact} is 0")?,
                 s => {
                     let zeros = if s.zeros > 0 { format!(" and {} zeros", s.zeros) } else { String::new() };

@@ -27,8 +27,13 @@ impl PlainResults {
         Ok(PlainResults { device, feeds: feeds(&graph), results: results.keys().cloned().collect() })
     }
 
-    /// The results on some samples. `sources` are parameters and states.
-    pub fn of(&mut self, sources: &Weights, data: &Dataset, rows: &[usize]) -> Result<Vec<(String, Vec<f32>)>> {
+    /// The results on some samples. `sources` are parameters and states; of two with a name the later counts.
+    pub fn of<'s>(
+        &mut self,
+        sources: impl IntoIterator<Item = (&'s String, &'s Weight)>,
+        data: &Dataset,
+        rows: &[usize],
+    ) -> Result<Vec<(String, Vec<f32>)>> {
         write_sources(&mut self.device, sources)?;
         feed(&mut self.device, &self.feeds, data, rows)?;
         self.device.run()?;

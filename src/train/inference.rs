@@ -112,7 +112,7 @@ impl Inference {
 /// budget is the model's own file in mixed precision, as a runtime computes it.
 ///
 /// # Errors
-/// Where no plan keeps to the budget, and where a file was asked for of a model that has none.
+/// Where a parameter has no value, and where a file was asked for of a model that has none.
 pub fn plan_inference(
     settings: &Settings,
     model: &Model,
@@ -152,7 +152,7 @@ pub fn plan_inference(
         Ok((out, trial))
     };
     if settings.policy == Policy::Auto {
-        return within_budget(&mut lab, &mut settings, effort.budget, progress, tried);
+        return within_budget(&mut lab, &mut settings, progress, tried);
     }
     // Lists keep to no budget, but what they do can be told.
     progress(Stage::Planning);

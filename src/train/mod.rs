@@ -8,6 +8,7 @@ mod gradients;
 mod inference;
 mod loss;
 mod observe;
+mod positions;
 mod recipe;
 mod runfile;
 mod session;

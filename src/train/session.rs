@@ -3,6 +3,7 @@
 use super::compile::Compiled;
 use super::diagnose::{Culprit, diagnose};
 use super::loss::Score;
+use super::positions::Positions;
 use super::recipe::ScalerMode;
 use super::step::names;
 use crate::data::{Dataset, Labels};
@@ -18,7 +19,9 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How often a run that has no loss scale is asked whether its gradients are finite.
@@ -60,6 +63,10 @@ pub struct Session {
     pub epoch: usize,
     /// Inputs and their staged copies, then labels: buffer name, the input it feeds, extents with the batch leading.
     feeds: Vec<Feed>,
+    /// Where the model looks things up by what data holds.
+    positions: Option<Positions>,
+    /// Data whose positions have been checked.
+    checked: RefCell<BTreeSet<PathBuf>>,
 }
 
 pub(super) struct Feed {
@@ -101,7 +108,9 @@ impl Session {
         eval: Option<Box<dyn Device>>,
     ) -> Result<Session> {
         let feeds = feeds(&compiled.planned.graph);
-        let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds };
+        let positions = Positions::new(&compiled.step)?;
+        let checked = RefCell::default();
+        let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds, positions, checked };
         session.initialise()?;
         Ok(session)
     }
@@ -171,6 +180,12 @@ impl Session {
             (n, head.and_then(|h| h.criterion.options.ignore_index))
         });
         data.check_features(&inputs(&self.feeds), batch)?;
+        if let Some(positions) = &self.positions
+            && !self.checked.borrow().contains(&data.path)
+        {
+            positions.check(data)?;
+            self.checked.borrow_mut().insert(data.path.clone());
+        }
         let label = self.feeds.iter().find(|f| f.label).map_or(Vec::new(), Feed::sample_dims);
         data.check_labels(classes, label.iter().product())
     }
@@ -254,7 +269,11 @@ impl Session {
         }
         let is_lowest = self.scalar(names::SCALE, 0.0)? <= self.compiled.settings.recipe.scaler.floor;
         if steps > 0 && is_lowest && skipped >= steps as f64 {
-            return Err(self.stopped(data, &order, "was not finite in any step of the epoch, and the loss scale is as low as it gets"));
+            return Err(self.stopped(
+                data,
+                &order,
+                "was not finite in any step of the epoch, and the loss scale is as low as it gets",
+            ));
         }
         if steps > 0 && bad >= steps as f64 && skipped < steps as f64 {
             return Err(self.stopped(data, &order, "was finite, but the loss was not in any step of the epoch"));

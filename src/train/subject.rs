@@ -4,6 +4,7 @@ use super::compile::Settings;
 use super::gradients::write_sources;
 use super::inference::Inference;
 use super::observe::{observe, watching};
+use super::positions::Positions;
 use super::session::{feed, feeds, inputs, saved_sources, shuffled};
 use crate::data::Dataset;
 use crate::error::Result;
@@ -85,6 +86,9 @@ impl Subject {
     ) -> Result<Subject> {
         let step = model.graph.clone();
         data.check_features(&inputs(&feeds(&step)), model.batch())?;
+        if let Some(positions) = Positions::new(&step)? {
+            positions.check(data)?;
+        }
         let split = Split::new(&shuffled(data.samples, seed), model.batch(), 0, batches);
         let mut evidence = seen(&step, &model.weights, data, &split.probed, tick)?;
         // What was recognised as a part of something is in the file all the same.

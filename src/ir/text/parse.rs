@@ -9,17 +9,20 @@ use crate::ir::types::{Dim, Shape, Type};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+/// How deep parentheses, calls and bodies may nest: the stack is finite, and people give values names before this.
+const NESTED: usize = 200;
+
 /// Reads a graph. `file` is the name errors are reported under.
 pub fn parse(text: &str, file: &str) -> Result<Graph> {
     let tokens = lex(text).map_err(|e| e.in_file(file, text))?;
-    let mut p = Parser { tokens, at: 0, scope: Scope::default() };
+    let mut p = Parser { tokens, at: 0, depth: 0, scope: Scope::default() };
     p.file().map_err(|e| e.in_file(file, text))?;
     Ok(p.scope.graph)
 }
 
 /// Reads one attribute value, as it stands behind `name=`.
 pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
-    let mut p = Parser { tokens: lex(text)?, at: 0, scope: Scope::default() };
+    let mut p = Parser { tokens: lex(text)?, at: 0, depth: 0, scope: Scope::default() };
     let attr = p.attr()?;
     if *p.peek() == Token::End { Ok(attr) } else { Err(p.unexpected("the end of the attribute")) }
 }
@@ -27,6 +30,8 @@ pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
 struct Parser {
     tokens: Vec<(Token, Range<usize>)>,
     at: usize,
+    /// Parentheses, calls and bodies that are open.
+    depth: usize,
     scope: Scope,
 }
 
@@ -165,7 +170,7 @@ impl Parser {
         let outer = std::mem::take(&mut self.scope);
         self.scope.graph.name.clone_from(&name);
         while !self.eat('}') {
-            self.statement()?;
+            self.nested(Parser::statement)?;
         }
         let inner = std::mem::replace(&mut self.scope, outer);
         self.scope.bodies.insert(name, Body::new(inner.graph));
@@ -338,7 +343,23 @@ impl Parser {
         }
     }
 
+    /// Goes one level deeper for as long as `read` takes.
+    fn nested<T>(&mut self, read: impl FnOnce(&mut Parser) -> Parse<T>) -> Parse<T> {
+        if self.depth == NESTED {
+            let why = format!("nested more than {NESTED} deep; give what is inside a name: `t = …`");
+            return Err(Spanned::new(self.span(), why));
+        }
+        self.depth += 1;
+        let done = read(self);
+        self.depth -= 1;
+        done
+    }
+
     fn factor(&mut self) -> Parse<NodeId> {
+        self.nested(Parser::factor_inside)
+    }
+
+    fn factor_inside(&mut self) -> Parse<NodeId> {
         let span = self.span();
         let negated = self.eat('-');
         let number = matches!(self.peek(), Token::Number(_))

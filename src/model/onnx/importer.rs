@@ -4,15 +4,16 @@
 //! inputs alone is imported into a graph of its own and evaluated there, so exporters' shape arithmetic never reaches
 //! the model's graph.
 
+use super::expected::Chances;
 use super::narrow::{NodeFormats, key, operands};
 use super::node::Node;
 use super::order::{describe, function_of, ordered};
-use super::proto::tensor_shape_proto::dimension::Value as DimValue;
+use super::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use super::proto::type_proto::Value as TypeValue;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, ValueInfoProto};
 use super::tensor::{Files, format_of};
 use super::trained::Notes;
-use super::{File, Given, ops};
+use super::{File, Given, ops, sequences};
 use crate::error::{Error, Result};
 use crate::format::{Format, Overflow};
 use crate::ir::{Graph, Init, NodeId, Num, Op, Role, Shape, Tensor, Type, evaluate};
@@ -23,7 +24,11 @@ use std::rc::Rc;
 /// Initialisers of at most this many elements are known; larger ones are looked at only by the kernels that read them.
 const SMALL: usize = 1 << 14;
 /// Known results are computed up to this size.
-const FOLDED: usize = 1 << 22;
+pub(super) const FOLDED: usize = 1 << 22;
+/// How deep functions may call each other: exporters stay below 10.
+const DEPTH: usize = 64;
+/// Nodes that a file may come to once its functions are spelled out.
+const NODES: usize = 1 << 20;
 
 /// A tensor whose elements are known.
 #[derive(Clone, Debug)]
@@ -39,6 +44,15 @@ pub enum Value {
     Known(Rc<Known>),
     /// An initialiser that nobody has read yet.
     Weight(Rc<Weight>),
+    /// A sequence of tensors.
+    Sequence(Rc<[Value]>),
+}
+
+impl Value {
+    /// A known whole number.
+    pub(super) fn whole(v: f64) -> Value {
+        Value::Known(Rc::new(Known { tensor: Tensor::scalar(v), format: Format::I64 }))
+    }
 }
 
 /// A graph under construction.
@@ -50,12 +64,19 @@ pub struct Importer<'a> {
     pub opset: i64,
     functions: &'a [FunctionProto],
     files: Files,
-    values: HashMap<String, Value>,
+    pub(super) values: HashMap<String, Value>,
     weights: Weights,
+    /// Calls of functions that are being imported.
+    depth: usize,
+    /// Nodes imported so far.
+    imported: usize,
+    pub(super) chances: Chances,
     /// Nodes that stand for known tensors.
     known_nodes: HashMap<NodeId, Rc<Known>>,
     /// The other way round.
     node_of_known: HashMap<*const Known, NodeId>,
+    /// Nodes of initialisers that have been read, wherever: a loop's step or a function reads them again.
+    node_of_weight: HashMap<*const Weight, (Rc<Weight>, NodeId)>,
     /// Names that must not be trained: statistics, and constants that the exporter made.
     frozen: HashSet<String>,
     /// What the exporter noted about parameters, if anything.
@@ -78,8 +99,12 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
         files: Files::beside(&file.path),
         values: HashMap::new(),
         weights: Weights::new(),
+        depth: 0,
+        imported: 0,
+        chances: Chances::default(),
         known_nodes: HashMap::new(),
         node_of_known: HashMap::new(),
+        node_of_weight: HashMap::new(),
         frozen: frozen(proto),
         notes: Notes::read(proto),
         formats: given.formats,
@@ -144,16 +169,24 @@ fn input_type(v: &ValueInfoProto, given: Given) -> Result<Type, String> {
         return Ok(Type::new(Shape::of(dims), format_of(t.elem_type())?));
     }
     let shape = t.shape.as_ref().ok_or("has no shape; export with input shapes")?;
-    let dims = shape.dim.iter().map(|d| match &d.value {
-        Some(DimValue::DimValue(n)) => usize::try_from(*n).map_err(|_| format!("extent {n} is negative")),
-        Some(DimValue::DimParam(name)) if !name.is_empty() => given
-            .sizes
-            .get(name)
-            .copied()
-            .ok_or_else(|| format!("the size `{name}` is not bound; give it a value, as in --dim {name}=64")),
-        _ => Err("has an extent without value or name".to_owned()),
+    let dims = shape.dim.iter().enumerate().map(|(axis, d)| match open_extent(v.name(), axis, d) {
+        None => Ok(if let Some(DimValue::DimValue(n)) = d.value { n as usize } else { 0 }),
+        Some(name) => given.sizes.get(&name).copied().ok_or_else(|| {
+            format!("the size `{name}` of axis {axis} is not bound; give it a value, as in --dim {name}=64")
+        }),
     });
     Ok(Type::new(Shape::of(&dims.collect::<Result<Vec<_>, _>>()?), format_of(t.elem_type())?))
+}
+
+/// The name that the size of an axis is bound by, where a file leaves it open: its own, or one made of the input's. Runtimes
+/// write open sizes as -1 too, and an exporter that has no name for the first axis means the batch.
+pub(super) fn open_extent(input: &str, axis: usize, d: &Dimension) -> Option<String> {
+    match &d.value {
+        Some(DimValue::DimValue(n)) if *n >= 0 => None,
+        Some(DimValue::DimParam(name)) if !name.is_empty() => Some(name.clone()),
+        _ if axis == 0 => Some("batch".into()),
+        _ => Some(format!("{input}.{axis}")),
+    }
 }
 
 fn plain(e: Error) -> String {
@@ -222,6 +255,10 @@ impl<'a> Importer<'a> {
     }
 
     fn import_node(&mut self, node: &NodeProto) -> Result<Vec<Value>, String> {
+        self.imported += 1;
+        if self.imported > NODES {
+            return Err(format!("the file comes to more than {NODES} nodes once its functions are spelled out"));
+        }
         if let Some(f) = function_of(self.functions, node) {
             return self.call(f, node);
         }
@@ -229,8 +266,11 @@ impl<'a> Importer<'a> {
             "Constant" => return Ok(vec![self.constant(node)?]),
             "Shape" | "Size" => return self.shape(node).map(|v| vec![v]),
             "If" => return self.choose(node),
-            // A copy of a known value is known, and a copy of a weight is that weight.
-            "Identity" => {
+            "Loop" => return self.unrolled(node),
+            op if sequences::OPS.contains(&op) => return self.sequence(node).map(|v| vec![v]),
+            // A copy of a known value is known, and a copy of a weight is that weight. A map from classes to probabilities is
+            // the probabilities.
+            "Identity" | "ZipMap" => {
                 let name = node.input.first().map_or("", String::as_str);
                 return self
                     .values
@@ -248,8 +288,8 @@ impl<'a> Importer<'a> {
         {
             return Ok(outputs);
         }
-        let mut n = Node::new(self, node);
-        Ok(ops::import(&mut n)?.into_iter().map(Value::Node).collect())
+        let outputs = ops::import(&mut Node::new(self, node))?.into_iter().map(Value::Node).collect();
+        self.expected(node, outputs)
     }
 
     /// Imports a node that runs in a narrow format: its operands and results are rounded to it.
@@ -298,8 +338,12 @@ impl<'a> Importer<'a> {
             files: Files::beside(std::path::Path::new("")),
             values: HashMap::new(),
             weights: Weights::new(),
+            depth: self.depth,
+            imported: self.imported,
+            chances: Chances::default(),
             known_nodes: HashMap::new(),
             node_of_known: HashMap::new(),
+            node_of_weight: HashMap::new(),
             frozen: HashSet::new(),
             notes: None,
             formats: self.formats,
@@ -333,8 +377,13 @@ impl<'a> Importer<'a> {
             given.or_else(|| f.attribute_proto.iter().find(|a| a.name() == name))
         };
         let body: Vec<NodeProto> = f.node.iter().map(|n| with_attributes(n, &attribute)).collect();
+        if self.depth == DEPTH {
+            return Err(format!("functions call each other {DEPTH} deep; does `{}` call itself?", f.name()));
+        }
         let outer = std::mem::replace(&mut self.values, inner);
+        self.depth += 1;
         let done = self.nodes(&body);
+        self.depth -= 1;
         let inner = std::mem::replace(&mut self.values, outer);
         done?;
         let output = |o: &String| inner.get(o).cloned().ok_or_else(|| format!("function output `{o}` is not defined"));
@@ -354,14 +403,37 @@ impl<'a> Importer<'a> {
         let branch = node.attribute.iter().find(|a| a.name() == taken).and_then(|a| a.g.as_ref());
         let branch = branch.ok_or_else(|| format!("lacks its {taken}"))?;
         let outer = self.values.clone();
-        self.initialisers(branch)?;
-        let done = self.nodes(&branch.node);
-        let inner = std::mem::replace(&mut self.values, outer);
-        done?;
+        let done = self.branch(branch);
+        self.values = outer;
+        Ok(done?.into_iter().map(|(_, value)| value).collect())
+    }
+
+    /// Imports a graph inside a node, which sees what is around it, and returns its outputs by name.
+    pub(super) fn branch(&mut self, graph: &GraphProto) -> Result<Vec<(String, Value)>, String> {
+        self.initialisers(graph)?;
+        self.nodes(&graph.node)?;
         let output = |o: &ValueInfoProto| {
-            inner.get(o.name()).cloned().ok_or_else(|| format!("branch output `{}` is not defined", o.name()))
+            let value = self.values.get(o.name()).cloned();
+            value
+                .map(|v| (o.name().to_owned(), v))
+                .ok_or_else(|| format!("branch output `{}` is not defined", o.name()))
         };
-        branch.output.iter().map(output).collect()
+        graph.output.iter().map(output).collect()
+    }
+
+    /// A tensor with an axis of one in front.
+    pub(super) fn with_leading_axis(&mut self, id: NodeId) -> Result<NodeId, String> {
+        let dims = [&[1], &self.graph.ty(id).dims()[..]].concat();
+        self.graph.reshape(id, &Shape::of(&dims)).map_err(plain)
+    }
+
+    /// Tensors one after the other along the first axis.
+    pub(super) fn along_first(&mut self, parts: &[NodeId]) -> Result<NodeId, String> {
+        match parts {
+            [] => Err("stacks nothing: it takes no step".into()),
+            [one] => Ok(*one),
+            _ => self.graph.add(Op::Concat { axis: 0 }, parts).map_err(plain),
+        }
     }
 
     fn constant(&mut self, node: &NodeProto) -> Result<Value, String> {
@@ -390,6 +462,7 @@ impl<'a> Importer<'a> {
             Some(Value::Node(id)) => self.graph.ty(*id).dims().iter().map(|&d| d as f64).collect(),
             Some(Value::Known(k)) => k.tensor.dims.iter().map(|&d| d as f64).collect(),
             Some(Value::Weight(w)) => w.dims.iter().map(|&d| d as f64).collect(),
+            Some(Value::Sequence(_)) => return Err(format!("`{name}` is a sequence, not a tensor")),
         };
         let tensor = if node.op_type() == "Size" {
             Tensor::scalar(dims.iter().product())
@@ -423,28 +496,46 @@ impl<'a> Importer<'a> {
     /// The node of a name; what is known or an initialiser becomes one when it is first read.
     pub fn node_of(&mut self, name: &str) -> Result<NodeId, String> {
         let value = self.values.get(name).cloned().ok_or_else(|| format!("`{name}` is not defined"))?;
-        let id = match value {
-            Value::Node(id) => return Ok(id),
-            // What is known stays known, however often it is read.
-            Value::Known(k) => return self.known_node(&k, Some(name)),
+        let id = self.node_of_value(value, name)?;
+        // A weight is read through its one node; what is known stays known, however often it is read.
+        if let Some(Value::Weight(_)) = self.values.get(name) {
+            self.values.insert(name.to_owned(), Value::Node(id));
+        }
+        Ok(id)
+    }
+
+    /// A row of a parameter's values in the file.
+    pub(super) fn row_of(&self, table: NodeId, row: usize) -> Option<Vec<f64>> {
+        let w = self.weights.get(self.graph.name_of(table))?;
+        let width = *w.dims.get(1)?;
+        w.values::<f64>().get(row * width..(row + 1) * width).map(<[f64]>::to_vec)
+    }
+
+    /// The node of a value that goes by a name.
+    pub(super) fn node_of_value(&mut self, value: Value, name: &str) -> Result<NodeId, String> {
+        Ok(match value {
+            Value::Node(id) => id,
+            Value::Known(k) => self.known_node(&k, Some(name))?,
+            Value::Sequence(of) => return Err(format!("`{name}` is a sequence of {} tensors, not a tensor", of.len())),
             Value::Weight(w) => {
+                if let Some((_, id)) = self.node_of_weight.get(&Rc::as_ptr(&w)) {
+                    return Ok(*id);
+                }
                 if let Some(of) = self.transpose_of(name) {
                     let x = self.node_of(&of)?;
-                    let id = self.graph.add(Op::Transpose { perm: vec![1, 0] }, &[x]).map_err(plain)?;
-                    self.values.insert(name.to_owned(), Value::Node(id));
-                    return Ok(id);
+                    return self.graph.add(Op::Transpose { perm: vec![1, 0] }, &[x]).map_err(plain);
                 }
                 let trained = w.format.is_float() && !self.frozen.contains(name);
                 let format = w.format.once_read();
                 let ty = Type::new(Shape::of(&w.dims), format);
                 let op = if trained { Op::Param { init: Init::Data, ty } } else { Op::State { init: Init::Data, ty } };
                 self.weights.insert(name.to_owned(), (*w).clone());
-                self.graph.add_named(name, op, &[]).map_err(plain)?
+                let id = self.graph.add_named(name, op, &[]).map_err(plain)?;
+                // Held, so that no other initialiser comes to lie at its address.
+                self.node_of_weight.insert(Rc::as_ptr(&w), (w, id));
+                id
             }
-        };
-        // A weight is read through its one node.
-        self.values.insert(name.to_owned(), Value::Node(id));
-        Ok(id)
+        })
     }
 
     /// The parameter whose transposed copy an initialiser is.
@@ -496,6 +587,8 @@ impl<'a> Importer<'a> {
             Value::Node(id) => (Some(self.graph.name_of(*id).to_owned()), self.graph.ty(*id).format),
             Value::Known(k) => (None, k.format),
             Value::Weight(w) => (None, w.format),
+            // Nothing is read from a sequence as it is.
+            Value::Sequence(_) => (None, Format::Bool),
         };
         Stands { value, format }
     }

@@ -3,6 +3,7 @@
 //! `proto.rs` was generated once by `prost-build` from `onnx.proto` of the `onnx` 1.20.1 package and is committed, so
 //! that building needs no protoc.
 
+mod expected;
 mod hints;
 mod importer;
 mod loops;
@@ -14,8 +15,10 @@ mod order;
 mod patch;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod proto;
+mod sequences;
 mod tensor;
 mod trained;
+mod unroll;
 mod write;
 
 pub use mixed::Mixed;
@@ -26,8 +29,8 @@ pub use write::to_onnx;
 
 use super::{Bound, Purpose, Weight};
 use crate::error::{Error, Result};
+use crate::format::Format;
 use prost::Message;
-use proto::tensor_shape_proto::dimension::Value as DimValue;
 use proto::type_proto::Value as TypeValue;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -57,6 +60,33 @@ impl Default for Given<'_> {
         static FIXED: BTreeMap<String, Weight> = BTreeMap::new();
         static FORMATS: NodeFormats = BTreeMap::new();
         Given { sizes: &SIZES, shapes: &SHAPES, fixed: &FIXED, formats: &FORMATS }
+    }
+}
+
+/// Some exporters keep weights in `Constant` nodes. Where a file has no other tensors to train, those are its initialisers.
+fn constants_as_initialisers(model: &mut proto::ModelProto) {
+    let is_float =
+        |t: &proto::TensorProto| tensor::format_of(t.data_type()).is_ok_and(Format::is_float) && !t.dims.is_empty();
+    let Some(graph) = model.graph.as_mut() else { return };
+    if graph.initializer.iter().any(is_float) {
+        return;
+    }
+    let held = |n: &proto::NodeProto| {
+        let value = n.attribute.first().filter(|a| n.op_type() == "Constant" && a.name() == "value")?.t.as_ref();
+        value.filter(|t| is_float(t)).cloned()
+    };
+    let mut moved = Vec::new();
+    graph.node.retain(|n| match (held(n), n.output.first()) {
+        (Some(t), Some(name)) => {
+            moved.push(proto::TensorProto { name: Some(name.clone()), ..t });
+            false
+        }
+        _ => true,
+    });
+    if !moved.is_empty() {
+        // Before version 4, initialisers had to be inputs too.
+        graph.initializer.extend(moved);
+        model.ir_version = Some(model.ir_version().max(4));
     }
 }
 
@@ -91,6 +121,8 @@ impl File {
             )));
         }
         order::unsupported(graph, &model.functions).map_err(bad)?;
+        let mut model = model;
+        constants_as_initialisers(&mut model);
         Ok(File { path: path.to_owned(), digest: Sha256::digest(&bytes).into(), model, opset })
     }
 
@@ -110,11 +142,8 @@ impl File {
         let mut names = Vec::new();
         for input in &self.graph().input {
             let Some(TypeValue::TensorType(t)) = input.r#type.as_ref().and_then(|t| t.value.as_ref()) else { continue };
-            for d in t.shape.iter().flat_map(|s| &s.dim) {
-                if let Some(DimValue::DimParam(name)) = &d.value {
-                    names.push(name.clone());
-                }
-            }
+            let dims = t.shape.iter().flat_map(|s| s.dim.iter().enumerate());
+            names.extend(dims.filter_map(|(axis, d)| importer::open_extent(input.name(), axis, d)));
         }
         names.sort();
         names.dedup();

@@ -135,6 +135,14 @@ const OTHERS: [&str; 65] = [
     "LRN",
 ];
 
+/// What may become of small numbers among a node's constants. Tables and products sum or pick among many.
+fn small_in(node: &NodeProto) -> Small {
+    match is_product(node.op_type()) || node.op_type().starts_with("Gather") {
+        true => Small::LostAmongOthers,
+        false => Small::Kept,
+    }
+}
+
 /// Operations that yield no floating-point numbers and read them in any format to the same effect.
 const READS: [&str; 4] = ["IsInf", "IsNaN", "Shape", "Size"];
 
@@ -228,16 +236,33 @@ impl File {
     }
 }
 
-/// Constants of up to so many elements must not lose one to zero: an epsilon that does divides by zero.
-const FEW: usize = 64;
+/// What may become of a constant's small numbers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Small {
+    /// None may become zero: an epsilon that does divides by zero, whatever the size of the constant.
+    Kept,
+    /// Those may that are lost among a product's others, as its rounding is.
+    LostAmongOthers,
+}
 
 /// Does a format hold all that a constant holds? Infinities stay what they are.
-fn holds(w: &Weight, format: Format) -> bool {
-    let few = w.elements() <= FEW;
-    w.values::<f32>().into_iter().map(f64::from).all(|x| {
+fn holds(w: &Weight, format: Format, small: Small) -> bool {
+    let (mut all, mut lost) = (0.0, 0.0);
+    for x in w.values::<f32>().into_iter().map(f64::from) {
         let rounded = format.round(x, Overflow::Ieee);
-        (rounded.is_finite() || !x.is_finite()) && (rounded != 0.0 || x == 0.0 || !few)
-    })
+        if !rounded.is_finite() && x.is_finite() {
+            return false;
+        }
+        all += if x.is_finite() { x * x } else { 0.0 };
+        lost += if rounded == 0.0 { x * x } else { 0.0 };
+    }
+    match small {
+        Small::Kept => lost == 0.0,
+        Small::LostAmongOthers => {
+            let roundoff = format.float().map_or(0.0, |s| s.unit_roundoff());
+            lost <= roundoff * roundoff * all
+        }
+    }
 }
 
 struct Assigner<'a> {
@@ -256,9 +281,9 @@ impl<'a> Assigner<'a> {
         node.output.iter().map(String::as_str).filter(|o| self.bound.is_f32(o)).collect()
     }
 
-    fn holds(&self, name: &str, format: Format) -> bool {
+    fn holds(&self, name: &str, format: Format, small: Small) -> bool {
         match (self.constants.get(name), self.bound.tensors.get(name)) {
-            (Some(w), _) => holds(w, format),
+            (Some(w), _) => holds(w, format, small),
             (None, Some(t)) if t.format == Format::F32 => {
                 t.value.as_deref().is_some_and(|v| (self.wishes.holds)(v, format))
             }
@@ -269,7 +294,8 @@ impl<'a> Assigner<'a> {
 
     /// Would the node's operands and results all fit?
     fn fits(&self, node: &'a NodeProto, format: Format) -> bool {
-        operands(node).chain(self.results(node)).all(|name| self.holds(name, format))
+        let small = small_in(node);
+        operands(node).chain(self.results(node)).all(|name| self.holds(name, format, small))
     }
 
     fn take(&mut self, node: &NodeProto, format: Format) {
@@ -335,7 +361,7 @@ impl<'a> Assigner<'a> {
             given.iter().filter(|n| !self.constants.contains_key(*n)).map(|n| self.comes_in(n)).collect();
         if let (1, Some(&Some(f))) = (formats.len(), formats.first())
             && self.format_of(node).is_none()
-            && given.iter().all(|n| self.constants.get(n).is_none_or(|w| holds(w, f)))
+            && given.iter().all(|n| self.constants.get(n).is_none_or(|w| holds(w, f, small_in(node))))
         {
             self.take(node, f);
         }
@@ -363,14 +389,17 @@ mod tests {
     /// The classes of bug that converters have had: signs of tiny numbers, infinities of masks, epsilons lost to zero.
     #[test]
     fn constants_that_a_format_holds() {
-        let holds = |values: &[f32], f| holds(&Weight::from_values(Format::F32, &[values.len()], values), f);
+        let of = |values: &[f32]| Weight::from_values(Format::F32, &[values.len()], values);
+        let holds = |values: &[f32], f| holds(&of(values), f, Small::Kept);
         assert!(holds(&[0.5, -0.0, f32::NEG_INFINITY], Format::F16));
         assert!(!holds(&[f32::MIN], Format::F16), "a mask of the least f32 would become infinite");
         assert!(!holds(&[1e-12], Format::F16), "an epsilon would become zero");
         assert!(holds(&[1e-12], Format::Bf16));
         let mut weights = vec![0.1; 1000];
         weights[7] = -1e-12;
-        assert!(holds(&weights, Format::F16), "one of many weights may");
+        assert!(!holds(&weights, Format::F16), "a deviation of many that would become zero");
+        assert!(super::holds(&of(&weights), Format::F16, Small::LostAmongOthers), "one of many weights may");
+        assert!(!super::holds(&of(&[1e-8; 1000]), Format::F16, Small::LostAmongOthers), "not all of them");
     }
 
     #[test]

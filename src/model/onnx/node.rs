@@ -1,6 +1,6 @@
 //! What an operation's importer works with: a node's inputs and attributes, and short names for building.
 
-use super::importer::{Importer, Known};
+use super::importer::{FOLDED, Importer, Known};
 use super::proto::{AttributeProto, NodeProto};
 use crate::error::Error;
 use crate::format::Format;
@@ -282,6 +282,19 @@ impl<'a, 'b> Node<'a, 'b> {
 
     pub fn matmul(&mut self, a: NodeId, b: NodeId, ta: bool, tb: bool) -> Import<NodeId> {
         self.add(Op::MatMul { ta, tb, format: Format::F32 }, &[a, b])
+    }
+
+    /// How many elements a tensor has that is to be computed at import, or whose size loops at import go over: the one place
+    /// where sizes that a file chooses become allocations.
+    pub fn room(&self, extents: &[usize]) -> Import<usize> {
+        let count = extents.iter().try_fold(1usize, |product, &d| product.checked_mul(d));
+        count.filter(|&c| c <= FOLDED).ok_or_else(|| {
+            let extents: Vec<String> = extents.iter().map(usize::to_string).collect();
+            format!(
+                "takes a table of {} elements, more than the {FOLDED} that are computed at import",
+                extents.join(" × ")
+            )
+        })
     }
 
     /// A tensor of known values.

@@ -5,10 +5,12 @@
 use super::Handler;
 use crate::format::Format;
 use crate::ir::{Binary, NodeId, Op, ReduceKind, ScatterKind};
+use crate::model::Purpose;
 use crate::model::onnx::node::{Import, Node};
 
 pub const OPS: &[(&str, Handler)] = &[
     ("Gather", gather),
+    ("ArrayFeatureExtractor", feature),
     ("GatherElements", gather_elements),
     ("GatherND", gather_nd),
     ("Scatter", scatter_elements),
@@ -47,7 +49,40 @@ fn gather(n: &mut Node) -> Import<Vec<NodeId>> {
         }
     }
     let index = n.convert(index, Format::I64)?;
-    n.one(Op::Gather { axis }, &[x, index])
+    let y = n.add(Op::Gather { axis }, &[x, index])?;
+    match padding_row(n, x, axis)? {
+        Some((row, values)) => Ok(vec![without_gradient(n, y, index, row, values)?]),
+        None => Ok(vec![y]),
+    }
+}
+
+/// `padding_idx` of an embedding, which ONNX has no word for: where the exporter noted the call, and the row's values.
+fn padding_row(n: &mut Node, table: NodeId, axis: usize) -> Import<Option<(usize, Vec<f64>)>> {
+    if n.im.purpose == Purpose::Inference || axis != 0 || n.rank(table) != 2 {
+        return Ok(None);
+    }
+    let call = n.proto.metadata_props.iter().find(|p| p.key() == "pkg.torch.onnx.fx_node");
+    let Some(row) = call.and_then(|p| padding_index(p.value())) else { return Ok(None) };
+    let dims = n.dims(table);
+    Ok(n.im.row_of(table, row).filter(|_| row < dims[0]).map(|values| (row, values)))
+}
+
+/// The third operand of `aten.embedding(weight, indices, padding_idx)`; −1 stands for none.
+fn padding_index(call: &str) -> Option<usize> {
+    let (_, operands) = call.split_once("aten.embedding.default](args = (")?;
+    operands.split_once(')')?.0.split(',').nth(2)?.trim().parse().ok()
+}
+
+/// The rows looked up, with that of one position as the constant it is: nothing is added to its gradient.
+fn without_gradient(n: &mut Node, y: NodeId, index: NodeId, row: usize, values: Vec<f64>) -> Import<NodeId> {
+    let at = n.num(row as f64)?;
+    let at = n.convert(at, Format::I64)?;
+    let is_padding = n.bin(Binary::Eq, index, at)?;
+    let is_padding = n.reshape(is_padding, &[&n.dims(index)[..], &[1]].concat())?;
+    let is_padding = n.broadcast(is_padding, &n.dims(y))?;
+    let constant = n.table(&[values.len()], values, Format::F32)?;
+    let constant = n.broadcast(constant, &n.dims(y))?;
+    n.select(is_padding, constant, y)
 }
 
 /// The flat position of element `index` along `axis`, all other axes standing where they are.
@@ -71,6 +106,19 @@ fn strides(dims: &[usize]) -> Vec<usize> {
         out[i - 1] = out[i] * dims[i];
     }
     out
+}
+
+/// Elements of the last axis (ai.onnx.ml).
+fn feature(n: &mut Node) -> Import<Vec<NodeId>> {
+    let (x, index) = (n.x(0)?, n.x(1)?);
+    let dims = n.dims(x);
+    let index = n.convert(index, Format::I64)?;
+    let count = n.im.graph.ty(index).elements();
+    let index = n.reshape(index, &[count])?;
+    let axis = dims.len().checked_sub(1).ok_or("takes a tensor of rank 1 or more")?;
+    let y = n.add(Op::Gather { axis }, &[x, index])?;
+    let rows = dims[..axis].iter().product();
+    Ok(vec![n.reshape(y, &[rows, count])?])
 }
 
 fn gather_elements(n: &mut Node) -> Import<Vec<NodeId>> {
@@ -169,10 +217,19 @@ fn tensor_scatter(n: &mut Node) -> Import<Vec<NodeId>> {
     let (past, update) = (n.x(0)?, n.x(1)?);
     let axis = n.axis_of(past, -2)?;
     let (dims, new) = (n.dims(past), n.dims(update));
+    if axis == 0 || new.len() != dims.len() {
+        return Err(format!(
+            "writes {new:?} into {dims:?} along axis {axis}: both have samples first, and as many axes"
+        ));
+    }
     let (batch, extent, count) = (dims[0], dims[axis], new[axis]);
     let start = match n.maybe(2)? {
         Some(s) => s,
-        None => n.table(&[batch], vec![0.0; batch], Format::I64)?,
+        None => {
+            let zero = n.num(0.0)?;
+            let zero = n.convert(zero, Format::I64)?;
+            n.broadcast(zero, &[batch])?
+        }
     };
     // The row of element i of sample b along the axis, then flat positions of every element.
     let mut lead = vec![1; dims.len()];

@@ -14,7 +14,9 @@ mod random;
 mod recurrent;
 mod reduce;
 mod resize;
+mod sample;
 mod shape;
+mod signal;
 
 use super::node::{Import, Node};
 use crate::ir::NodeId;
@@ -22,7 +24,7 @@ use crate::ir::NodeId;
 /// Adds a node's operations and returns its outputs.
 type Handler = fn(&mut Node) -> Import<Vec<NodeId>>;
 
-const FAMILIES: [&[(&str, Handler)]; 15] = [
+const FAMILIES: [&[(&str, Handler)]; 17] = [
     pointwise::OPS,
     shape::OPS,
     index::OPS,
@@ -35,13 +37,15 @@ const FAMILIES: [&[(&str, Handler)]; 15] = [
     attention::OPS,
     recurrent::OPS,
     resize::OPS,
+    sample::OPS,
+    signal::OPS,
     quantise::OPS,
     random::OPS,
     optimizer::OPS,
 ];
 
 /// What the importer itself handles.
-const BUILT_IN: [&str; 5] = ["Constant", "Shape", "Size", "If", "Identity"];
+const BUILT_IN: [&str; 7] = ["Constant", "Shape", "Size", "If", "Identity", "Loop", "ZipMap"];
 
 fn find(op: &str) -> Option<Handler> {
     FAMILIES.iter().flat_map(|f| f.iter()).find(|(name, _)| *name == op).map(|(_, h)| *h)
@@ -53,7 +57,8 @@ pub fn is_random(op: &str) -> bool {
 }
 
 pub fn is_known(domain: &str, op: &str) -> bool {
-    matches!(domain, "" | "ai.onnx" | "ai.onnx.preview.training") && (BUILT_IN.contains(&op) || find(op).is_some())
+    matches!(domain, "" | "ai.onnx" | "ai.onnx.ml" | "ai.onnx.preview.training")
+        && (BUILT_IN.contains(&op) || super::sequences::OPS.contains(&op) || find(op).is_some())
 }
 
 pub fn import(n: &mut Node) -> Import<Vec<NodeId>> {

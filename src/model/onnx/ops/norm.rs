@@ -161,7 +161,7 @@ fn rms(n: &mut Node) -> Import<Vec<NodeId>> {
     Ok(vec![n.bin(Binary::Mul, y, scale)?])
 }
 
-/// x / ‖x‖, and 0 where ‖x‖ is.
+/// x / ‖x‖
 fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
     let x = n.x(0)?;
     let axis = n.axis_of(x, -1)?;
@@ -173,9 +173,6 @@ fn lp(n: &mut Node) -> Import<Vec<NodeId>> {
         let s = n.reduce(ReduceKind::Sum, s, &[axis], true)?;
         n.root(s)?
     };
-    let (zero, one) = (n.num_like(norm, 0.0)?, n.num_like(norm, 1.0)?);
-    let vanishes = n.bin(Binary::Eq, norm, zero)?;
-    let norm = n.select(vanishes, one, norm)?;
     Ok(vec![n.bin(Binary::Div, x, norm)?])
 }
 

@@ -96,6 +96,7 @@ fn average_pool(n: &mut Node) -> Import<Vec<NodeId>> {
     // How many elements count: those inside the data, or inside its padding too.
     let places = n.dims(sum)[2..].to_vec();
     let padded = n.flag("count_include_pad", false);
+    n.room(&places)?;
     let mut count: Vec<f64> = vec![1.0];
     for (i, &extent) in extents.iter().enumerate() {
         let (from, to) = if padded { (0, extent + w.lo[i] + w.hi[i]) } else { (w.lo[i], w.lo[i] + extent) };

@@ -23,15 +23,22 @@ fn uniform(n: &mut Node, dims: &[usize]) -> Import<NodeId> {
         (Some(seed), Some(step)) => (seed, step),
         _ => {
             let ty = || Type::new(Shape::scalar(), Format::F32);
+            if n.im.purpose == Purpose::Inference {
+                // The same numbers every time: there is no run whose steps could be counted.
+                let zero = n.num(0.0)?;
+                return draw(n, dims, zero, zero);
+            }
             let mut state = |name| n.named(name, Op::State { init: Init::zeros(), ty: ty() });
             let (seed, step) = (state(random::SEED)?, state(random::STEP)?);
             let next = n.with(Binary::Add, step, 1.0)?;
-            if n.im.purpose != Purpose::Inference {
-                n.im.graph.add_output(random::STEP, Role::Update, next);
-            }
+            n.im.graph.add_output(random::STEP, Role::Update, next);
             (seed, step)
         }
     };
+    draw(n, dims, seed, step)
+}
+
+fn draw(n: &mut Node, dims: &[usize], seed: NodeId, step: NodeId) -> Import<NodeId> {
     let drawn = |id: &NodeId| matches!(n.im.graph.op(*id), Op::Random { .. });
     let salt = n.im.graph.ids().filter(drawn).count() as u32;
     n.add(Op::Random { dims: Shape::of(dims), salt }, &[seed, step])
@@ -60,7 +67,9 @@ fn between(n: &mut Node) -> Import<Vec<NodeId>> {
     let u = uniform(n, &dims)?;
     let wide = n.with(Binary::Mul, u, high - low)?;
     let y = n.with(Binary::Add, wide, low)?;
-    Ok(vec![in_format(n, y, format)?])
+    let y = in_format(n, y, format)?;
+    n.im.note_uniform(y, low, high);
+    Ok(vec![y])
 }
 
 /// √(−2 ln(1 − u)) cos 2πv (Box and Muller 1958); 1 − u is above 0.

@@ -122,11 +122,47 @@ fn cumulative_sum(n: &mut Node) -> Import<Vec<NodeId>> {
     let x = n.x(0)?;
     let axis = n.ints(1)?.first().copied().ok_or("lacks its axis")?;
     let axis = n.axis(axis, n.rank(x))?;
-    let size = n.dims(x)[axis];
-    if size == 0 {
+    if n.dims(x)[axis] == 0 {
         return Ok(vec![x]);
     }
     let (exclusive, reverse) = (n.flag("exclusive", false), n.flag("reverse", false));
+    Ok(vec![running_sums(n, x, axis, exclusive, reverse)?])
+}
+
+/// Up to so many elements, every sum adds up its own window.
+const BLOCK: usize = 64;
+
+/// Sums of all elements up to each, or from each on; without the element itself where `exclusive`. Longer axes are summed in
+/// blocks, and what comes before a block is added to it: n · (64 + n / 64²) additions instead of n².
+fn running_sums(n: &mut Node, x: NodeId, axis: usize, exclusive: bool, reverse: bool) -> Import<NodeId> {
+    let dims = n.dims(x);
+    let size = dims[axis];
+    if size <= BLOCK {
+        return windowed_sums(n, x, axis, exclusive, reverse);
+    }
+    let blocks = size.div_ceil(BLOCK);
+    let mut padded = dims.clone();
+    padded[axis] = blocks * BLOCK;
+    let whole = match blocks * BLOCK - size {
+        0 => x,
+        rest => n.add(Op::Pad { axis, lo: 0, hi: rest, inner: 0 }, &[x])?,
+    };
+    let mut blocked = padded.clone();
+    blocked.splice(axis..=axis, [blocks, BLOCK]);
+    let whole = n.reshape(whole, &blocked)?;
+    let inside = windowed_sums(n, whole, axis + 1, exclusive, reverse)?;
+    let totals = n.reduce(ReduceKind::Sum, whole, &[axis + 1], false)?;
+    let before = running_sums(n, totals, axis, true, reverse)?;
+    let mut column = blocked.clone();
+    column[axis + 1] = 1;
+    let before = n.reshape(before, &column)?;
+    let sums = n.bin(Binary::Add, inside, before)?;
+    let sums = n.reshape(sums, &padded)?;
+    n.slice(sums, axis, 0, size)
+}
+
+fn windowed_sums(n: &mut Node, x: NodeId, axis: usize, exclusive: bool, reverse: bool) -> Import<NodeId> {
+    let size = n.dims(x)[axis];
     let (near, far) = (usize::from(exclusive), size - 1);
     // Window o covers o − far .. o, or o .. o + far, shifted by one where the element itself is left out.
     let (lo, hi) = if reverse { (0, far + near) } else { (far + near, 0) };
@@ -134,7 +170,7 @@ fn cumulative_sum(n: &mut Node) -> Import<Vec<NodeId>> {
     let wide = n.add(window, &[x])?;
     let sums = n.reduce(ReduceKind::Sum, wide, &[axis + 1], false)?;
     let start = if reverse { near } else { 0 };
-    Ok(vec![n.slice(sums, axis, start, start + size)?])
+    n.slice(sums, axis, start, start + size)
 }
 
 /// Before opset 13 the axes from `axis` on are one.

@@ -92,6 +92,7 @@ fn along(n: &mut Node, x: NodeId, axis: usize, a: &Axis) -> Import<NodeId> {
     let mode = n.word("mode", "nearest");
     let crop = n.word("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize";
     let outside = |c: f64| crop && (c < 0.0 || c > a.extent as f64 - 1.0);
+    n.room(&[a.result])?;
     if mode == "nearest" && !(0..a.result).any(|i| outside(coordinate(n, a, i))) {
         let rounding = n.word("nearest_mode", if n.im.opset < 11 { "floor" } else { "round_prefer_floor" });
         let rows: Vec<usize> = (0..a.result)
@@ -113,7 +114,7 @@ fn along(n: &mut Node, x: NodeId, axis: usize, a: &Axis) -> Import<NodeId> {
     let cubic = n.float("cubic_coeff_a", -0.75);
     let exclude = n.flag("exclude_outside", false);
     let reach = (f64::from(taps) / 2.0 / stretch).ceil() as i64;
-    let mut matrix = vec![0.0; a.result * a.extent];
+    let mut matrix = vec![0.0; n.room(&[a.result, a.extent])?];
     let mut shift = vec![0.0; a.result];
     for i in 0..a.result {
         let c = coordinate(n, a, i);

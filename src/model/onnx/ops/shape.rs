@@ -108,7 +108,7 @@ fn expand(n: &mut Node) -> Import<Vec<NodeId>> {
 
 fn concat(n: &mut Node) -> Import<Vec<NodeId>> {
     let parts = n.all()?;
-    let axis = n.axis_of(parts[0], 0)?;
+    let axis = n.axis_of(*parts.first().ok_or("has no inputs")?, 0)?;
     Ok(vec![n.concat(&parts, axis)?])
 }
 
@@ -135,8 +135,11 @@ fn slice(n: &mut Node) -> Import<Vec<NodeId>> {
             // Backwards: the rows one by one.
             _ => {
                 let (start, stop) = (from_end(start).clamp(-1, extent - 1), from_end(end).clamp(-1, extent - 1));
-                let rows: Vec<usize> =
-                    (0..).map(|i| start + i * step).take_while(|&p| p > stop).map(|p| p as usize).collect();
+                n.room(&[(start - stop).max(0) as usize])?;
+                let rows: Vec<usize> = std::iter::successors(Some(start), |p| p.checked_add(step))
+                    .take_while(|&p| p > stop)
+                    .map(|p| p as usize)
+                    .collect();
                 n.pick(x, axis, &rows)?
             }
         };
@@ -263,7 +266,7 @@ fn tile(n: &mut Node) -> Import<Vec<NodeId>> {
     }
     let spread: Vec<usize> = dims.iter().flat_map(|&d| [1, d]).collect();
     let wide: Vec<usize> = dims.iter().zip(&repeats).flat_map(|(&d, &r)| [r, d]).collect();
-    let flat: Vec<usize> = dims.iter().zip(&repeats).map(|(&d, &r)| d * r).collect();
+    let flat: Vec<usize> = dims.iter().zip(&repeats).map(|(&d, &r)| d.saturating_mul(r)).collect();
     let y = n.reshape(x, &spread)?;
     let y = n.broadcast(y, &wide)?;
     Ok(vec![n.reshape(y, &flat)?])
@@ -290,7 +293,7 @@ fn range(n: &mut Node) -> Import<Vec<NodeId>> {
     if d == 0.0 {
         return Err("a range with step 0".into());
     }
-    let count = ((b - a) / d).ceil().max(0.0) as usize;
+    let count = n.room(&[((b - a) / d).ceil().max(0.0) as usize])?;
     let values = (0..count).map(|i| a + i as f64 * d).collect();
     Ok(vec![n.table(&[count], values, start.format)?])
 }
@@ -398,7 +401,7 @@ fn col2im(n: &mut Node) -> Import<Vec<NodeId>> {
 
 /// Σ cₖ cos(2πki/N)
 fn cosine_window(n: &mut Node, coefficients: &[f64]) -> Import<Vec<NodeId>> {
-    let size = n.ints(0)?.first().copied().unwrap_or(0).max(0) as usize;
+    let size = n.room(&[n.ints(0)?.first().copied().unwrap_or(0).max(0) as usize])?;
     let format = format_of(n.int("output_datatype", 1) as i32)?;
     let period = if n.flag("periodic", true) { size } else { size.saturating_sub(1) } as f64;
     let at = |i: usize| {
