@@ -1,12 +1,12 @@
 //! Makes random programs, compiles and runs them, and compares what they compute with the reference evaluator.
 //!
 //! ```text
-//! random_programs COUNT [SEED] [--ways fp32,o1-f16,…] [--device cpu|cuda] [--threads N]
+//! random_programs COUNT [SEED] [--ways fp32,o1-f16,…] [--device cpu|cuda|nvrtc] [--threads N]
 //! random_programs --bytes HEX [--ways …] [--device …]
 //! ```
 //!
 //! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it, and at the end how
-//! many there were of each verdict. Exits 1 if one was wrong.
+//! many there were of each verdict. Exits 1 if one was wrong. `nvrtc` compiles the CUDA code of each and runs on the CPU.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -17,7 +17,7 @@ use mantissa::ir::text;
 use mantissa::lower::Program as Lowered;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::Device;
-use mantissa::run::cuda::CudaRunner;
+use mantissa::run::cuda::{CudaRunner, compile};
 use programs::draw::shrink;
 use programs::generate;
 use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
@@ -33,6 +33,15 @@ const SHRINKING: usize = 500;
 
 fn on_gpu(program: Lowered) -> Box<dyn Device> {
     Box::new(CudaRunner::new(program, &HashMap::new()).unwrap_or_else(|e| panic!("{e}")))
+}
+
+/// The CPU, once NVRTC has taken the kernels.
+fn on_cpu_compiled(program: Lowered) -> Box<dyn Device> {
+    let source = mantissa::lower::cuda::generate(&program).unwrap_or_else(|e| panic!("{e}")).source;
+    if let Err(e) = compile(&source, "sm_90a") {
+        panic!("{e}");
+    }
+    on_cpu(program)
 }
 
 /// What becomes of the program of some bytes, compiled in one way.
@@ -60,10 +69,13 @@ fn main() -> ExitCode {
         Some(list) => all.iter().copied().filter(|w| list.split(',').any(|n| named(w).starts_with(n))).collect(),
         None => all,
     };
-    let open: fn(Lowered) -> Box<dyn Device> =
-        if after("--device").is_some_and(|d| d == "cuda") { on_gpu } else { on_cpu };
+    let open: fn(Lowered) -> Box<dyn Device> = match after("--device").map(String::as_str) {
+        Some("cuda") => on_gpu,
+        Some("nvrtc") => on_cpu_compiled,
+        _ => on_cpu,
+    };
     let rules = RuleSet::builtin().expect("built-in rules load");
-    if std::env::var_os("RUST_BACKTRACE").is_none() {
+    if std::env::var_os("RUST_BACKTRACE").is_none_or(|v| v == "0") {
         std::panic::set_hook(Box::new(|_| {}));
     }
     if let Some(hex) = after("--bytes") {

@@ -274,17 +274,14 @@ pub fn train(
     Ok(())
 }
 
-/// The error that ends a run, when what it has come to is safe.
+/// The error that ends a run, with what the last good step left kept where that is of use.
 fn kept(session: &mut Session, checkpoint: &Path, why: String) -> Error {
-    let safe = session.is_finite().and_then(|finite| match finite {
-        true => session.checkpoint()?.write(checkpoint).map(|()| true),
-        false => Ok(false),
-    });
-    match safe {
-        Ok(true) => Error::Diverged(format!("{why}\nwhat the last good step left is in {}", checkpoint.display())),
-        Ok(false) => Error::Diverged(why),
-        Err(e) => Error::Diverged(format!("{why}\nwhat the last good step left could not be kept: {e}")),
-    }
+    let written = session.checkpoint().and_then(|c| c.write(checkpoint));
+    Error::Diverged(match written {
+        Ok(()) => format!("{why}\nwhat the last good step left is in {}", checkpoint.display()),
+        Err(Error::Diverged(_)) => why,
+        Err(e) => format!("{why}\nwhat the last good step left could not be kept: {e}"),
+    })
 }
 
 /// A run's directory.

@@ -59,6 +59,16 @@ impl Checkpoint {
         safetensors::serialize(views.collect::<Vec<_>>(), Some(metadata)).expect("tensors fill their shapes")
     }
 
+    /// The first tensor that holds a number that is not finite, and how many it holds.
+    pub fn first_non_finite(&self) -> Option<(&str, usize)> {
+        let floats = self.tensors.iter().filter(|(_, t)| t.format.is_float());
+        let mut counted = floats.map(|(name, t)| {
+            let values = Weight::from_bytes(t.format, &t.dims, &t.bytes).values::<f32>();
+            (name.as_str(), values.iter().filter(|v| !v.is_finite()).count())
+        });
+        counted.find(|(_, bad)| *bad > 0)
+    }
+
     /// The tensors alone.
     pub fn into_weights(self) -> Weights {
         let weight = |t: &Saved| Weight::from_bytes(t.format, &t.dims, &t.bytes);

@@ -387,6 +387,7 @@ impl<'a> Laboratory<'a> {
             feed(&mut device, &feeds, self.data, rows)?;
             device.run()?;
             for (result, wide) in exact {
+                self.require_finite(&result, &wide)?;
                 let (Some(output), Some(unit)) = (trial.outputs.get(&result), self.unit.get(&result)) else { continue };
                 let rounded = device.read(output)?;
                 let error: f64 = rounded.iter().zip(&wide).map(|(a, b)| f64::from(a - b).powi(2)).sum();

@@ -279,7 +279,6 @@ impl Session {
             return Err(self.stopped(data, &order, "was finite, but the loss was not in any step of the epoch"));
         }
         self.epoch += 1;
-        self.require_finite()?;
         Ok(EpochReport {
             epoch: self.epoch,
             steps: steps as u64,
@@ -324,37 +323,8 @@ impl Session {
         let at = self.scalar(names::FIRST_SKIPPED, -1.0)?.max(0.0) as usize;
         let batch = self.compiled.settings.batch();
         let rows = order.get(at * batch..(at + 1) * batch).unwrap_or(&[]);
-        let sources = self.checkpoint()?.into_weights();
+        let sources = self.saved()?.into_weights();
         Ok((at, diagnose(&self.compiled, &sources, data, rows)?))
-    }
-
-    /// Are all parameters and states finite?
-    pub fn is_finite(&mut self) -> Result<bool> {
-        self.first_non_finite().map(|found| found.is_none())
-    }
-
-    /// The first parameter or state that is not finite, and in how many of its elements.
-    fn first_non_finite(&mut self) -> Result<Option<(String, usize)>> {
-        let g = self.compiled.planned.graph.clone();
-        for id in saved_sources(&g).into_iter().filter(|&id| g.ty(id).format.is_float()) {
-            let name = g.name_of(id);
-            let bad = self.step.read(name)?.iter().filter(|v| !v.is_finite()).count();
-            if bad > 0 {
-                return Ok(Some((name.to_owned(), bad)));
-            }
-        }
-        Ok(None)
-    }
-
-    /// Refuses to go on with a parameter or state that is not finite, which no gradient told of.
-    fn require_finite(&mut self) -> Result<()> {
-        match self.first_non_finite()? {
-            None => Ok(()),
-            Some((name, bad)) => Err(Error::Diverged(format!(
-                "epoch {}: `{name}` is not finite in {bad} of its elements; lower the learning rate",
-                self.epoch
-            ))),
-        }
     }
 
     /// Loss and accuracy over a dataset, with the parameters as they are.
@@ -397,7 +367,22 @@ impl Session {
     }
 
     /// Everything needed to go on: parameters, optimizer and scaler state, and where the run stands.
+    ///
+    /// # Errors
+    /// [`Error::Diverged`] where one of them is not finite, which a step's gradients cannot tell: they were finite, and the
+    /// update was not. Nobody can go on from there.
     pub fn checkpoint(&mut self) -> Result<Checkpoint> {
+        let saved = self.saved()?;
+        match saved.first_non_finite() {
+            None => Ok(saved),
+            Some((name, bad)) => Err(Error::Diverged(format!(
+                "epoch {}: `{name}` is not finite in {bad} of its elements; lower the learning rate",
+                self.epoch
+            ))),
+        }
+    }
+
+    fn saved(&mut self) -> Result<Checkpoint> {
         let g = self.compiled.planned.graph.clone();
         let mut tensors = BTreeMap::new();
         for id in saved_sources(&g) {

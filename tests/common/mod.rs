@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 18] = [
+pub const MODELS: [(&str, &str); 19] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -64,6 +64,10 @@ pub const MODELS: [(&str, &str); 18] = [
     (
         "convnet",
         "model convnet { input x: f32[batch, 2, 7, 6] label y: i64[batch] param w: f32[4, 2, 3, 3] = normal(0.3) param b: f32[4, 1, 1] = zeros param g: f32[4, 1, 1] = ones param v: f32[4, 2, 2, 2] = normal(0.3) param f: f32[48, 5] = kaiming_uniform c = conv(x, w, strides=[1, 1], lo=[1, 1], hi=[1, 1]) n = standardise(c, axes=[0, 2, 3], eps=1e-5) * g + b h = relu(n) p = reduce_max(window(window(h, axis=2, size=3, stride=2, lo=1, hi=1, fill=-inf), axis=4, size=3, stride=2, lo=1, hi=1, fill=-inf), axes=[3, 5]) q = conv_input(p, v, strides=[2, 2], groups=2, lo=[1, 0], hi=[1, 0], extents=[6, 6]) m = mean(window(window(q, axis=2, size=2, stride=2), axis=4, size=2, stride=2), axes=[3, 5]) k = concat(m, slice(m, axis=1, start=0, stop=0), axis=1) logits = reshape(concat(k, tanh(slice(k, axis=2, start=0, stop=1)), axis=2), dims=[batch, 48]) @ f loss = cross_entropy(logits, y) }",
+    ),
+    (
+        "counts",
+        "model counts { input x: f32[batch, 300] label y: f32[batch, 4] param w: f32[300, 4] = xavier_uniform n = sum(convert(gt(x, 0.2), format=i64), axes=[1], keep=true) m = reduce_max(convert(x * 100, format=i32), axes=[1], keep=true) p = (x @ w) * (convert(n, format=f32) / 300) + convert(m, format=f32) * 0.01 loss = mse(p, y) }",
     ),
     (
         "dropout",

@@ -19,7 +19,7 @@ pip install onnxscript==0.7.2 onnx-ir==1.1.0 filelock==4.2.11 fsspec==2026.9.0 j
     sympy==1.14.0 typing_extensions==4.16.0 setuptools==80.9.0
 pip install --no-deps torch==2.15.0 nvidia-cuda-runtime==13.2.75
 
-cargo build --release --quiet --target-dir target --example extra_checks --example model_checks --bin mantissa
+cargo build --release --quiet --target-dir target --example extra_checks --example model_checks --example random_programs --bin mantissa
 helper=$PWD/target/release/examples/extra_checks
 models=$PWD/target/release/examples/model_checks
 python=$venv/bin/python
@@ -48,6 +48,10 @@ check env MANTISSA_ONNX_TESTS="$(echo "$PWD"/$venv/lib/python3*/site-packages/on
     cargo test --release --quiet --target-dir target --test onnx_nodes -- --nocapture && echo "ok onnx node tests"'
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_gradients.py "$helper"
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_training.py target/release/mantissa
+random=$PWD/target/release/examples/random_programs
+check env MANTISSA_CUDA_LIB="$lib13" RUST_BACKTRACE=0 bash -c '
+    "$0" 40 16 --ways fp32,o1-f16 --device nvrtc && echo "ok random programs through NVRTC"' "$random"
+check env RUST_BACKTRACE=0 bash -c '"$0" 120 17 --ways fp32 && echo "ok random programs in f32"' "$random"
 check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
 check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
 # A browser, where there is one or it can be installed.
