@@ -373,21 +373,6 @@ impl Emit<'_> {
 
 /// Joins neighbouring axes that every access runs over as one.
 pub(crate) fn collapse(mut k: Loop) -> Loop {
-    // A reduction of nothing is a constant, and may leave inner axes behind that nothing is reduced over.
-    if !k.inner.is_empty() && !k.tape.iter().any(|i| matches!(i, Inst::Reduce(..))) {
-        let inner = std::mem::take(&mut k.inner);
-        let outer = k.outer.len();
-        if k.stores.iter().any(|s| s.view.dims.len() > outer) {
-            k.outer.extend(inner);
-        } else {
-            // What is read along them is not used.
-            let shorten = |v: &mut View| {
-                v.dims.truncate(outer);
-                v.strides.truncate(outer);
-            };
-            k.loads.iter_mut().for_each(|l| shorten(&mut l.view));
-        }
-    }
     let mut axis = 0;
     while axis + 1 < k.outer.len() + k.inner.len() {
         let o = k.outer.len();

@@ -216,7 +216,9 @@ impl Generator<'_> {
 
     /// Kernels of the same code, in one launch.
     fn group(&mut self, parts: &[&Loop]) -> Result<()> {
-        let k = parts[0];
+        let flat: Vec<Loop> = parts.iter().map(|&p| without_idle_axes(p)).collect();
+        let parts = &flat;
+        let k = &parts[0];
         for f in k.loads.iter().map(|l| l.format).chain(k.stores.iter().map(|s| s.format)) {
             if matches!(f, Format::F8E4M3 | Format::F8E5M2) {
                 return Err(Error::Device(format!(
@@ -324,6 +326,26 @@ fn column_parts(k: &Loop, width: usize) -> usize {
 /// Rows that a block of columns takes at once, if its threads take so many columns each.
 fn rows_together(width: usize) -> usize {
     COLUMN_THREADS as usize * width / COLUMNS
+}
+
+/// A kernel without inner axes that nothing is reduced over: a reduction of nothing is a constant, and leaves them behind.
+fn without_idle_axes(k: &Loop) -> Loop {
+    let mut k = k.clone();
+    if k.inner.is_empty() || k.has_reduction() {
+        return k;
+    }
+    let outer = k.outer.len();
+    let inner = std::mem::take(&mut k.inner);
+    if k.stores.iter().any(|s| s.view.dims.len() > outer) {
+        k.outer.extend(inner);
+    } else {
+        // What is read along them is not used.
+        for load in &mut k.loads {
+            load.view.dims.truncate(outer);
+            load.view.strides.truncate(outer);
+        }
+    }
+    k
 }
 
 fn shape_of(k: &Loop) -> Shape {
