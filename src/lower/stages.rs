@@ -23,7 +23,7 @@ impl Pass {
 }
 
 /// The passes of a kernel, in order. Outer-level stores follow the last one. Values per element are computed again in
-/// each pass that needs them.
+/// each pass that needs them, so what is updated in place is stored in the last: until then it is read as it was.
 pub fn passes(k: &Loop) -> Vec<Pass> {
     let levels = k.levels();
     let mut ready = vec![0; k.tape.len()];
@@ -32,6 +32,13 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
         ready[r] = below + usize::from(matches!(inst, Inst::Reduce(..)));
     }
     let last = ready.iter().copied().max().unwrap_or(0);
+    let of_elements = (0..k.stores.len()).filter(|&s| k.stores_elements(s)).map(|s| ready[k.stores[s].reg]);
+    let of_reductions = (0..k.tape.len()).filter(|&r| matches!(k.tape[r], Inst::Reduce(..))).map(|r| ready[r] - 1);
+    let last_of_elements = of_elements.chain(of_reductions).max().unwrap_or(0);
+    let stored_in = |s: usize| {
+        let in_place = k.loads.iter().any(|l| l.buffer == k.stores[s].buffer);
+        if in_place { last_of_elements } else { ready[k.stores[s].reg] }
+    };
     (0..=last)
         .map(|stage| {
             let is_reduction = |r: Reg| matches!(k.tape[r], Inst::Reduce(..));
@@ -41,7 +48,7 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
             let reductions: Vec<Reg> =
                 (0..k.tape.len()).filter(|&r| is_reduction(r) && ready[r] == stage + 1).collect();
             let stores: Vec<usize> =
-                (0..k.stores.len()).filter(|&s| k.stores_elements(s) && ready[k.stores[s].reg] == stage).collect();
+                (0..k.stores.len()).filter(|&s| k.stores_elements(s) && stored_in(s) == stage).collect();
             let mut needed = vec![false; k.tape.len()];
             reductions.iter().flat_map(|&r| k.tape[r].operands()).for_each(|r| needed[r] = true);
             stores.iter().for_each(|&s| needed[k.stores[s].reg] = true);
@@ -54,4 +61,35 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
             Pass { scalars, elements, reductions, stores }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Format;
+    use crate::ir::{Binary, ReduceKind};
+    use crate::lower::kernel::{Load, Store};
+    use crate::lower::view::View;
+
+    /// w ← 2 w beside w ≥ max w: the comparison must not see what the update wrote.
+    #[test]
+    fn what_is_updated_in_place_is_read_as_it_was() {
+        let view = View::contiguous(&[2, 8]);
+        let store = |reg, buffer| Store { reg, buffer, view: view.clone(), format: Format::F32 };
+        let k = Loop {
+            outer: vec![2],
+            inner: vec![8],
+            loads: vec![Load { buffer: 0, view: view.clone(), format: Format::F32 }],
+            tape: vec![
+                Inst::Load(0),
+                Inst::Reduce(ReduceKind::Max, 0),
+                Inst::Binary(Binary::Ge, 0, 1),
+                Inst::Binary(Binary::Add, 0, 0),
+            ],
+            stores: vec![store(3, 0), store(2, 1)],
+            ..Loop::default()
+        };
+        let stores: Vec<Vec<usize>> = passes(&k).into_iter().map(|p| p.stores).collect();
+        assert_eq!(stores, [vec![], vec![0, 1]]);
+    }
 }
