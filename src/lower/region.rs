@@ -443,17 +443,24 @@ fn is_plain(view: &View, dims: &[usize]) -> bool {
 /// Does a value take more than f32 holds? Positions, labels and indices, which are only compared or looked up, do not.
 fn needs_wide(graph: &Graph, id: NodeId) -> bool {
     let ty = graph.ty(id);
-    let position = |id: NodeId| matches!(graph.op(id), Op::Iota { .. } | Op::Const(_));
     let whole = |id: NodeId| is_wide_format(graph.ty(id).format) && graph.ty(id).format.is_integer();
     match graph.op(id) {
-        Op::Iota { .. } => false,
+        _ if whole(id) && is_position(graph, id) => false,
         Op::Binary(b) if b.is_comparison() => {
             let x = graph.inputs(id);
-            x.iter().all(|&i| whole(i) && !position(i)) || x.iter().any(|&i| graph.ty(i).format == Format::F64)
+            x.iter().all(|&i| whole(i) && !is_position(graph, i)) || x.iter().any(|&i| graph.ty(i).format == Format::F64)
         }
         op if op.is_view() && whole(id) => false,
         _ => is_wide_format(ty.format),
     }
+}
+
+/// Is this a position or a constant, stored or shown in another shape perhaps?
+fn is_position(graph: &Graph, mut id: NodeId) -> bool {
+    while graph.op(id).is_view() || matches!(graph.op(id), Op::Put(_) | Op::Cast(_)) {
+        id = graph.inputs(id)[0];
+    }
+    matches!(graph.op(id), Op::Iota { .. } | Op::Const(_))
 }
 
 fn is_product_operand(graph: &Graph, site: Site) -> bool {
@@ -466,5 +473,28 @@ pub(super) fn hidden_axis(graph: &Graph, user: NodeId, operand: usize) -> Option
         Op::Gather { axis } if operand == 0 => Some(*axis),
         Op::Concat { axis } => Some(*axis),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::text;
+
+    /// A label compared with positions is f32's work, stored positions or not; sums of whole numbers are not.
+    #[test]
+    fn what_f32_holds_is_not_computed_in_f64() {
+        let g = text::parse(
+            "model m { input y: i64[4]  p = iota(dims=[4, 8], axis=1)  s = put(p, format=i64)
+               l = reshape(y, dims=[4, 1])  a = eq(p, l)  b = eq(s, l)  c = eq(l, reshape(y, dims=[1, 4]))
+               n = sum(convert(b, format=i64), axes=[1]) }",
+            "m",
+        )
+        .unwrap();
+        let wide: Vec<&str> = ["p", "s", "l", "a", "b", "c", "n"]
+            .into_iter()
+            .filter(|name| needs_wide(&g, g.find(name).unwrap()))
+            .collect();
+        assert_eq!(wide, ["c", "n"]);
     }
 }
