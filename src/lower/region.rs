@@ -448,7 +448,8 @@ fn needs_wide(graph: &Graph, id: NodeId) -> bool {
         _ if whole(id) && is_position(graph, id) => false,
         Op::Binary(b) if b.is_comparison() => {
             let x = graph.inputs(id);
-            x.iter().all(|&i| whole(i) && !is_position(graph, i)) || x.iter().any(|&i| graph.ty(i).format == Format::F64)
+            x.iter().all(|&i| whole(i) && !is_position(graph, i))
+                || x.iter().any(|&i| graph.ty(i).format == Format::F64)
         }
         op if op.is_view() && whole(id) => false,
         _ => is_wide_format(ty.format),
