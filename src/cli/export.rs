@@ -34,7 +34,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let name = args.model.display().to_string();
     checkpoint.require_model(&model.fingerprint(), &name, &args.checkpoint)?;
     let values = checkpoint.tensors.iter().map(|(name, t)| {
-        let w = Weight::from_bytes(t.format, &t.dims, &t.bytes);
+        let w = t.weight();
         // What was trained in a narrow format is written as f32.
         let wide = if t.format.is_low() { Weight::from_values(Format::F32, &w.dims, &w.values::<f32>()) } else { w };
         (name.clone(), wide)

@@ -76,10 +76,6 @@ pub struct Graph {
     pub origin: Option<String>,
 }
 
-fn too_large(ty: &Type) -> String {
-    format!("the result, {ty}, has more than 2^{} elements", Type::MOST.ilog2())
-}
-
 impl Graph {
     pub fn new(name: impl Into<String>) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
@@ -196,7 +192,7 @@ impl Graph {
             return Ok(id);
         }
         let types: Vec<&Type> = inputs.iter().map(|&i| self.ty(i)).collect();
-        let inferred = key.0.infer(&types).and_then(|ty| if ty.is_countable() { Ok(ty) } else { Err(too_large(&ty)) });
+        let inferred = key.0.infer(&types).and_then(Type::countable);
         let ty = inferred.map_err(|why| {
             let of: Vec<String> = types.iter().map(|t| t.to_string()).collect();
             let place = self.origin.as_ref().map_or(String::new(), |o| format!("{o}: "));

@@ -123,11 +123,14 @@ impl Type {
     /// The most elements that a value may have: products of extents stay far from overflow.
     pub const MOST: usize = 1 << 40;
 
-    /// Has the value no more elements than [`Type::MOST`], as far as its extents are known, and none of its axes more?
-    pub fn is_countable(&self) -> bool {
-        let extents = self.shape.0.iter().map(|d| if let Dim::Fixed(n) = d { (*n).max(1) } else { 1 });
-        let product = extents.into_iter().try_fold(1usize, |product, n| product.checked_mul(n));
-        product.is_some_and(|p| p <= Type::MOST)
+    /// The type, unless the extents that are known multiply to more elements than [`Type::MOST`]; an extent of 0 counts
+    /// as 1, so that views of a value without elements stay countable too.
+    pub fn countable(self) -> Result<Type, String> {
+        let mut extents = self.shape.0.iter().map(|d| if let Dim::Fixed(n) = d { (*n).max(1) } else { 1 });
+        match extents.try_fold(1usize, usize::checked_mul) {
+            Some(elements) if elements <= Type::MOST => Ok(self),
+            _ => Err(format!("the result, {self}, has more than 2^{} elements", Type::MOST.ilog2())),
+        }
     }
 
     pub fn elements(&self) -> usize {

@@ -24,6 +24,13 @@ pub struct Checkpoint {
     pub metadata: BTreeMap<String, String>,
 }
 
+impl Saved {
+    /// The tensor as models hold theirs.
+    pub fn weight(&self) -> Weight {
+        Weight::from_bytes(self.format, &self.dims, &self.bytes)
+    }
+}
+
 fn dtype(format: Format) -> Dtype {
     match format {
         Format::F64 => Dtype::F64,
@@ -63,7 +70,7 @@ impl Checkpoint {
     pub fn first_non_finite(&self) -> Option<(&str, usize)> {
         let floats = self.tensors.iter().filter(|(_, t)| t.format.is_float());
         let mut counted = floats.map(|(name, t)| {
-            let values = Weight::from_bytes(t.format, &t.dims, &t.bytes).values::<f32>();
+            let values = t.weight().values::<f32>();
             (name.as_str(), values.iter().filter(|v| !v.is_finite()).count())
         });
         counted.find(|(_, bad)| *bad > 0)
@@ -71,8 +78,7 @@ impl Checkpoint {
 
     /// The tensors alone.
     pub fn into_weights(self) -> Weights {
-        let weight = |t: &Saved| Weight::from_bytes(t.format, &t.dims, &t.bytes);
-        self.tensors.iter().map(|(name, t)| (name.clone(), weight(t))).collect()
+        self.tensors.iter().map(|(name, t)| (name.clone(), t.weight())).collect()
     }
 
     /// Refuses a checkpoint of another model than the one of this fingerprint.

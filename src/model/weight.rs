@@ -25,6 +25,11 @@ enum Data {
 }
 
 impl Weight {
+    /// Is this the same tensor, bit for bit?
+    pub(super) fn is_same(&self, other: &Weight) -> bool {
+        self.format == other.format && self.dims == other.dims && self.bytes() == other.bytes()
+    }
+
     /// From raw little-endian elements.
     pub fn from_bytes(format: Format, dims: &[usize], bytes: &[u8]) -> Weight {
         Weight { format, dims: dims.to_vec(), data: Data::Held(Arc::new(Bytes::from_slice(bytes))) }

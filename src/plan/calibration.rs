@@ -140,11 +140,7 @@ impl Calibration {
 
     /// What was seen of a value, or of the value that it shows in another shape.
     pub fn spread(&self, graph: &Graph, id: NodeId) -> Option<&Spread> {
-        let own = self.evidence.values.get(graph.name_of(id));
-        own.or_else(|| {
-            let moves = graph.op(id).is_view();
-            graph.inputs(id).first().filter(|_| moves).and_then(|&x| self.spread(graph, x))
-        })
+        self.evidence.spread(graph, id)
     }
 
     /// What storing a value adds to the gradients' noise, for all its readers. In other formats it is only multiplied.

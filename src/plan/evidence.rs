@@ -1,6 +1,7 @@
 //! What a value's numbers look like over some steps, and what a format would make of them.
 
 use crate::format::Format;
+use crate::ir::{Graph, NodeId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -126,6 +127,12 @@ pub struct Evidence {
 }
 
 impl Evidence {
+    /// What was seen of a value, or of the value that it shows in another shape.
+    pub fn spread(&self, graph: &Graph, id: NodeId) -> Option<&Spread> {
+        let own = self.values.get(graph.name_of(id));
+        own.or_else(|| graph.inputs(id).first().filter(|_| graph.op(id).is_view()).and_then(|&x| self.spread(graph, x)))
+    }
+
     /// Takes in a value's elements, in the order in which a step computes values.
     pub fn add(&mut self, name: &str, values: &[f32]) {
         let spread = self.values.entry(name.to_owned()).or_default();

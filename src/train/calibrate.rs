@@ -390,7 +390,7 @@ impl<'a> Laboratory<'a> {
                 self.require_finite(&result, &wide)?;
                 let (Some(output), Some(unit)) = (trial.outputs.get(&result), self.unit.get(&result)) else { continue };
                 let rounded = device.read(output)?;
-                let error: f64 = rounded.iter().zip(&wide).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+                let error = distance2(&rounded, &wide);
                 let error = if error.is_nan() { f64::INFINITY } else { error };
                 *errors.entry(result).or_insert(0.0) += error / (unit * unit) / self.subject.held_out.len() as f64;
             }

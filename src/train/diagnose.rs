@@ -76,7 +76,7 @@ impl Culprit {
             origin.clone_from(&step.node(id).origin);
             ranges = operands
                 .iter()
-                .filter_map(|&x| Some((step.name_of(x).to_owned(), spread_of(step, x, seen)?.clone())))
+                .filter_map(|&x| Some((step.name_of(x).to_owned(), seen.spread(step, x)?.clone())))
                 .collect();
         }
         Culprit { computed, origin, bad: spread.non_finite, count: spread.count, ranges, overflowed: None }
@@ -102,12 +102,6 @@ impl Culprit {
             overflowed: Some(plan.ty(id).format),
         })
     }
-}
-
-/// What was seen of a value, or of what it is a view of.
-fn spread_of<'e>(step: &Graph, id: crate::ir::NodeId, seen: &'e Evidence) -> Option<&'e Spread> {
-    let own = seen.values.get(step.name_of(id));
-    own.or_else(|| step.inputs(id).first().filter(|_| step.op(id).is_view()).and_then(|&x| spread_of(step, x, seen)))
 }
 
 impl fmt::Display for Culprit {

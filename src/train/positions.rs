@@ -30,13 +30,13 @@ impl Positions {
         for id in graph.ids() {
             let Op::Gather { axis } = graph.op(id) else { continue };
             let x = graph.inputs(id);
-            let Some(Some(input)) = source[x[1].index()].as_ref() else { continue };
+            let Lineage::Input(input) = source[x[1].index()] else { continue };
             let rows = graph.ty(x[0]).dims()[*axis];
             if outputs.iter().zip(&tables).any(|(o, t): (&Output, &Table)| o.node == x[1] && t.rows <= rows) {
                 continue;
             }
             outputs.push(Output { name: format!("positions.{}", outputs.len()), role: Role::Output, node: x[1] });
-            tables.push(Table { name: named(graph, x[0]), rows, input: graph.name_of(*input).to_owned() });
+            tables.push(Table { name: named(graph, x[0]), rows, input: graph.name_of(input).to_owned() });
         }
         if outputs.is_empty() {
             return Ok(None);
@@ -81,21 +81,38 @@ impl Positions {
     }
 }
 
-/// For every value that is computed from inputs by moving, comparing and adding alone: the input. Inner nothing: from
-/// constants alone; outer nothing: from something else.
-fn source_of_each(graph: &Graph) -> Vec<Option<Option<NodeId>>> {
-    let mut out: Vec<Option<Option<NodeId>>> = Vec::with_capacity(graph.len());
+/// What a value is computed from by moving, comparing and adding alone.
+#[derive(Clone, Copy)]
+enum Lineage {
+    Constants,
+    /// An input, the first there is, and constants.
+    Input(NodeId),
+    /// Parameters, or anything by other operations.
+    Else,
+}
+
+impl Lineage {
+    fn and(self, other: Lineage) -> Lineage {
+        match (self, other) {
+            (Lineage::Else, _) | (_, Lineage::Else) => Lineage::Else,
+            (Lineage::Constants, x) => x,
+            (x, _) => x,
+        }
+    }
+}
+
+fn source_of_each(graph: &Graph) -> Vec<Lineage> {
+    let mut out: Vec<Lineage> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let of = graph.inputs(id);
         let found = match graph.op(id) {
-            Op::Input { label: false, .. } => Some(Some(id)),
-            Op::Const(_) | Op::Iota { .. } => Some(None),
+            Op::Input { label: false, .. } => Lineage::Input(id),
+            Op::Const(_) | Op::Iota { .. } => Lineage::Constants,
             op if op.is_view() => out[of[0].index()],
             Op::Convert(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Concat { .. } => {
-                let parts: Option<Vec<Option<NodeId>>> = of.iter().map(|x| out[x.index()]).collect();
-                parts.map(|parts| parts.into_iter().flatten().next())
+                of.iter().map(|x| out[x.index()]).fold(Lineage::Constants, Lineage::and)
             }
-            _ => None,
+            _ => Lineage::Else,
         };
         out.push(found);
     }

@@ -19,9 +19,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// How often a run that has no loss scale is asked whether its gradients are finite.
@@ -65,8 +63,6 @@ pub struct Session {
     feeds: Vec<Feed>,
     /// Where the model looks things up by what data holds.
     positions: Option<Positions>,
-    /// Data whose positions have been checked.
-    checked: RefCell<BTreeSet<PathBuf>>,
 }
 
 pub(super) struct Feed {
@@ -109,8 +105,7 @@ impl Session {
     ) -> Result<Session> {
         let feeds = feeds(&compiled.planned.graph);
         let positions = Positions::new(&compiled.step)?;
-        let checked = RefCell::default();
-        let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds, positions, checked };
+        let mut session = Session { compiled, step, eval, seed, epoch: 0, feeds, positions };
         session.initialise()?;
         Ok(session)
     }
@@ -180,11 +175,8 @@ impl Session {
             (n, head.and_then(|h| h.criterion.options.ignore_index))
         });
         data.check_features(&inputs(&self.feeds), batch)?;
-        if let Some(positions) = &self.positions
-            && !self.checked.borrow().contains(&data.path)
-        {
+        if let Some(positions) = &self.positions {
             positions.check(data)?;
-            self.checked.borrow_mut().insert(data.path.clone());
         }
         let label = self.feeds.iter().find(|f| f.label).map_or(Vec::new(), Feed::sample_dims);
         data.check_labels(classes, label.iter().product())
@@ -252,10 +244,10 @@ impl Session {
             feed(self.step.as_mut(), &self.feeds, data, &order[i * batch..(i + 1) * batch])?;
             self.step.run()?;
             // Looking makes a device wait, so not every short step is looked at.
-            if !self.is_scaled() && looked.elapsed() > LOOK && self.scalar(names::SKIPPED, 0.0)? > skipped_before {
-                return Err(self.stopped(data, &order, "was not finite, so the step was not taken"));
-            }
-            if looked.elapsed() > LOOK {
+            if !self.is_scaled() && looked.elapsed() > LOOK {
+                if self.scalar(names::SKIPPED, 0.0)? > skipped_before {
+                    return Err(self.stopped(data, &order, "was not finite, so the step was not taken"));
+                }
                 looked = Instant::now();
             }
             tick((i + 1) * batch);

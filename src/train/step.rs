@@ -60,9 +60,8 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     };
     let grads = gradients(&mut s.g, task.loss, scale, &params)?;
     let pairs: Vec<(NodeId, NodeId)> = params.iter().filter_map(|p| Some((*p, *grads.get(p)?))).collect();
-    if pairs.is_empty() {
-        return Err(Error::Graph(format!("the loss of model `{}` depends on no parameter", s.g.name)));
-    }
+    let model = s.g.name.clone();
+    let untrainable = || Error::Graph(format!("the loss of model `{model}` depends on no parameter"));
     s.g.stage = Stage::Update;
     let inverse = s.g.unary(Unary::Recip, scale)?;
 
@@ -70,17 +69,17 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     // gradient that is not finite is not taken, so that parameters and optimizer state stay finite, whatever else happens.
     let mut unscale = inverse;
     let first_skipped = s.state(names::FIRST_SKIPPED, -1.0)?;
-    let mut bad = None;
+    let mut stopped = None;
     if mode == ScalerMode::Off {
         // No scale comes down to repair it: nothing more is done until somebody has looked.
         let zero = s.g.constant(0.0)?;
-        bad = Some(s.g.binary(Binary::Ge, first_skipped, zero)?);
+        stopped = Some(s.g.binary(Binary::Ge, first_skipped, zero)?);
     }
-    for &(_, grad) in &pairs {
+    let found = pairs.iter().try_fold(stopped, |bad, &(_, grad)| {
         let found = s.any_non_finite(grad)?;
-        bad = Some(s.or(bad, found)?);
-    }
-    let mut overflow = bad.expect("there are gradients");
+        s.or(bad, found).map(Some)
+    });
+    let mut overflow = found?.ok_or_else(untrainable)?;
     if let Some(limit) = recipe.clip_norm {
         let norm = s.global_norm(&pairs, inverse)?;
         let bad = s.any_non_finite(norm)?;
@@ -156,7 +155,7 @@ impl Step {
                 Some(t) => self.g.binary(Binary::Add, t, sum)?,
             });
         }
-        let total = total.expect("there are gradients");
+        let total = total.map_or_else(|| self.g.constant(0.0), Ok)?;
         self.g.unary(Unary::Sqrt, total)
     }
 

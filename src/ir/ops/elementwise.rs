@@ -413,21 +413,15 @@ impl Binary {
             Binary::Max | Binary::Min => {
                 let zero = g.constant(0.0)?;
                 let first = g.binary(if self == Binary::Max { Binary::Ge } else { Binary::Le }, a, b)?;
-                let is_bound = g.shape(a).rank() == 0 || g.shape(b).rank() == 0;
-                let share = if is_bound {
-                    dy
+                if g.shape(a).rank() == 0 || g.shape(b).rank() == 0 {
+                    (g.add(Op::Select, &[first, dy, zero])?, g.add(Op::Select, &[first, zero, dy])?)
                 } else {
                     let tie = g.binary(Binary::Eq, a, b)?;
                     let half = g.scale(dy, 0.5)?;
-                    g.add(Op::Select, &[tie, half, dy])?
-                };
-                let rest = if is_bound {
-                    g.add(Op::Select, &[first, zero, dy])?
-                } else {
+                    let share = g.add(Op::Select, &[tie, half, dy])?;
                     let above = g.binary(if self == Binary::Max { Binary::Gt } else { Binary::Lt }, a, b)?;
-                    g.add(Op::Select, &[above, zero, share])?
-                };
-                (g.add(Op::Select, &[first, share, zero])?, rest)
+                    (g.add(Op::Select, &[first, share, zero])?, g.add(Op::Select, &[above, zero, share])?)
+                }
             }
             // a − b·q with the whole quotient q, which has no gradient.
             Binary::Mod | Binary::Fmod => {

@@ -8,6 +8,7 @@ use crate::lower::kernel::{Address, Contraction, Exit, Inst, Kernel, Load, Loop,
 use crate::lower::program::{BufferId, Program};
 use crate::lower::stages::passes;
 use crate::lower::view::View;
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 
@@ -216,9 +217,9 @@ impl Generator<'_> {
 
     /// Kernels of the same code, in one launch.
     fn group(&mut self, parts: &[&Loop]) -> Result<()> {
-        let flat: Vec<Loop> = parts.iter().map(|&p| without_idle_axes(p)).collect();
-        let parts = &flat;
-        let k = &parts[0];
+        let flat: Vec<Cow<Loop>> = parts.iter().map(|&p| without_idle_axes(p)).collect();
+        let parts: Vec<&Loop> = flat.iter().map(AsRef::as_ref).collect();
+        let k = parts[0];
         for f in k.loads.iter().map(|l| l.format).chain(k.stores.iter().map(|s| s.format)) {
             if matches!(f, Format::F8E4M3 | Format::F8E5M2) {
                 return Err(Error::Device(format!(
@@ -329,11 +330,11 @@ fn rows_together(width: usize) -> usize {
 }
 
 /// A kernel without inner axes that nothing is reduced over: a reduction of nothing is a constant, and leaves them behind.
-fn without_idle_axes(k: &Loop) -> Loop {
-    let mut k = k.clone();
+fn without_idle_axes(k: &Loop) -> Cow<'_, Loop> {
     if k.inner.is_empty() || k.has_reduction() {
-        return k;
+        return Cow::Borrowed(k);
     }
+    let mut k = k.clone();
     let outer = k.outer.len();
     let inner = std::mem::take(&mut k.inner);
     if k.stores.iter().any(|s| s.view.dims.len() > outer) {
@@ -345,7 +346,7 @@ fn without_idle_axes(k: &Loop) -> Loop {
             load.view.strides.truncate(outer);
         }
     }
-    k
+    Cow::Owned(k)
 }
 
 fn shape_of(k: &Loop) -> Shape {

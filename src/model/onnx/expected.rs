@@ -2,8 +2,9 @@
 //! which is what dropping nothing comes to once the rest is scaled up.
 
 use super::importer::{Importer, Value};
+use super::node::{Import, Node};
 use super::proto::NodeProto;
-use crate::ir::{Binary, NodeId, Num, Op};
+use crate::ir::{Binary, NodeId};
 use crate::model::Purpose;
 use std::collections::HashMap;
 
@@ -25,71 +26,64 @@ impl Importer<'_> {
     }
 
     /// What a node comes to, if it makes or reads such a mask; `outputs` are what it was imported as.
-    pub(super) fn expected(&mut self, node: &NodeProto, outputs: Vec<Value>) -> Result<Vec<Value>, String> {
-        if self.chances.uniform.is_empty() {
-            return Ok(outputs);
-        }
-        let (first, second) = (self.operand(node, 0), self.operand(node, 1));
-        let [Value::Node(out)] = outputs[..] else { return Ok(outputs) };
-        let chance = |im: &Self, id: Option<NodeId>| id.and_then(|id| im.chances.of.get(&id).copied());
-        match node.op_type() {
-            "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" => {
-                let known = |i: usize| {
-                    let k = self.known(node.input.get(i)?)?;
-                    k.tensor.data.first().copied().filter(|_| k.tensor.data.len() == 1)
-                };
-                let uniform = |id: Option<NodeId>| id.and_then(|id| self.chances.uniform.get(&id).copied());
-                let below = |(low, high): (f64, f64), edge: f64| ((edge - low) / (high - low)).clamp(0.0, 1.0);
-                let is_less = node.op_type().starts_with("Less");
-                let p = match (uniform(first), known(1), known(0), uniform(second)) {
-                    (Some(u), Some(edge), ..) => Some((below(u, edge), is_less)),
-                    (_, _, Some(edge), Some(u)) => Some((below(u, edge), !is_less)),
-                    _ => None,
-                };
-                if let Some((p, is_below)) = p {
-                    self.chances.of.insert(out, if is_below { p } else { 1.0 - p });
-                }
+    pub(super) fn expected(&mut self, node: &NodeProto, outputs: Vec<NodeId>) -> Import<Vec<NodeId>> {
+        let [out] = outputs[..] else { return Ok(outputs) };
+        let mask = self.operand(node, 0).and_then(|id| self.chances.of.get(&id).copied());
+        let chance = match (node.op_type(), mask) {
+            ("Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual", _) => self.chance_of_comparison(node),
+            ("Not", Some(p)) => Some(1.0 - p),
+            ("Unsqueeze" | "Squeeze" | "Reshape" | "Expand", Some(p)) => Some(p),
+            ("Cast" | "CastLike", Some(p)) if self.graph.ty(out).format.is_float() => {
+                return Node::new(self, node).filled_like(out, p).map(|id| vec![id]);
             }
-            "Not" => {
-                if let Some(p) = chance(self, first) {
-                    self.chances.of.insert(out, 1.0 - p);
-                }
+            ("Where", Some(p)) => {
+                let mut n = Node::new(self, node);
+                let (yes, no) = (n.filled_like(out, p)?, n.filled_like(out, 1.0 - p)?);
+                let (a, b) = (n.x(1)?, n.x(2)?);
+                let (a, b) = (n.bin(Binary::Mul, yes, a)?, n.bin(Binary::Mul, no, b)?);
+                return n.bin(Binary::Add, a, b).map(|id| vec![id]);
             }
-            "Identity" | "Unsqueeze" | "Squeeze" | "Reshape" | "Expand" => {
-                if let Some(p) = chance(self, first) {
-                    self.chances.of.insert(out, p);
-                }
-            }
-            "Cast" | "CastLike" if self.graph.ty(out).format.is_float() => {
-                if let Some(p) = chance(self, first) {
-                    return self.filled_like(out, p).map(|id| vec![Value::Node(id)]);
-                }
-            }
-            "Where" => {
-                if let (Some(p), Some(a), Some(b)) = (chance(self, first), second, self.operand(node, 2)) {
-                    let (p, q) = (self.filled_like(out, p)?, self.filled_like(out, 1.0 - p)?);
-                    let mut add = |op, x: &[NodeId]| self.graph.add(Op::Binary(op), x).map_err(|e| e.to_string());
-                    let (a, b) = (add(Binary::Mul, &[p, a])?, add(Binary::Mul, &[q, b])?);
-                    return Ok(vec![Value::Node(add(Binary::Add, &[a, b])?)]);
-                }
-            }
-            _ => {}
+            _ => None,
+        };
+        if let Some(p) = chance {
+            self.chances.of.insert(out, p);
         }
         Ok(outputs)
     }
 
-    fn operand(&mut self, node: &NodeProto, i: usize) -> Option<NodeId> {
-        let name = node.input.get(i).filter(|n| !n.is_empty())?;
-        self.node_of(name).ok()
+    /// The probability that a uniform number is on the side of an edge that a comparison asks for.
+    fn chance_of_comparison(&self, node: &NodeProto) -> Option<f64> {
+        let uniform = |i: usize| self.chances.uniform.get(&self.operand(node, i)?).copied();
+        let edge = |i: usize| {
+            match self.values.get(node.input.get(i)?)? {
+                Value::Known(k) => k.tensor.data.first().copied().filter(|_| k.tensor.data.len() == 1),
+                // A number of the file, which the comparison has read.
+                Value::Node(id) => self.held(*id).filter(|w| w.elements() == 1)?.values().first().copied(),
+                _ => None,
+            }
+        };
+        let is_less = node.op_type().starts_with("Less");
+        let ((low, high), edge, is_below) = match (uniform(0), uniform(1)) {
+            (Some(u), None) => (u, edge(1)?, is_less),
+            (None, Some(u)) => (u, edge(0)?, !is_less),
+            _ => return None,
+        };
+        let below = ((edge - low) / (high - low)).clamp(0.0, 1.0);
+        Some(if is_below { below } else { 1.0 - below })
     }
 
-    fn filled_like(&mut self, like: NodeId, value: f64) -> Result<NodeId, String> {
-        let (dims, format) = (self.graph.shape(like).clone(), self.graph.ty(like).format);
-        let c = self.graph.add(Op::Const(Num::new(value)), &[]).map_err(|e| e.to_string())?;
-        let c = match format {
-            crate::format::Format::F32 => c,
-            f => self.graph.add(Op::Convert(f), &[c]).map_err(|e| e.to_string())?,
-        };
-        self.graph.broadcast_to(c, &dims).map_err(|e| e.to_string())
+    /// The node of an input that has one already.
+    fn operand(&self, node: &NodeProto, i: usize) -> Option<NodeId> {
+        match self.values.get(node.input.get(i)?)? {
+            Value::Node(id) => Some(*id),
+            _ => None,
+        }
+    }
+}
+
+impl Node<'_, '_> {
+    fn filled_like(&mut self, like: NodeId, value: f64) -> Import<NodeId> {
+        let (c, dims) = (self.num_like(like, value)?, self.dims(like));
+        self.broadcast(c, &dims)
     }
 }

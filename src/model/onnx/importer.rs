@@ -25,8 +25,6 @@ use std::rc::Rc;
 const SMALL: usize = 1 << 14;
 /// Known results are computed up to this size.
 pub(super) const FOLDED: usize = 1 << 22;
-/// How deep functions may call each other: exporters stay below 10.
-const DEPTH: usize = 64;
 /// Nodes that a file may come to once its functions are spelled out.
 const NODES: usize = 1 << 20;
 
@@ -37,13 +35,20 @@ pub struct Known {
     pub format: Format,
 }
 
+/// A tensor of the file under the name that it has there, whatever others it goes by.
+#[derive(Debug)]
+pub struct Initialiser {
+    name: String,
+    weight: Weight,
+}
+
 /// What a name stands for.
 #[derive(Clone, Debug)]
 pub enum Value {
     Node(NodeId),
     Known(Rc<Known>),
     /// An initialiser that nobody has read yet.
-    Weight(Rc<Weight>),
+    Weight(Rc<Initialiser>),
     /// A sequence of tensors.
     Sequence(Rc<[Value]>),
 }
@@ -67,7 +72,7 @@ pub struct Importer<'a> {
     pub(super) values: HashMap<String, Value>,
     weights: Weights,
     /// Calls of functions that are being imported.
-    depth: usize,
+    pub(super) depth: usize,
     /// Nodes imported so far.
     imported: usize,
     pub(super) chances: Chances,
@@ -75,8 +80,6 @@ pub struct Importer<'a> {
     known_nodes: HashMap<NodeId, Rc<Known>>,
     /// The other way round.
     node_of_known: HashMap<*const Known, NodeId>,
-    /// Nodes of initialisers that have been read, wherever: a loop's step or a function reads them again.
-    node_of_weight: HashMap<*const Weight, (Rc<Weight>, NodeId)>,
     /// Names that must not be trained: statistics, and constants that the exporter made.
     frozen: HashSet<String>,
     /// What the exporter noted about parameters, if anything.
@@ -104,7 +107,6 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
         chances: Chances::default(),
         known_nodes: HashMap::new(),
         node_of_known: HashMap::new(),
-        node_of_weight: HashMap::new(),
         frozen: frozen(proto),
         notes: Notes::read(proto),
         formats: given.formats,
@@ -197,7 +199,7 @@ fn plain(e: Error) -> String {
 }
 
 impl<'a> Importer<'a> {
-    fn initialisers(&mut self, proto: &GraphProto) -> Result<(), String> {
+    pub(super) fn initialisers(&mut self, proto: &GraphProto) -> Result<(), String> {
         for t in &proto.initializer {
             let w = self.files.decode(t).map_err(|e| format!("initialiser `{}`: {e}", t.name()))?;
             let constant = !w.format.is_float() || self.is_constant(t.name(), &w);
@@ -207,7 +209,7 @@ impl<'a> Importer<'a> {
                 if constant {
                     self.frozen.insert(t.name().to_owned());
                 }
-                Value::Weight(Rc::new(w))
+                Value::Weight(Rc::new(Initialiser { name: t.name().to_owned(), weight: w }))
             };
             self.values.insert(t.name().to_owned(), value);
         }
@@ -223,7 +225,7 @@ impl<'a> Importer<'a> {
     }
 
     /// Imports nodes, whatever order they stand in.
-    fn nodes(&mut self, nodes: &[NodeProto]) -> Result<(), String> {
+    pub(super) fn nodes(&mut self, nodes: &[NodeProto]) -> Result<(), String> {
         let order = ordered(nodes, &|name| self.values.contains_key(name))?;
         for node in order {
             let place = describe(node);
@@ -271,13 +273,7 @@ impl<'a> Importer<'a> {
             // A copy of a known value is known, and a copy of a weight is that weight. A map from classes to probabilities is
             // the probabilities.
             "Identity" | "ZipMap" => {
-                let name = node.input.first().map_or("", String::as_str);
-                return self
-                    .values
-                    .get(name)
-                    .cloned()
-                    .map(|v| vec![v])
-                    .ok_or_else(|| format!("`{name}` is not defined"));
+                return self.value(node.input.first().map_or("", String::as_str)).map(|v| vec![v]);
             }
             _ => {}
         }
@@ -288,8 +284,8 @@ impl<'a> Importer<'a> {
         {
             return Ok(outputs);
         }
-        let outputs = ops::import(&mut Node::new(self, node))?.into_iter().map(Value::Node).collect();
-        self.expected(node, outputs)
+        let outputs = ops::import(&mut Node::new(self, node))?;
+        Ok(self.expected(node, outputs)?.into_iter().map(Value::Node).collect())
     }
 
     /// Imports a node that runs in a narrow format: its operands and results are rounded to it.
@@ -338,12 +334,11 @@ impl<'a> Importer<'a> {
             files: Files::beside(std::path::Path::new("")),
             values: HashMap::new(),
             weights: Weights::new(),
-            depth: self.depth,
-            imported: self.imported,
+            depth: 0,
+            imported: 0,
             chances: Chances::default(),
             known_nodes: HashMap::new(),
             node_of_known: HashMap::new(),
-            node_of_weight: HashMap::new(),
             frozen: HashSet::new(),
             notes: None,
             formats: self.formats,
@@ -365,77 +360,6 @@ impl<'a> Importer<'a> {
         Ok(Some(outputs.into_iter().map(value).collect()))
     }
 
-    /// A call of a function of the model: its body, with its names kept apart from the caller's.
-    fn call(&mut self, f: &FunctionProto, node: &NodeProto) -> Result<Vec<Value>, String> {
-        let mut inner: HashMap<String, Value> = HashMap::new();
-        for (own, given) in f.input.iter().zip(&node.input).filter(|(_, g)| !g.is_empty()) {
-            let value = self.values.get(given).cloned().ok_or_else(|| format!("`{given}` is not defined"))?;
-            inner.insert(own.clone(), value);
-        }
-        let attribute = |name: &str| {
-            let given = node.attribute.iter().find(|a| a.name() == name);
-            given.or_else(|| f.attribute_proto.iter().find(|a| a.name() == name))
-        };
-        let body: Vec<NodeProto> = f.node.iter().map(|n| with_attributes(n, &attribute)).collect();
-        if self.depth == DEPTH {
-            return Err(format!("functions call each other {DEPTH} deep; does `{}` call itself?", f.name()));
-        }
-        let outer = std::mem::replace(&mut self.values, inner);
-        self.depth += 1;
-        let done = self.nodes(&body);
-        self.depth -= 1;
-        let inner = std::mem::replace(&mut self.values, outer);
-        done?;
-        let output = |o: &String| inner.get(o).cloned().ok_or_else(|| format!("function output `{o}` is not defined"));
-        f.output.iter().map(output).collect()
-    }
-
-    /// `If` with a known condition is the branch it takes.
-    fn choose(&mut self, node: &NodeProto) -> Result<Vec<Value>, String> {
-        let name = node.input.first().map_or("", String::as_str);
-        let condition = self.known(name).ok_or_else(|| {
-            format!(
-                "the condition `{name}` depends on the data; only constant conditions are supported: export one branch"
-            )
-        })?;
-        let taken =
-            if condition.tensor.data.first().is_some_and(|&c| c != 0.0) { "then_branch" } else { "else_branch" };
-        let branch = node.attribute.iter().find(|a| a.name() == taken).and_then(|a| a.g.as_ref());
-        let branch = branch.ok_or_else(|| format!("lacks its {taken}"))?;
-        let outer = self.values.clone();
-        let done = self.branch(branch);
-        self.values = outer;
-        Ok(done?.into_iter().map(|(_, value)| value).collect())
-    }
-
-    /// Imports a graph inside a node, which sees what is around it, and returns its outputs by name.
-    pub(super) fn branch(&mut self, graph: &GraphProto) -> Result<Vec<(String, Value)>, String> {
-        self.initialisers(graph)?;
-        self.nodes(&graph.node)?;
-        let output = |o: &ValueInfoProto| {
-            let value = self.values.get(o.name()).cloned();
-            value
-                .map(|v| (o.name().to_owned(), v))
-                .ok_or_else(|| format!("branch output `{}` is not defined", o.name()))
-        };
-        graph.output.iter().map(output).collect()
-    }
-
-    /// A tensor with an axis of one in front.
-    pub(super) fn with_leading_axis(&mut self, id: NodeId) -> Result<NodeId, String> {
-        let dims = [&[1], &self.graph.ty(id).dims()[..]].concat();
-        self.graph.reshape(id, &Shape::of(&dims)).map_err(plain)
-    }
-
-    /// Tensors one after the other along the first axis.
-    pub(super) fn along_first(&mut self, parts: &[NodeId]) -> Result<NodeId, String> {
-        match parts {
-            [] => Err("stacks nothing: it takes no step".into()),
-            [one] => Ok(*one),
-            _ => self.graph.add(Op::Concat { axis: 0 }, parts).map_err(plain),
-        }
-    }
-
     fn constant(&mut self, node: &NodeProto) -> Result<Value, String> {
         let a = node.attribute.first().ok_or("has no value")?;
         let list = |dims: &[usize], values: Vec<f64>, format| {
@@ -443,8 +367,12 @@ impl<'a> Importer<'a> {
         };
         match a.name() {
             "value" => {
-                let w = self.files.decode(a.t.as_ref().ok_or("has no value")?)?;
-                Ok(if w.elements() <= FOLDED { Value::Known(Rc::new(known(&w))) } else { Value::Weight(Rc::new(w)) })
+                let weight = self.files.decode(a.t.as_ref().ok_or("has no value")?)?;
+                let name = node.output.first().cloned().unwrap_or_default();
+                Ok(match weight.elements() <= FOLDED {
+                    true => Value::Known(Rc::new(known(&weight))),
+                    false => Value::Weight(Rc::new(Initialiser { name, weight })),
+                })
             }
             "value_float" => list(&[], vec![f64::from(a.f())], Format::F32),
             "value_int" => list(&[], vec![a.i() as f64], Format::I64),
@@ -461,7 +389,7 @@ impl<'a> Importer<'a> {
             None => return Err(format!("`{name}` is not defined")),
             Some(Value::Node(id)) => self.graph.ty(*id).dims().iter().map(|&d| d as f64).collect(),
             Some(Value::Known(k)) => k.tensor.dims.iter().map(|&d| d as f64).collect(),
-            Some(Value::Weight(w)) => w.dims.iter().map(|&d| d as f64).collect(),
+            Some(Value::Weight(i)) => i.weight.dims.iter().map(|&d| d as f64).collect(),
             Some(Value::Sequence(_)) => return Err(format!("`{name}` is a sequence, not a tensor")),
         };
         let tensor = if node.op_type() == "Size" {
@@ -479,13 +407,18 @@ impl<'a> Importer<'a> {
         Ok(Value::Known(Rc::new(Known { tensor, format: Format::I64 })))
     }
 
-    /// The elements of a name, if they are known.
     /// The values of an initialiser that no operation computes with: what an option of a node is given as.
     pub fn stored(&self, name: &str) -> Option<Rc<Known>> {
-        let Value::Weight(w) = self.values.get(name)? else { return None };
-        Some(Rc::new(Known { tensor: Tensor::new(&w.dims, w.values::<f64>()), format: w.format }))
+        let Value::Weight(i) = self.values.get(name)? else { return None };
+        Some(Rc::new(known(&i.weight)))
     }
 
+    /// What a name stands for.
+    pub(super) fn value(&self, name: &str) -> Result<Value, String> {
+        self.values.get(name).cloned().ok_or_else(|| format!("`{name}` is not defined"))
+    }
+
+    /// The elements of a name, if they are known.
     pub fn known(&self, name: &str) -> Option<Rc<Known>> {
         match self.values.get(name)? {
             Value::Known(k) => Some(k.clone()),
@@ -495,8 +428,7 @@ impl<'a> Importer<'a> {
 
     /// The node of a name; what is known or an initialiser becomes one when it is first read.
     pub fn node_of(&mut self, name: &str) -> Result<NodeId, String> {
-        let value = self.values.get(name).cloned().ok_or_else(|| format!("`{name}` is not defined"))?;
-        let id = self.node_of_value(value, name)?;
+        let id = self.node_of_value(self.value(name)?, name)?;
         // A weight is read through its one node; what is known stays known, however often it is read.
         if let Some(Value::Weight(_)) = self.values.get(name) {
             self.values.insert(name.to_owned(), Value::Node(id));
@@ -504,44 +436,44 @@ impl<'a> Importer<'a> {
         Ok(id)
     }
 
-    /// A row of a parameter's values in the file.
-    pub(super) fn row_of(&self, table: NodeId, row: usize) -> Option<Vec<f64>> {
-        let w = self.weights.get(self.graph.name_of(table))?;
-        let width = *w.dims.get(1)?;
-        w.values::<f64>().get(row * width..(row + 1) * width).map(<[f64]>::to_vec)
+    /// What the file holds for a node that stands for an initialiser.
+    pub(super) fn held(&self, id: NodeId) -> Option<&Weight> {
+        self.weights.get(self.graph.name_of(id)).filter(|_| self.graph.op(id).is_source())
     }
 
-    /// The node of a value that goes by a name.
+    /// The node of a value; a known one goes by `name` if it needs one.
     pub(super) fn node_of_value(&mut self, value: Value, name: &str) -> Result<NodeId, String> {
-        Ok(match value {
-            Value::Node(id) => id,
-            Value::Known(k) => self.known_node(&k, Some(name))?,
-            Value::Sequence(of) => return Err(format!("`{name}` is a sequence of {} tensors, not a tensor", of.len())),
-            Value::Weight(w) => {
-                if let Some((_, id)) = self.node_of_weight.get(&Rc::as_ptr(&w)) {
-                    return Ok(*id);
-                }
-                if let Some(of) = self.transpose_of(name) {
-                    let x = self.node_of(&of)?;
-                    return self.graph.add(Op::Transpose { perm: vec![1, 0] }, &[x]).map_err(plain);
-                }
-                let trained = w.format.is_float() && !self.frozen.contains(name);
-                let format = w.format.once_read();
-                let ty = Type::new(Shape::of(&w.dims), format);
-                let op = if trained { Op::Param { init: Init::Data, ty } } else { Op::State { init: Init::Data, ty } };
-                self.weights.insert(name.to_owned(), (*w).clone());
-                let id = self.graph.add_named(name, op, &[]).map_err(plain)?;
-                // Held, so that no other initialiser comes to lie at its address.
-                self.node_of_weight.insert(Rc::as_ptr(&w), (w, id));
-                id
-            }
-        })
+        match value {
+            Value::Node(id) => Ok(id),
+            Value::Known(k) => self.known_node(&k, Some(name)),
+            Value::Sequence(of) => Err(format!("`{name}` is a sequence of {} tensors, not a tensor", of.len())),
+            Value::Weight(i) => self.node_of_initialiser(&i),
+        }
+    }
+
+    fn node_of_initialiser(&mut self, i: &Initialiser) -> Result<NodeId, String> {
+        let Initialiser { name, weight } = i;
+        // A function, a step of a loop and a copy read it again.
+        if let Some(id) = self.graph.find(name)
+            && self.weights.get(name).is_some_and(|held| held.is_same(weight))
+        {
+            return Ok(id);
+        }
+        if let Some(of) = self.transpose_of(name) {
+            let x = self.node_of(&of)?;
+            return self.graph.add(Op::Transpose { perm: vec![1, 0] }, &[x]).map_err(plain);
+        }
+        let trained = weight.format.is_float() && !self.frozen.contains(name);
+        let ty = Type::new(Shape::of(&weight.dims), weight.format.once_read());
+        let op = if trained { Op::Param { init: Init::Data, ty } } else { Op::State { init: Init::Data, ty } };
+        self.weights.insert(name.clone(), weight.clone());
+        self.graph.add_named(name, op, &[]).map_err(plain)
     }
 
     /// The parameter whose transposed copy an initialiser is.
     fn transpose_of(&self, name: &str) -> Option<String> {
         let weight = |name: &str| match self.values.get(name)? {
-            Value::Weight(w) => Some(w.clone()),
+            Value::Weight(i) => Some(Rc::new(i.weight.clone())),
             _ => self.weights.get(name).cloned().map(Rc::new),
         };
         self.notes.as_ref()?.transpose_of(name, &weight).map(str::to_owned)
@@ -586,7 +518,7 @@ impl<'a> Importer<'a> {
         let (value, format) = match value {
             Value::Node(id) => (Some(self.graph.name_of(*id).to_owned()), self.graph.ty(*id).format),
             Value::Known(k) => (None, k.format),
-            Value::Weight(w) => (None, w.format),
+            Value::Weight(i) => (None, i.weight.format),
             // Nothing is read from a sequence as it is.
             Value::Sequence(_) => (None, Format::Bool),
         };
@@ -602,18 +534,4 @@ impl<'a> Importer<'a> {
 fn is_uniform(w: &Weight) -> bool {
     let values = w.values::<f64>();
     values.windows(2).all(|p| p[0].to_bits() == p[1].to_bits())
-}
-
-/// A function's node with the attributes it takes from the call.
-fn with_attributes<'p>(node: &NodeProto, find: &dyn Fn(&str) -> Option<&'p AttributeProto>) -> NodeProto {
-    let mut node = node.clone();
-    node.attribute = node
-        .attribute
-        .into_iter()
-        .filter_map(|a| match a.ref_attr_name() {
-            "" => Some(a),
-            from => find(from).map(|given| AttributeProto { name: a.name.clone(), ..given.clone() }),
-        })
-        .collect();
-    node
 }

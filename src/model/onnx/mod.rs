@@ -15,10 +15,10 @@ mod order;
 mod patch;
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]
 mod proto;
+mod scopes;
 mod sequences;
 mod tensor;
 mod trained;
-mod unroll;
 mod write;
 
 pub use mixed::Mixed;

@@ -1,6 +1,6 @@
 //! What an operation's importer works with: a node's inputs and attributes, and short names for building.
 
-use super::importer::{FOLDED, Importer, Known};
+use super::importer::{FOLDED, Importer, Known, Value};
 use super::proto::{AttributeProto, NodeProto};
 use crate::error::Error;
 use crate::format::Format;
@@ -278,6 +278,24 @@ impl<'a, 'b> Node<'a, 'b> {
 
     pub fn concat(&mut self, parts: &[NodeId], axis: usize) -> Import<NodeId> {
         if let [one] = parts { Ok(*one) } else { self.add(Op::Concat { axis }, parts) }
+    }
+
+    /// The nodes of values that have no names of their own.
+    pub fn nodes(&mut self, values: &[Value], name: &str) -> Import<Vec<NodeId>> {
+        let each = values.iter().enumerate();
+        each.map(|(i, value)| self.im.node_of_value(value.clone(), &format!("{name}.{i}"))).collect()
+    }
+
+    /// Values along a new axis.
+    pub fn stacked(&mut self, values: &[Value], name: &str, axis: i64) -> Import<NodeId> {
+        let mut parts = self.nodes(values, name)?;
+        let axis = self.axis(axis, self.rank(*parts.first().ok_or("stacks nothing")?) + 1)?;
+        for part in &mut parts {
+            let mut dims = self.dims(*part);
+            dims.insert(axis.min(dims.len()), 1);
+            *part = self.reshape(*part, &dims)?;
+        }
+        self.concat(&parts, axis)
     }
 
     pub fn matmul(&mut self, a: NodeId, b: NodeId, ta: bool, tb: bool) -> Import<NodeId> {

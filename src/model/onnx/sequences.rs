@@ -53,10 +53,6 @@ impl Importer<'_> {
         }
     }
 
-    fn value(&self, name: &str) -> Result<Value, String> {
-        self.values.get(name).cloned().ok_or_else(|| format!("`{name}` is not defined"))
-    }
-
     fn elements(&self, name: &str) -> Result<std::rc::Rc<[Value]>, String> {
         match self.value(name)? {
             Value::Sequence(of) => Ok(of),
@@ -79,23 +75,14 @@ impl Importer<'_> {
     /// `ConcatFromSequence`: along an axis, or along a new one.
     fn joined(&mut self, node: &NodeProto) -> Result<Value, String> {
         let of = self.elements(node.input.first().map_or("", String::as_str))?;
-        let mut parts = Vec::new();
-        for (i, element) in of.iter().enumerate() {
-            // Elements have no names of their own.
-            parts.push(self.node_of_value(element.clone(), &format!("{}.{i}", node.input[0]))?);
-        }
+        // Elements have no names of their own.
+        let name = format!("{}.element", node.input[0]);
         let mut n = Node::new(self, node);
-        let first = *parts.first().ok_or("joins an empty sequence")?;
-        if !n.flag("new_axis", false) {
-            let axis = n.axis_of(first, 0)?;
-            return n.concat(&parts, axis).map(Value::Node);
+        if n.flag("new_axis", false) {
+            return n.stacked(&of, &name, n.int("axis", 0)).map(Value::Node);
         }
-        let axis = n.axis(n.int("axis", 0), n.rank(first) + 1)?;
-        for part in &mut parts {
-            let mut dims = n.dims(*part);
-            dims.insert(axis, 1);
-            *part = n.reshape(*part, &dims)?;
-        }
+        let parts = n.nodes(&of, &name)?;
+        let axis = n.axis_of(*parts.first().ok_or("joins an empty sequence")?, 0)?;
         n.concat(&parts, axis).map(Value::Node)
     }
 }

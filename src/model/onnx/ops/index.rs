@@ -5,8 +5,8 @@
 use super::Handler;
 use crate::format::Format;
 use crate::ir::{Binary, NodeId, Op, ReduceKind, ScatterKind};
-use crate::model::Purpose;
 use crate::model::onnx::node::{Import, Node};
+use crate::model::{Purpose, Weight};
 
 pub const OPS: &[(&str, Handler)] = &[
     ("Gather", gather),
@@ -63,8 +63,13 @@ fn padding_row(n: &mut Node, table: NodeId, axis: usize) -> Import<Option<(usize
     }
     let call = n.proto.metadata_props.iter().find(|p| p.key() == "pkg.torch.onnx.fx_node");
     let Some(row) = call.and_then(|p| padding_index(p.value())) else { return Ok(None) };
-    let dims = n.dims(table);
-    Ok(n.im.row_of(table, row).filter(|_| row < dims[0]).map(|values| (row, values)))
+    let width = n.dims(table)[1];
+    // Of a large table, one row is read.
+    let values = n.im.held(table).and_then(|w| {
+        let size = width * w.format.bytes();
+        Some(Weight::from_bytes(w.format, &[width], w.bytes().get(row * size..(row + 1) * size)?).values())
+    });
+    Ok(values.map(|values| (row, values)))
 }
 
 /// The third operand of `aten.embedding(weight, indices, padding_idx)`; −1 stands for none.
