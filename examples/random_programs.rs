@@ -1,12 +1,13 @@
 //! Makes random programs, compiles and runs them, and compares what they compute with the reference evaluator.
 //!
 //! ```text
-//! random_programs COUNT [SEED] [--ways fp32,o1-f16,…] [--device cpu|cuda|nvrtc] [--threads N]
-//! random_programs --bytes HEX [--ways …] [--device …]
+//! random_programs COUNT [SEED] [--ways fp32,o1-f16,…] [--device cpu|cuda|nvrtc] [--threads N] [--seconds N]
+//! random_programs --bytes HEX [--ways …] [--device …] [--search N]
 //! ```
 //!
-//! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it, and at the end how
-//! many there were of each verdict. Exits 1 if one was wrong. `nvrtc` compiles the CUDA code of each and runs on the CPU.
+//! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it and how far the
+//! plan was searched for, and at the end how many there were of each verdict. Exits 1 if one was wrong. `nvrtc` compiles the
+//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun after so many.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -27,6 +28,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Candidates tried to make one failure smaller.
 const SHRINKING: usize = 500;
@@ -82,20 +84,21 @@ fn main() -> ExitCode {
         let bytes: Vec<u8> =
             (0..hex.len() / 2).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).expect("hex")).collect();
         println!("{}", text::print(&generate(&bytes).graph));
-        for way in ways {
+        for way in ways.into_iter().map(|w| Way { search: after("--search").and_then(|n| n.parse().ok()), ..w }) {
             println!("{}: {:?}", named(&way), verdict(&bytes, way, &rules, &open));
         }
         return ExitCode::SUCCESS;
     }
     let number = |i: usize, default: usize| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     let (count, seed) = (number(0, 1000), number(1, 0) as u64);
-    let next = AtomicUsize::new(0);
+    let most = after("--seconds").and_then(|n| n.parse().ok()).map_or(Duration::MAX, Duration::from_secs);
+    let (began, next) = (Instant::now(), AtomicUsize::new(0));
     let tally: Mutex<BTreeMap<String, usize>> = Mutex::default();
     let seen: Mutex<BTreeMap<String, usize>> = Mutex::default();
     let work = || {
         loop {
             let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= count {
+            if i >= count || began.elapsed() > most {
                 return;
             }
             if i % 500 == 499 {
@@ -104,7 +107,7 @@ fn main() -> ExitCode {
             let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(i as u64));
             let length = rng.random_range(8..160);
             let bytes: Vec<u8> = (0..length).map(|_| rng.random()).collect();
-            for &way in &ways {
+            for way in ways.iter().map(|w| w.of_program(i as u64)) {
                 let found = verdict(&bytes, way, &rules, &open);
                 let word = format!("{} {}", named(&way), format!("{found:?}").split('(').next().unwrap_or(""));
                 *tally.lock().expect("no panic holds it").entry(word).or_insert(0) += 1;
@@ -124,7 +127,12 @@ fn main() -> ExitCode {
                 let small = shrink(bytes.clone(), SHRINKING, &mut fails);
                 let hex: String = small.iter().map(|b| format!("{b:02x}")).collect();
                 let why = verdict(&small, way, &rules, &open);
-                println!("== {} {hex}\n{why:?}\n{}", named(&way), text::print(&generate(&small).graph));
+                println!(
+                    "== {} search {:?} {hex}\n{why:?}\n{}",
+                    named(&way),
+                    way.search,
+                    text::print(&generate(&small).graph)
+                );
                 break;
             }
         }

@@ -24,7 +24,7 @@ fn bytes(seed: u64) -> Vec<u8> {
 fn verdicts(seeds: std::ops::Range<u64>, way: Way, open: Open) -> Vec<Verdict> {
     let rules = RuleSet::builtin().unwrap();
     let one = |seed| match Reference::new(generate(&bytes(seed))).unwrap_or_else(|e| panic!("program {seed}: {e}")) {
-        Some(reference) => judge(&reference, way, &rules, open),
+        Some(reference) => judge(&reference, way.of_program(seed), &rules, open),
         None => Verdict::Meaningless,
     };
     seeds.map(one).collect()

@@ -103,7 +103,7 @@ fn solved(g: &Graph, request: &Request) -> Option<(f64, f64)> {
     let saturated = Saturated::new(g.clone(), &paint(g, request), request, &RuleSet::builtin().unwrap()).unwrap();
     let m = members(&saturated, request);
     let all = choices(&m)?;
-    let mut search = Search::new(&m, &request.target, Alike::default());
+    let mut search = Search::new(&m, request, Alike::default());
     let mut known: HashMap<Key, Option<f64>> = HashMap::new();
     let mut best = f64::INFINITY;
     for choice in all {
@@ -120,7 +120,7 @@ fn solved(g: &Graph, request: &Request) -> Option<(f64, f64)> {
             best = s;
         }
     }
-    let found = cheapest(&mut Search::new(&m, &request.target, Alike::default())).unwrap();
+    let found = cheapest(&mut Search::new(&m, request, Alike::default())).unwrap();
     assert!(m.noise.is_none() || Live::new(&m, found.choice.clone()).noise() <= 1.0 + 1e-9, "over the budget");
     Some((best, found.estimate.seconds))
 }

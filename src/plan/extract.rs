@@ -123,7 +123,7 @@ fn searched<'a>(
     request: &'a Request,
     alike: Alike,
 ) -> Result<(Search<'a>, Costed, Vec<Option<NodeId>>)> {
-    let mut search = Search::new(members, &request.target, alike);
+    let mut search = Search::new(members, request, alike);
     let best = cheapest(&mut search)?;
     let places = Sketch::whole(members, &best.choice)?.places(members.step)?;
     Ok((search, best, places))

@@ -76,6 +76,8 @@ pub struct Request {
     pub overrides: Overrides,
     /// Find out what other budgets would cost.
     pub frontier: bool,
+    /// Whole steps that the search may lower at most; none: as many as a step of its size is worth.
+    pub search: Option<usize>,
 }
 
 impl Request {
@@ -89,6 +91,7 @@ impl Request {
             calibration: None,
             overrides: Overrides::default(),
             frontier: false,
+            search: None,
         }
     }
 

@@ -6,6 +6,7 @@
 //! cannot see everything (launches shared across the step, for one), so every sweep ends with the whole step lowered;
 //! moves that save much less together than each promised are tried in halves. Small steps end with flips costed whole.
 
+use super::Request;
 use super::alike::Alike;
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
@@ -40,6 +41,10 @@ pub(super) struct Search<'a> {
     /// The noise that a choice may add, where noise counts: 1 is all of the budget.
     limit: f64,
     known: FxHashMap<Key, Option<f64>>,
+    /// Whole steps lowered before: seconds and nodes, none for those that cannot be.
+    seen: FxHashMap<Key, Option<(f64, usize)>>,
+    /// Whole steps that may be lowered at most.
+    most: usize,
     /// Moves that saved nothing in the whole step.
     refused: FxHashSet<Flip>,
     /// The fastest choice found before noise was asked about.
@@ -63,13 +68,16 @@ impl Costed {
     /// Is it cheaper, or as cheap and rounds less, or as cheap with less in it? What nothing gains by stands in the way of
     /// what would.
     fn is_better(&self, than: &Costed) -> bool {
-        let (a, b) = (self.estimate.seconds, than.estimate.seconds);
-        if (a - b).abs() > 1e-9 * b {
-            return a < b;
-        }
-        let quieter = self.noise < than.noise * (1.0 - 1e-9);
-        quieter || (self.noise <= than.noise && self.graph.len() < than.graph.len())
+        is_better((self.estimate.seconds, self.graph.len()), self.noise, than)
     }
+}
+
+fn is_better((seconds, nodes): (f64, usize), noise: f64, than: &Costed) -> bool {
+    if (seconds - than.estimate.seconds).abs() > 1e-9 * than.estimate.seconds {
+        return seconds < than.estimate.seconds;
+    }
+    let quieter = noise < than.noise * (1.0 - 1e-9);
+    quieter || (noise <= than.noise && nodes < than.graph.len())
 }
 
 /// A flip taken in a sweep, what it should have saved, and the noise with it.
@@ -80,14 +88,16 @@ struct Move {
 }
 
 impl<'a> Search<'a> {
-    pub fn new(members: &'a Members<'a>, target: &'a Target, alike: Alike) -> Search<'a> {
+    pub fn new(members: &'a Members<'a>, request: &'a Request, alike: Alike) -> Search<'a> {
         Search {
+            most: request.search.unwrap_or(usize::MAX),
             members,
-            target,
+            target: &request.target,
             alike,
             limit: f64::INFINITY,
             fastest: None,
             known: FxHashMap::default(),
+            seen: FxHashMap::default(),
             refused: FxHashSet::default(),
             evaluations: 0,
             cut_short: false,
@@ -114,7 +124,7 @@ impl<'a> Search<'a> {
 
     /// Whole steps that a search may lower.
     fn allowance(&self) -> usize {
-        (WHOLE / self.members.step.len().max(1)).max(FEWEST)
+        (WHOLE / self.members.step.len().max(1)).max(FEWEST).min(self.most)
     }
 
     /// The best choice found from `best` on.
@@ -130,9 +140,9 @@ impl<'a> Search<'a> {
             if let Ok(raised) = self.whole(choice) {
                 best = raised;
             }
-            left = left.max(FEWEST);
+            left = left.max(FEWEST.min(self.most));
             best = self.by_windows(best, &mut left);
-            best = self.swept(best, true, &mut left.max(FEWEST));
+            best = self.swept(best, true, &mut left.max(FEWEST.min(self.most)));
         }
         self.flipped(best, left)
     }
@@ -179,7 +189,7 @@ impl<'a> Search<'a> {
                 }
                 *left -= 1;
                 let flip = self.alike.everywhere(m, &flip);
-                if let Some(better) = self.with(&best, flip.iter()).filter(|b| b.is_better(&best)) {
+                if let Some(better) = self.better(&best, flip.iter()) {
                     best = better;
                     live.take(&flip);
                     began_at = Some(class);
@@ -205,7 +215,7 @@ impl<'a> Search<'a> {
                     return best;
                 }
                 *left -= 1;
-                if let Some(better) = self.with(&best, a.iter().chain(b)).filter(|b| b.is_better(&best)) {
+                if let Some(better) = self.better(&best, a.iter().chain(b)) {
                     best = self.one_by_one(better, left);
                     tried = false;
                     break;
@@ -280,12 +290,33 @@ impl<'a> Search<'a> {
 
     /// A choice with other members taken, costed whole; none if it rounds too much or cannot be lowered.
     fn with<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
+        let (choice, noise) = self.permitted(than, flips)?;
+        self.with_noise(choice, noise).ok()
+    }
+
+    /// A choice with other members taken, if it is better; what was lowered before is not lowered again.
+    fn better<'f>(&mut self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<Costed> {
+        let (choice, noise) = self.permitted(than, flips)?;
+        let sketch = Sketch::whole(self.members, &choice).ok()?;
+        let before = self.seen.get(sketch.key());
+        if before.is_some_and(|seen| seen.is_none_or(|seen| !is_better(seen, noise, than))) {
+            return None;
+        }
+        let lowered = self.lowered(&sketch).ok();
+        let seen = lowered.as_ref().map(|(graph, estimate)| (estimate.seconds, graph.len()));
+        self.seen.insert(sketch.key().clone(), seen);
+        let (graph, estimate) = lowered?;
+        Some(Costed { choice, graph, estimate, noise }).filter(|c| c.is_better(than))
+    }
+
+    /// A choice with other members taken, and its noise, unless it rounds too much or parts layers that are alike.
+    fn permitted<'f>(&self, than: &Costed, flips: impl Iterator<Item = &'f (Id, usize)>) -> Option<(Choice, f64)> {
         let (m, mut choice) = (self.members, than.choice.clone());
         let flips: Vec<_> = flips.collect();
         choice.take(flips.iter().copied());
         let noise = self.noise(&choice);
         let crosses = || flips.iter().any(|f| !self.alike.follows(f.0) && self.alike.crosses(m, &choice, f.0));
-        if noise > self.limit || crosses() { None } else { self.with_noise(choice, noise).ok() }
+        if noise > self.limit || crosses() { None } else { Some((choice, noise)) }
     }
 
     /// One pass over all classes that are open; every flip whose window gets cheaper is taken, and, to end with, flips that

@@ -47,6 +47,10 @@ pub struct Settings {
     /// Find out what other budgets than the one given would cost.
     #[serde(skip)]
     pub frontier: bool,
+    /// Whole steps that the search for a plan may lower at most; none: as many as a step of its size is worth. With few,
+    /// plans are found sooner and are slower; they compute the same.
+    #[serde(skip)]
+    pub search: Option<usize>,
     /// Memory that the step may take.
     #[serde(default)]
     pub memory_limit: Option<ByteSize>,
@@ -72,6 +76,7 @@ impl Default for Settings {
             modes: Modes::default(),
             freeze: Vec::new(),
             frontier: false,
+            search: None,
             memory_limit: None,
             calibration: None,
             total_steps: 0,
@@ -121,6 +126,7 @@ impl Settings {
             calibration: self.calibration.clone(),
             overrides: self.overrides.clone(),
             frontier: self.frontier,
+            search: self.search,
         })
     }
 

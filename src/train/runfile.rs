@@ -156,6 +156,7 @@ impl RunFile {
             modes: Modes { batch_norm: t.batch_norm.clone(), dropout: t.dropout.clone() },
             freeze: t.freeze.clone(),
             frontier: false,
+            search: None,
             memory_limit: self.plan.memory_limit,
             calibration: None,
             total_steps: (samples / t.batch.max(1) * t.epochs) as u64,
