@@ -8,7 +8,8 @@ use std::path::Path;
 
 pub fn read_npy(path: &Path) -> Result<Array> {
     let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    parse(std::io::BufReader::new(file)).map_err(|e| Error::data(path, e))
+    let held = file.metadata().map_err(Error::io("read", path))?.len();
+    parse(std::io::BufReader::new(file), held).map_err(|e| Error::data(path, e))
 }
 
 /// Names of an archive's arrays, sorted.
@@ -38,12 +39,25 @@ pub fn read_npz(path: &Path, name: &str) -> Result<Array> {
     }
 }
 
-fn parse(reader: impl Read) -> Result<Array, String> {
-    array(NpyFile::new(reader).map_err(|e| format!("not a .npy file: {e}"))?)
+/// Reads an array from so many bytes.
+fn parse(mut reader: impl Read, held: u64) -> Result<Array, String> {
+    // Magic, version and the length of the header, which is allocated in one piece.
+    let mut start = [0; 12];
+    let not_npy = |e: std::io::Error| format!("not a .npy file: {e}");
+    reader.read_exact(&mut start).map_err(not_npy)?;
+    let [.., major, _, a, b, c, d] = start;
+    let header = if major > 1 { u32::from_le_bytes([a, b, c, d]) } else { u32::from(u16::from_le_bytes([a, b])) };
+    if u64::from(header) > held {
+        return Err(format!("not a .npy file: its header of {header} bytes is longer than the file"));
+    }
+    array(NpyFile::new((&start[..]).chain(reader)).map_err(not_npy)?)
 }
 
 fn array<R: Read>(npy: NpyFile<R>) -> Result<Array, String> {
     let dims: Vec<usize> = npy.shape().iter().map(|&d| d as usize).collect();
+    if dims.iter().try_fold(8usize, |n, &d| n.checked_mul(d)).is_none_or(|bytes| bytes > isize::MAX as usize) {
+        return Err(format!("extents of {dims:?} are too large"));
+    }
     if npy.order() != npyz::Order::C && dims.len() > 1 {
         return Err("the array is in Fortran order; save it with np.ascontiguousarray".into());
     }

@@ -11,7 +11,7 @@ use crate::format::Format;
 use crate::ir::{text, verify};
 use crate::lower::cuda::generate;
 use crate::lower::lower;
-use crate::model::{Checkpoint, Saved, Weight, Weights};
+use crate::model::{Checkpoint, Saved, Weights};
 use crate::plan::Planned;
 use crate::run::cuda;
 use crate::train::{Compiled, Criterion, Settings, Task};
@@ -52,37 +52,7 @@ pub struct Payload {
 /// The payload of the running executable, if it has one.
 pub fn embedded() -> Result<Option<Payload>> {
     let Ok(path) = std::env::current_exe() else { return Ok(None) };
-    read_payload(&path)
-}
-
-fn read_payload(path: &Path) -> Result<Option<Payload>> {
-    let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
-    let len = file.metadata().map_err(Error::io("read", path))?.len();
-    let Some(tail_at) = len.checked_sub(24) else { return Ok(None) };
-    let mut tail = [0; 24];
-    file.seek(SeekFrom::Start(tail_at)).and_then(|_| file.read_exact(&mut tail)).map_err(Error::io("read", path))?;
-    if &tail[8..] != MAGIC {
-        return Ok(None);
-    }
-    let size = tail[..8].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
-    let damaged = || Error::model(path, "the plan in this trainer is damaged; compile it again");
-    let start = tail_at.checked_sub(size).ok_or_else(damaged)?;
-    let mut bytes = vec![0; size as usize];
-    file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io("read", path))?;
-    let file = Checkpoint::from_bytes(&bytes, path).map_err(|_| damaged())?;
-    let header = serde_json::from_str(file.metadata.get("plan").map_or("", String::as_str)).map_err(|_| damaged())?;
-    let mut payload = Payload { header, weights: Weights::new(), cubins: HashMap::new() };
-    for (name, t) in file.tensors {
-        match name.strip_prefix(CUBIN) {
-            Some(key) => {
-                payload.cubins.insert(key.to_owned(), t.bytes);
-            }
-            None => {
-                payload.weights.insert(name, Weight::from_bytes(t.format, &t.dims, &t.bytes));
-            }
-        }
-    }
-    Ok(Some(payload))
+    Payload::read(&path)
 }
 
 /// Compiles the kernels of a step and its forward graph for each architecture, by key.
@@ -172,7 +142,48 @@ pub fn main(payload: Payload) -> Result<()> {
 }
 
 impl Payload {
-    fn into_compiled(self) -> Result<Compiled> {
+    /// The payload of an executable file; none if it has none.
+    ///
+    /// # Errors
+    /// [`Error::Model`] where there is one and it is damaged.
+    pub fn read(path: &Path) -> Result<Option<Payload>> {
+        let mut file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+        let len = file.metadata().map_err(Error::io("read", path))?.len();
+        let Some(tail_at) = len.checked_sub(24) else { return Ok(None) };
+        let mut tail = [0; 24];
+        file.seek(SeekFrom::Start(tail_at))
+            .and_then(|_| file.read_exact(&mut tail))
+            .map_err(Error::io("read", path))?;
+        if &tail[8..] != MAGIC {
+            return Ok(None);
+        }
+        let size = tail[..8].iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+        let damaged = || Error::model(path, "the plan in this trainer is damaged; compile it again");
+        let start = tail_at.checked_sub(size).ok_or_else(damaged)?;
+        let mut bytes = vec![0; size as usize];
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut bytes)).map_err(Error::io("read", path))?;
+        let file = Checkpoint::from_bytes(&bytes, path).map_err(|_| damaged())?;
+        let header =
+            serde_json::from_str(file.metadata.get("plan").map_or("", String::as_str)).map_err(|_| damaged())?;
+        let mut payload = Payload { header, weights: Weights::new(), cubins: HashMap::new() };
+        for (name, t) in file.tensors {
+            match name.strip_prefix(CUBIN) {
+                Some(key) => {
+                    payload.cubins.insert(key.to_owned(), t.bytes);
+                }
+                None => {
+                    payload.weights.insert(name, t.weight());
+                }
+            }
+        }
+        Ok(Some(payload))
+    }
+
+    /// The compiled step that the trainer was made of.
+    ///
+    /// # Errors
+    /// What the parsers say of graphs that are damaged.
+    pub fn into_compiled(self) -> Result<Compiled> {
         let h = self.header;
         let request = h.settings.request()?;
         let planned = text::parse(&h.planned, "the trainer's plan")?;
