@@ -10,30 +10,37 @@ use mantissa::ir::{Binary, Graph, NodeId, Op, ReduceKind, Tensor, Unary};
 /// Errors of f32 arithmetic, four times the roundoff: library functions and sums err more than one rounding.
 const ARITHMETIC: f64 = 1.0 / (1 << 22) as f64;
 
-/// A stream of errors between −1 and 1; or those of f32 itself, which lets large numbers absorb small ones.
-pub struct Errors(u64);
+/// Where errors come from.
+pub enum Errors {
+    /// A stream of numbers between −1 and 1.
+    Random(u64),
+    /// Rounding to f32 with so many bits fewer: large numbers absorb small ones, and what is near becomes equal.
+    Rounding(u32),
+}
 
 impl Errors {
-    /// Those of f32 for 0.
+    /// All kinds in turn: f32's own, random ones.
     pub fn new(seed: u64) -> Errors {
-        Errors(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        if seed == 0 { Errors::Rounding(0) } else { Errors::Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)) }
     }
 
     fn next(&mut self) -> f64 {
-        if self.0 == 0 {
-            return 0.0;
-        }
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        (self.0 >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+        let Errors::Random(state) = self else { return 0.0 };
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        (*state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
     fn off(&mut self, x: &Tensor, by: f64) -> Tensor {
-        if self.0 == 0 {
-            return x.map(|v| f64::from(v as f32));
+        match *self {
+            Errors::Rounding(bits) => x.map(|v| {
+                // Veltkamp's splitting: what is added and taken away again leaves so many bits fewer.
+                let (v, far) = (v as f32, (v as f32) * ((1u32 << bits) - 1) as f32);
+                f64::from(if far.is_finite() { (v + far) - far } else { v })
+            }),
+            Errors::Random(_) => x.map_with(|v| v * (1.0 + by * self.next())),
         }
-        Tensor { dims: x.dims.clone(), data: x.data.iter().map(|&v| v * (1.0 + by * self.next())).collect() }
     }
 }
 
