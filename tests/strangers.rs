@@ -381,3 +381,57 @@ fn sizes_and_depths_are_checked_before_anything_is_allocated() {
         assert!(e.to_string().contains("200 deep"), "{e}");
     }
 }
+
+/// The exporter writes equal small tensors once, as those of norms are that were just made; its notes tell them apart.
+#[test]
+fn parameters_that_start_out_equal_are_trained_apart() {
+    let model = Model::read(&folder().join("merged_norms.onnx")).unwrap();
+    let expected = Checkpoint::read(&folder().join("merged_norms.safetensors")).unwrap().into_weights();
+    let settings = Settings { policy: Policy::Fp32, loss: Some("cross_entropy".into()), ..Settings::default() };
+    let fed = |name: &str| expected[name].values::<f32>();
+    let found = gradients(&model, &settings, &[("x", fed("x")), ("label", fed("y"))]);
+    for name in expected.keys().filter(|name| name.starts_with("n.")) {
+        let d = common::distance(&found[name], &fed(name));
+        assert!(d < 1e-5, "the gradient of `{name}` is off by {d}");
+    }
+    assert!(model.hints().is_empty(), "{:?}", model.hints());
+}
+
+#[test]
+fn batch_norms_whose_statistics_start_out_equal_have_their_own() {
+    let step = stdout("plan merged_statistics.onnx --loss cross_entropy --emit step");
+    for of in ["b.0.0.running_mean", "b.1.0.running_mean", "b.0.0.running_var", "b.1.0.running_var"] {
+        assert!(step.contains(&format!("update {of} = ")), "{of} is not updated:\n{step}");
+    }
+}
+
+#[test]
+fn a_number_that_is_computed_with_may_be_an_option_too() {
+    assert_forward("pad_where.onnx", "pad_where.safetensors", "pad_where.safetensors", 1e-7);
+}
+
+#[test]
+fn a_value_called_label_is_no_label() {
+    assert!(stdout("plan value_named_label.onnx --loss mse").contains("training step"));
+}
+
+/// Every way through forty residual connections was followed once.
+#[test]
+fn the_loss_of_a_deep_network_is_found() {
+    assert!(stdout("plan residuals_own_loss.onnx --policy fp32").contains("training step"));
+}
+
+#[test]
+fn an_input_that_a_file_decides_by_can_be_given() {
+    assert!(refused("plan decides_by_an_input.onnx --inference").contains("--value"));
+    let planned = |value| stdout(&format!("plan decides_by_an_input.onnx --inference --value {value} --emit plan"));
+    assert!(planned("sr=16000").contains("mul(x, two)") && planned("sr=8000").contains("mul(x, three)"));
+    assert!(refused("plan decides_by_an_input.onnx --inference --value rate=1").contains("it has x, sr"));
+    assert!(refused("plan decides_by_an_input.onnx --inference --value x=1").contains("more than one number"));
+}
+
+#[test]
+fn sizes_that_a_model_does_not_have_are_refused() {
+    assert!(refused("plan ids.mir --batch 4 --dim seq=3").contains("no size `seq`; it has `batch`"));
+    assert!(refused("plan pad_where.onnx --inference --dim seq=3").contains("no size `seq`"));
+}

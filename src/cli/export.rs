@@ -29,7 +29,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let mut settings = Settings::default();
     args.step.apply(&mut settings)?;
     new_file(&args.output, args.force)?;
-    let model = read_model(&args.model)?;
+    let model = read_model(&args.model, &args.step)?;
     let checkpoint = Checkpoint::read(&args.checkpoint)?;
     let name = args.model.display().to_string();
     checkpoint.require_model(&model.fingerprint(), &name, &args.checkpoint)?;

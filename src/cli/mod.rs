@@ -89,6 +89,9 @@ pub struct StepArgs {
     /// Size of another named extent, as in seq=128
     #[arg(long = "dim", value_name = "NAME=N")]
     dims: Vec<String>,
+    /// An input that always is this number, where a file decides by one, as in sr=16000
+    #[arg(long = "value", value_name = "NAME=X")]
+    values: Vec<String>,
     /// The loss: cross_entropy, nll, bce (on logits), mse, l1, huber, or a scalar value of the model
     #[arg(long)]
     loss: Option<String>,
@@ -256,16 +259,20 @@ fn write_onnx(path: &std::path::Path, written: &Written, force: bool) -> Result<
 }
 
 /// Reads a model, or says what is wrong with the path.
-fn read_model(path: &std::path::Path) -> Result<Model> {
+fn read_model(path: &std::path::Path, args: &StepArgs) -> Result<Model> {
     if !path.exists() {
         return Err(Error::model(path, "there is no such file"));
     }
-    Model::read(path)
+    args.values.iter().try_fold(Model::read(path)?, |model, pair| {
+        let bad = || Error::Request(format!("--value takes NAME=X, not `{pair}`"));
+        let (name, value) = pair.split_once('=').ok_or_else(bad)?;
+        model.with_fixed(name, value.parse().map_err(|_| bad())?)
+    })
 }
 
 /// Reads a model that is about to be trained, and says what about it may be not as expected.
-fn read_to_train(path: &std::path::Path) -> Result<Model> {
-    let model = read_model(path)?;
+fn read_to_train(path: &std::path::Path, args: &StepArgs) -> Result<Model> {
+    let model = read_model(path, args)?;
     model.hints().iter().for_each(|hint| eprintln!("hint: {hint}"));
     Ok(model)
 }

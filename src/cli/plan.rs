@@ -14,6 +14,7 @@ use crate::plan::{
 use crate::rewrite::RuleSet;
 use crate::train::{Compiled, Settings};
 use clap::Args;
+use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
 /// What is planned.
@@ -140,17 +141,16 @@ fn others(
     rules: &RuleSet,
     request: &Request,
 ) -> Result<Vec<(&'static str, Planned)>> {
-    let mut out = Vec::new();
-    for (label, policy) in [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)] {
-        if policy == settings.policy || (policy == Policy::O3 && !request.target.multiplies(settings.low)) {
-            continue;
-        }
+    let policies = [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)];
+    let wanted =
+        |policy| policy != settings.policy && (policy != Policy::O3 || request.target.multiplies(settings.low));
+    let planned = |(label, policy)| {
         let other = Settings { policy, ..settings.clone() };
         let (_, step) = other.build(model, rules)?;
         let request = Request { policy, frontier: false, ..request.clone() };
-        out.push((label, plan(&step, &request, rules)?));
-    }
-    Ok(out)
+        Ok((label, plan(&step, &request, rules)?))
+    };
+    policies.into_par_iter().filter(|p| wanted(p.1)).map(planned).collect()
 }
 
 /// What policy auto went by, and what came of it.
@@ -195,7 +195,7 @@ impl WhatArgs {
         let (model_path, mut settings, data, seed) = self.request(what)?;
         self.step.apply(&mut settings)?;
         settings.frontier = frontier;
-        let model = read_to_train(&model_path)?;
+        let model = read_to_train(&model_path, &self.step)?;
         if settings.policy != Policy::Fp32 {
             settings.request()?.target.require(settings.low)?;
         }

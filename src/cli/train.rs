@@ -145,7 +145,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     plan.epochs = args.run.epochs.unwrap_or(plan.epochs);
     args.step.apply(&mut settings)?;
     settings.total_steps = (data.samples / settings.batch() * plan.epochs) as u64;
-    let model = read_to_train(&model_path)?;
+    let model = read_to_train(&model_path, &args.step)?;
     let saved = match &args.plan {
         Some(path) => Some((PlanFile::read(path)?, path.as_path())),
         None => None,

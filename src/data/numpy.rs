@@ -3,54 +3,88 @@
 use super::Array;
 use crate::error::{Error, Result};
 use npyz::{DType, NpyFile, TypeChar};
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::Path;
+use zip::ZipArchive;
+
+/// Brackets within brackets in a header: those of a plain array are two deep. The library's parser takes twice the time for
+/// each more.
+const NESTED: usize = 4;
 
 pub fn read_npy(path: &Path) -> Result<Array> {
-    let file = std::fs::File::open(path).map_err(Error::io("read", path))?;
+    let file = File::open(path).map_err(Error::io("read", path))?;
     let held = file.metadata().map_err(Error::io("read", path))?.len();
-    parse(std::io::BufReader::new(file), held).map_err(|e| Error::data(path, e))
+    parse(BufReader::new(file), held).map_err(|e| Error::data(path, e))
 }
 
 /// Names of an archive's arrays, sorted.
 pub fn names(path: &Path) -> Result<Vec<String>> {
-    let mut names: Vec<String> = open(path)?.array_names().map(str::to_owned).collect();
+    let mut names: Vec<String> = array_names(&open(path)?).map(str::to_owned).collect();
     names.sort();
     Ok(names)
 }
 
-fn open(path: &Path) -> Result<npyz::npz::NpzArchive<std::io::BufReader<std::fs::File>>> {
-    npyz::npz::NpzArchive::open(path).map_err(|e| Error::data(path, format!("not a .npz file: {e}")))
+fn open(path: &Path) -> Result<ZipArchive<BufReader<File>>> {
+    let file = File::open(path).map_err(Error::io("read", path))?;
+    ZipArchive::new(BufReader::new(file)).map_err(|e| Error::data(path, format!("not a .npz file: {e}")))
+}
+
+fn array_names(archive: &ZipArchive<BufReader<File>>) -> impl Iterator<Item = &str> {
+    archive.file_names().filter_map(|name| name.strip_suffix(".npy"))
 }
 
 pub fn read_npz(path: &Path, name: &str) -> Result<Array> {
     let mut archive = open(path)?;
-    let names: Vec<String> = archive.array_names().map(str::to_owned).collect();
-    match archive.by_name(name) {
-        Ok(Some(npy)) => array(npy).map_err(|e| Error::data(path, format!("array `{name}`: {e}"))),
-        Ok(None) => Err(Error::data(
+    if !array_names(&archive).any(|n| n == name) {
+        let names: Vec<&str> = array_names(&archive).collect();
+        return Err(Error::data(
             path,
             format!(
                 "no array `{name}`; a dataset holds labels `y` and features `x` (or one array for each input), this file {}",
                 names.join(", ")
             ),
-        )),
-        Err(e) => Err(Error::data(path, format!("array `{name}`: {e}"))),
+        ));
     }
+    let bad = |e: String| Error::data(path, format!("array `{name}`: {e}"));
+    let entry = archive.by_name(&format!("{name}.npy")).map_err(|e| bad(e.to_string()))?;
+    let held = entry.size();
+    parse(entry, held).map_err(bad)
 }
 
 /// Reads an array from so many bytes.
 fn parse(mut reader: impl Read, held: u64) -> Result<Array, String> {
-    // Magic, version and the length of the header, which is allocated in one piece.
-    let mut start = [0; 12];
     let not_npy = |e: std::io::Error| format!("not a .npy file: {e}");
+    // Magic, version and the length of the header: two bytes of it in version 1, four in later ones.
+    let mut start = [0; 12];
     reader.read_exact(&mut start).map_err(not_npy)?;
     let [.., major, _, a, b, c, d] = start;
-    let header = if major > 1 { u32::from_le_bytes([a, b, c, d]) } else { u32::from(u16::from_le_bytes([a, b])) };
-    if u64::from(header) > held {
-        return Err(format!("not a .npy file: its header of {header} bytes is longer than the file"));
+    let (header, read) = match major {
+        1 => (u64::from(u16::from_le_bytes([a, b])), 2),
+        _ => (u64::from(u32::from_le_bytes([a, b, c, d])), 0),
+    };
+    if header < read || header > held {
+        return Err(format!("not a .npy file: its header has {header} bytes, and the file {held}"));
     }
-    array(NpyFile::new((&start[..]).chain(reader)).map_err(not_npy)?)
+    let mut text = Vec::new();
+    reader.by_ref().take(header - read).read_to_end(&mut text).map_err(not_npy)?;
+    if nesting(&text) > NESTED {
+        return Err("not a .npy file: its header has brackets within brackets".into());
+    }
+    array(NpyFile::new((&start[..]).chain(&text[..]).chain(reader)).map_err(not_npy)?)
+}
+
+/// How deep brackets lie within each other at most.
+fn nesting(text: &[u8]) -> usize {
+    let depths = text.iter().scan(0usize, |depth, c| {
+        match c {
+            b'(' | b'[' | b'{' => *depth += 1,
+            b')' | b']' | b'}' => *depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        Some(*depth)
+    });
+    depths.max().unwrap_or(0)
 }
 
 fn array<R: Read>(npy: NpyFile<R>) -> Result<Array, String> {

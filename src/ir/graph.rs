@@ -160,6 +160,14 @@ impl Graph {
         self.outputs.iter().find(|o| o.name == name && o.role == role).map(|o| o.node)
     }
 
+    /// Declares an output, in place of one of the same name and role.
+    pub fn set_output(&mut self, name: &str, role: Role, node: NodeId) {
+        match self.outputs.iter_mut().find(|o| o.name == name && o.role == role) {
+            Some(output) => output.node = node,
+            None => self.add_output(name, role, node),
+        }
+    }
+
     pub fn add_output(&mut self, name: impl Into<String>, role: Role, node: NodeId) {
         self.outputs.push(Output { name: name.into(), role, node });
     }

@@ -96,6 +96,20 @@ impl Model {
         Ok(Model { source })
     }
 
+    /// The same with an input of one number a constant, as what a file decides by (a sampling rate, for one) must be.
+    ///
+    /// # Errors
+    /// Where there is no such input, it holds more than a number, or the model is no ONNX file.
+    pub fn with_fixed(self, name: &str, value: f64) -> Result<Model> {
+        let Source::Onnx(file) = self.source else {
+            return Err(Error::Request(format!(
+                "--value {name}: inputs of a text model are made constants in its text"
+            )));
+        };
+        let file = Arc::try_unwrap(file).map_err(|_| Error::Request(format!("--value {name}: the model is in use")))?;
+        Ok(Model { source: Source::Onnx(Arc::new(file.with_fixed(name, value)?)) })
+    }
+
     /// A model made in memory.
     pub fn from_graph(graph: Graph) -> Model {
         Model { source: Source::Graph(Box::new(graph)) }
@@ -109,12 +123,39 @@ impl Model {
         }
     }
 
-    /// The graph for these sizes. Sizes of other names are ignored.
+    /// The graph for these sizes. A size for the batch may be given to a model that has none.
+    ///
+    /// # Errors
+    /// [`Error::Request`] where sizes are missing, or given for extents that the model does not have.
     pub fn bind(&self, sizes: &BTreeMap<String, usize>, purpose: Purpose) -> Result<Bound> {
+        self.require(sizes)?;
         match &self.source {
             Source::Graph(g) => Ok(Bound { graph: g.bind(sizes)?, ..Bound::default() }),
             Source::Onnx(file) => file.import(onnx::Given { sizes, ..onnx::Given::default() }, purpose),
         }
+    }
+
+    fn require(&self, sizes: &BTreeMap<String, usize>) -> Result<()> {
+        let free = self.free_dims();
+        let quoted = |names: &[&String]| names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
+        let flag = |name: &String| if name == "batch" { "--batch 64".to_owned() } else { format!("--dim {name}=64") };
+        let missing: Vec<&String> = free.iter().filter(|name| !sizes.contains_key(*name)).collect();
+        if let [first, rest @ ..] = &missing[..] {
+            let (sizes, are) = if rest.is_empty() { ("size", "is") } else { ("sizes", "are") };
+            return Err(Error::Request(format!(
+                "the model's {sizes} {} {are} not bound; give a value to each, as in {}",
+                quoted(&missing),
+                std::iter::once(first).chain(rest).map(|n| flag(n)).collect::<Vec<_>>().join(" ")
+            )));
+        }
+        if let Some(name) = sizes.keys().find(|name| *name != "batch" && !free.contains(name)) {
+            let has = match free.iter().collect::<Vec<_>>() {
+                free if free.is_empty() => "its shapes are fixed".to_owned(),
+                free => format!("it has {}", quoted(&free)),
+            };
+            return Err(Error::Request(format!("the model has no size `{name}`; {has}")));
+        }
+        Ok(())
     }
 
     /// The graph for inference of an ONNX model some nodes of which run in narrow formats, as a runtime would compute it.

@@ -25,6 +25,13 @@ enum Data {
 }
 
 impl Weight {
+    /// Are there elements with different bytes?
+    pub fn varies(&self) -> bool {
+        let mut elements = self.bytes().chunks(self.format.bytes());
+        let first = elements.next();
+        elements.any(|e| Some(e) != first)
+    }
+
     /// Is this the same tensor, bit for bit?
     pub(super) fn is_same(&self, other: &Weight) -> bool {
         self.format == other.format && self.dims == other.dims && self.bytes() == other.bytes()

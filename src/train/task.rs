@@ -158,7 +158,7 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
             graph.find(name).expect("it was there before")
         }
         name => {
-            let name = name.clone().unwrap_or_else(|| "label".into());
+            let name = name.clone().unwrap_or_else(|| free_name(graph, "label"));
             graph.add_named(name, Op::Input { label: true, ty, copy_of: None }, &[])?
         }
     };
@@ -168,10 +168,20 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
     Ok((loss, x))
 }
 
+/// A name that no value of the model has.
+fn free_name(graph: &Graph, wanted: &str) -> String {
+    let names = std::iter::once(wanted.to_owned()).chain((1..).map(|i| format!("{wanted}.{i}")));
+    names.into_iter().find(|name| graph.find(name).is_none()).expect("there is always a next name")
+}
+
 /// The named loss nearest above the scalar.
 fn find_head(graph: &Graph, loss: NodeId) -> Option<Head> {
+    let mut seen = vec![false; graph.len()];
     let mut stack = vec![loss];
     while let Some(id) = stack.pop() {
+        if std::mem::replace(&mut seen[id.index()], true) {
+            continue;
+        }
         if let Op::Loss(kind) = *graph.op(id) {
             let criterion = Criterion::plain(kind.into());
             return Some(Head { prediction: graph.inputs(id)[0], criterion });

@@ -12,16 +12,9 @@ const SOME: usize = 16;
 /// Sentences about a model file, each of which says what to do.
 pub fn hints(proto: &GraphProto, files: &mut Files) -> Vec<String> {
     let mut out = Vec::new();
-    if let Some(notes) = Notes::read(proto) {
-        let held: BTreeSet<&str> = proto.initializer.iter().map(TensorProto::name).collect();
-        let lost: Vec<&str> = notes.parameters().filter(|p| !held.contains(p) && !notes.is_source(p)).collect();
-        if !lost.is_empty() {
-            out.push(format!(
-                "the exporter folded away {}: batch norms into the layers before them, for one. They are not trained as \
-                 what they were; torch.onnx.export(…, optimize=False) keeps them",
-                listed(&lost)
-            ));
-        }
+    match Notes::read(proto) {
+        Some(notes) => out.extend(lost(proto, &notes)),
+        None => out.extend(copied(proto)),
     }
     for group in equal(proto, files) {
         out.push(format!(
@@ -31,6 +24,59 @@ pub fn hints(proto: &GraphProto, files: &mut Files) -> Vec<String> {
         ));
     }
     out
+}
+
+/// What became of parameters that the file does not hold.
+fn lost(proto: &GraphProto, notes: &Notes) -> Vec<String> {
+    let held: BTreeSet<&str> = proto.initializer.iter().map(TensorProto::name).collect();
+    let gone = notes.parameters().filter(|p| !held.contains(p));
+    let (changed, gone): (Vec<&str>, Vec<&str>) = gone.partition(|p| notes.is_source(p));
+    // Others are second names of parameters that are tied.
+    let folded: Vec<&str> = gone.into_iter().filter(|p| notes.is_batch_norms(p)).collect();
+    let mut out = Vec::new();
+    if !folded.is_empty() {
+        out.push(format!(
+            "the exporter folded {} into the layers before their batch norms, which are trained without them; \
+             torch.onnx.export(…, optimize=False) keeps them",
+            listed(&folded)
+        ));
+    }
+    let moved = |p: &&str| !notes.folded_from(p).all(is_transposed);
+    let changed: Vec<&str> = changed.into_iter().filter(moved).collect();
+    if !changed.is_empty() {
+        let first = notes.folded_from(changed[0]).next().unwrap_or_default();
+        out.push(format!(
+            "the exporter computed with {} (`{first}` is what became of the first), and what it came to is trained \
+             in their place: the same only where elements were no more than moved. torch.onnx.export(…, optimize=False) \
+             keeps them",
+            listed(&changed)
+        ));
+    }
+    out
+}
+
+/// Is a tensor, by its name, a weight that the exporter turned round for a product?
+fn is_transposed(name: &str) -> bool {
+    name.strip_prefix("val_").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()))
+        || ["t", "transpose", "permute"].iter().any(|p| {
+            name.strip_prefix(p).is_some_and(|rest| rest.trim_start_matches('_').bytes().all(|b| b.is_ascii_digit()))
+        })
+}
+
+/// Initialisers that go by other names, too, as TorchScript's exporter writes what is equal, whether or not it is tied.
+fn copied(proto: &GraphProto) -> Option<String> {
+    let held: BTreeSet<&str> = proto.initializer.iter().map(TensorProto::name).collect();
+    let is_statistic = |name: &str| ["running_mean", "running_var"].contains(&name.rsplit('.').next().unwrap_or(""));
+    let copies =
+        proto.node.iter().filter(|n| n.op_type() == "Identity" && n.input.iter().all(|x| held.contains(x.as_str())));
+    let names: Vec<&str> = copies.flat_map(|n| &n.output).map(String::as_str).filter(|n| !is_statistic(n)).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "{} are copies of other tensors of the file and trained as one with them. If the module has them apart, export \
+             it with training=torch.onnx.TrainingMode.TRAINING, or with dynamo=True",
+            listed(&names)
+        )
+    })
 }
 
 /// The first names of a list, and how many more there are.
@@ -44,8 +90,9 @@ fn listed(names: &[&str]) -> String {
 /// start out as copies of each other (`nn.TransformerEncoder`) are so in all of their tensors: then the first will do.
 fn equal<'a>(proto: &'a GraphProto, files: &mut Files) -> Vec<Vec<&'a str>> {
     let tensors = proto.initializer.iter().filter_map(|t| Some((t.name(), files.decode(t).ok()?)));
-    let tensors: Vec<(&str, Weight)> =
-        tensors.filter(|(_, w)| w.format.is_float() && w.dims.len() > 1 && w.elements() >= SOME && varies(w)).collect();
+    let tensors: Vec<(&str, Weight)> = tensors
+        .filter(|(_, w)| w.format.is_float() && w.dims.len() > 1 && w.elements() >= SOME && w.varies())
+        .collect();
     let mut alike: BTreeMap<(&[usize], [u8; 64]), Vec<usize>> = BTreeMap::new();
     for (i, (_, w)) in tensors.iter().enumerate() {
         alike.entry((&w.dims, probe(w.bytes()))).or_default().push(i);
@@ -61,13 +108,6 @@ fn equal<'a>(proto: &'a GraphProto, files: &mut Files) -> Vec<Vec<&'a str>> {
     out.sort();
     out.truncate(1);
     out
-}
-
-/// Are not all elements the same?
-fn varies(w: &Weight) -> bool {
-    let mut elements = w.bytes().chunks(w.format.bytes());
-    let first = elements.next();
-    elements.any(|e| Some(e) != first)
 }
 
 /// Bytes from all over a tensor: tensors that differ in them are not compared.

@@ -116,7 +116,7 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
         if im.values.contains_key(input.name()) {
             continue;
         }
-        let value = match given.fixed.get(input.name()) {
+        let value = match given.fixed.get(input.name()).or(file.fixed.get(input.name())) {
             Some(w) => Value::Known(Rc::new(known(w))),
             None => {
                 let ty = input_type(input, given).map_err(|e| bad(format!("input `{}`: {e}", input.name())))?;
@@ -185,7 +185,8 @@ fn input_type(v: &ValueInfoProto, given: Given) -> Result<Type, String> {
 pub(super) fn open_extent(input: &str, axis: usize, d: &Dimension) -> Option<String> {
     match &d.value {
         Some(DimValue::DimValue(n)) if *n >= 0 => None,
-        Some(DimValue::DimParam(name)) if !name.is_empty() => Some(name.clone()),
+        // PaddlePaddle's exporter calls every open extent `?`.
+        Some(DimValue::DimParam(name)) if !name.is_empty() && name != "?" => Some(name.clone()),
         _ if axis == 0 => Some("batch".into()),
         _ => Some(format!("{input}.{axis}")),
     }
@@ -273,7 +274,8 @@ impl<'a> Importer<'a> {
             // A copy of a known value is known, and a copy of a weight is that weight. A map from classes to probabilities is
             // the probabilities.
             "Identity" | "ZipMap" => {
-                return self.value(node.input.first().map_or("", String::as_str)).map(|v| vec![v]);
+                let value = self.value(node.input.first().map_or("", String::as_str))?;
+                return Ok(vec![self.own_statistic(value, node.output.first().map_or("", String::as_str))]);
             }
             _ => {}
         }
@@ -286,6 +288,16 @@ impl<'a> Importer<'a> {
         }
         let outputs = ops::import(&mut Node::new(self, node))?;
         Ok(self.expected(node, outputs)?.into_iter().map(Value::Node).collect())
+    }
+
+    /// Exporters write running statistics that are equal once, with copies for the other layers; but each layer moves its own.
+    fn own_statistic(&self, value: Value, name: &str) -> Value {
+        match value {
+            Value::Weight(i) if self.frozen.contains(name) => {
+                Value::Weight(Rc::new(Initialiser { name: name.to_owned(), weight: i.weight.clone() }))
+            }
+            value => value,
+        }
     }
 
     /// Imports a node that runs in a narrow format: its operands and results are rounded to it.
@@ -407,10 +419,13 @@ impl<'a> Importer<'a> {
         Ok(Value::Known(Rc::new(Known { tensor, format: Format::I64 })))
     }
 
-    /// The values of an initialiser that no operation computes with: what an option of a node is given as.
+    /// The values of an initialiser, whether or not an operation computes with it, too: what an option of a node is given as.
     pub fn stored(&self, name: &str) -> Option<Rc<Known>> {
-        let Value::Weight(i) = self.values.get(name)? else { return None };
-        Some(Rc::new(known(&i.weight)))
+        match self.values.get(name)? {
+            Value::Weight(i) => Some(Rc::new(known(&i.weight))),
+            Value::Node(id) => Some(Rc::new(known(self.held(*id)?))),
+            _ => None,
+        }
     }
 
     /// What a name stands for.
@@ -525,9 +540,9 @@ impl<'a> Importer<'a> {
         Stands { value, format }
     }
 
-    /// The name of a running statistic that a node reads, if it is one that the file holds.
-    pub fn statistic(&self, name: &str) -> Option<String> {
-        matches!(self.values.get(name)?, Value::Weight(_) | Value::Node(_)).then(|| name.to_owned())
+    /// Does a node stand for a running statistic that the file holds?
+    pub fn is_statistic(&self, id: NodeId) -> bool {
+        matches!(self.graph.op(id), Op::State { .. }) && self.held(id).is_some()
     }
 }
 

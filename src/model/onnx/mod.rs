@@ -7,6 +7,7 @@ mod expected;
 mod hints;
 mod importer;
 mod loops;
+mod merged;
 mod mixed;
 mod narrow;
 mod node;
@@ -31,6 +32,7 @@ use super::{Bound, Purpose, Weight};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use prost::Message;
+use proto::tensor_shape_proto::dimension::Value as DimValue;
 use proto::type_proto::Value as TypeValue;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -97,6 +99,8 @@ pub struct File {
     digest: [u8; 32],
     model: proto::ModelProto,
     opset: i64,
+    /// Inputs that are constants.
+    fixed: BTreeMap<String, Weight>,
 }
 
 impl File {
@@ -123,7 +127,33 @@ impl File {
         order::unsupported(graph, &model.functions).map_err(bad)?;
         let mut model = model;
         constants_as_initialisers(&mut model);
-        Ok(File { path: path.to_owned(), digest: Sha256::digest(&bytes).into(), model, opset })
+        merged::separate(&mut model, &mut tensor::Files::beside(path));
+        let (path, digest) = (path.to_owned(), Sha256::digest(&bytes).into());
+        Ok(File { path, digest, model, opset, fixed: BTreeMap::new() })
+    }
+
+    /// The same with an input of one number a constant.
+    ///
+    /// # Errors
+    /// Where there is no such input, or it holds more than a number.
+    pub fn with_fixed(mut self, name: &str, value: f64) -> Result<File> {
+        let bad = |what: String| Error::Request(format!("--value {name}: {what}"));
+        let names = self.input_names();
+        let input = self.graph().input.iter().find(|i| i.name() == name && names.contains(&i.name().to_owned()));
+        let input = input.ok_or_else(|| bad(format!("the model has no such input; it has {}", names.join(", "))))?;
+        let Some(TypeValue::TensorType(t)) = input.r#type.as_ref().and_then(|t| t.value.as_ref()) else {
+            return Err(bad("is not a tensor".into()));
+        };
+        let format = tensor::format_of(t.elem_type()).map_err(bad)?;
+        let axes = t.shape.as_ref().map_or(0, |s| s.dim.len());
+        if t.shape.iter().flat_map(|s| &s.dim).any(|d| !matches!(d.value, Some(DimValue::DimValue(1)))) {
+            return Err(bad("an input that is more than one number cannot be given so".into()));
+        }
+        let weight = Weight::from_values(format, &vec![1; axes], &[value]);
+        let text = format!("{name}={value}");
+        self.digest = Sha256::new_with_prefix(self.digest).chain_update(text).finalize().into();
+        self.fixed.insert(name.to_owned(), weight);
+        Ok(self)
     }
 
     fn graph(&self) -> &proto::GraphProto {
@@ -134,7 +164,8 @@ impl File {
     pub fn input_names(&self) -> Vec<String> {
         let g = self.graph();
         let initial = |name: &str| g.initializer.iter().any(|t| t.name() == name);
-        g.input.iter().map(|i| i.name()).filter(|n| !initial(n)).map(str::to_owned).collect()
+        let given = |name: &str| initial(name) || self.fixed.contains_key(name);
+        g.input.iter().map(|i| i.name()).filter(|n| !given(n)).map(str::to_owned).collect()
     }
 
     /// Names of the extents that inputs leave open, sorted.

@@ -44,7 +44,8 @@ impl Importer<'_> {
         let name = node.input.first().map_or("", String::as_str);
         let condition = self.known(name).ok_or_else(|| {
             format!(
-                "the condition `{name}` depends on the data; only constant conditions are supported: export one branch"
+                "the condition `{name}` depends on the data; only constant ones are supported: export one branch, or give \
+                 the input of one number that decides with --value NAME=X"
             )
         })?;
         let taken =
@@ -120,7 +121,8 @@ impl Importer<'_> {
 
     fn first_of(&self, name: &str, what: &str) -> Result<f64, String> {
         let known = self.known(name).ok_or_else(|| {
-            format!("{what}, `{name}`, depends on the data; only loops of known length are supported")
+            format!("{what}, `{name}`, depends on the data; only loops of known length are supported: give the input of one \
+                 number that decides with --value NAME=X, or, of embedding bags, ids of two axes instead of offsets")
         })?;
         known.tensor.data.first().copied().ok_or_else(|| format!("`{name}` is empty"))
     }

@@ -15,6 +15,10 @@ const FOLDED_FROM: &str = "pkg.onnxscript.optimizer.folded_from";
 #[derive(Debug, PartialEq)]
 pub struct Notes<'a> {
     parameters: BTreeSet<&'a str>,
+    /// Modules with running statistics.
+    batch_norms: BTreeSet<&'a str>,
+    /// The parameters' names in notes of calls.
+    placeholders: BTreeMap<&'a str, &'a str>,
     /// Tensors computed from parameters, with these.
     folded: BTreeMap<&'a str, Vec<&'a str>>,
 }
@@ -23,17 +27,40 @@ impl<'a> Notes<'a> {
     /// None if the file has no such notes.
     pub fn read(proto: &'a GraphProto) -> Option<Notes<'a>> {
         let signature = note(&proto.metadata_props, SIGNATURE)?;
-        let parameters: BTreeSet<&str> = signature.lines().filter_map(parameter_of_line).collect();
+        let placeholders: BTreeMap<&str, &str> = signature.lines().filter_map(|l| target(l, "PARAMETER")).collect();
+        let buffers = signature.lines().filter_map(|l| target(l, "BUFFER"));
+        let batch_norms = buffers.filter_map(|(_, name)| name.strip_suffix(".running_mean")).collect();
+        let parameters: BTreeSet<&str> = placeholders.values().copied().collect();
         let folded = proto.value_info.iter().filter_map(|v| {
             let from = quoted(note(&v.metadata_props, FOLDED_FROM)?).filter(|name| parameters.contains(name));
             Some((v.name(), from.collect::<Vec<_>>())).filter(|(_, from)| !from.is_empty())
         });
-        Some(Notes { folded: folded.collect(), parameters })
+        Some(Notes { folded: folded.collect(), batch_norms, placeholders, parameters })
     }
 
     /// Is a tensor a parameter, or computed from one?
     pub fn trains(&self, name: &str) -> bool {
         self.parameters.contains(name) || self.folded.contains_key(name)
+    }
+
+    /// Is a tensor a parameter of the module, as it is?
+    pub fn is_parameter(&self, name: &str) -> bool {
+        self.parameters.contains(name)
+    }
+
+    /// Is a parameter that of a batch norm?
+    pub fn is_batch_norms(&self, parameter: &str) -> bool {
+        parameter.rsplit_once('.').is_some_and(|(module, _)| self.batch_norms.contains(module))
+    }
+
+    /// The parameter that a note of a call means by a name.
+    pub fn parameter_of(&self, placeholder: &str) -> Option<&'a str> {
+        self.placeholders.get(placeholder).copied()
+    }
+
+    /// Tensors of the file that were computed from a parameter.
+    pub fn folded_from<'s>(&'s self, parameter: &'s str) -> impl Iterator<Item = &'a str> + 's {
+        self.folded.iter().filter(move |(_, from)| from.contains(&parameter)).map(|(name, _)| *name)
     }
 
     /// What the module's parameters were, by name.
@@ -62,14 +89,15 @@ fn is_transpose(a: &Weight, b: &Weight) -> bool {
     a.format == b.format && (m, n) == (q, p) && (0..m * n).all(|i| same(i, i % n * m + i / n))
 }
 
-fn note<'a>(notes: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> {
+pub(super) fn note<'a>(notes: &'a [StringStringEntryProto], key: &str) -> Option<&'a str> {
     notes.iter().find(|n| n.key() == key).map(|n| n.value())
 }
 
-/// `layer.weight` in "p_layer_weight: PARAMETER target='layer.weight'"
-fn parameter_of_line(line: &str) -> Option<&str> {
-    let (_, target) = line.split_once(": PARAMETER target='")?;
-    target.split_once('\'').map(|(name, _)| name)
+/// `p_layer_weight` and `layer.weight` in "p_layer_weight: PARAMETER target='layer.weight'"
+fn target<'a>(line: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
+    let (placeholder, rest) = line.split_once(": ")?;
+    let (name, _) = rest.strip_prefix(kind)?.strip_prefix(" target='")?.split_once('\'')?;
+    Some((placeholder.trim(), name))
 }
 
 /// The words of a list such as "['a', 'b']".

@@ -64,12 +64,13 @@ fn batch(n: &mut Node) -> Import<Vec<NodeId>> {
     // Frameworks move the running variance to the unbiased one (torch.nn.BatchNorm2d), the specification to the biased one.
     let unbiased = n.with(Binary::Mul, batch_var, count as f64 / count.saturating_sub(1).max(1) as f64)?;
     let mut out = vec![y];
-    for (i, running, now, as_trained) in [(3, mean, batch_mean, batch_mean), (4, var, batch_var, unbiased)] {
-        if let Some(name) = n.im.statistic(n.name(i))
-            && matches!(n.im.graph.op(running), Op::State { .. })
-        {
-            let next = moved(n, running, as_trained)?;
-            n.im.graph.add_output(name, Role::Update, next);
+    for (running, now, as_trained) in [(mean, batch_mean, batch_mean), (var, batch_var, unbiased)] {
+        if n.im.is_statistic(running) {
+            let name = n.im.graph.name_of(running).to_owned();
+            // A layer that is applied again moves on from where it moved to.
+            let before = n.im.graph.output(&name, Role::Update).unwrap_or(running);
+            let next = moved(n, before, as_trained)?;
+            n.im.graph.set_output(&name, Role::Update, next);
         }
         out.push(moved(n, running, now)?);
     }
