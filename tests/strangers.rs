@@ -82,8 +82,8 @@ fn assert_forward(model: &str, given: &str, expected: &str, tolerance: f64) {
     cpu.run().unwrap();
     for o in &outputs {
         let only = expected.tensors.values().next().filter(|_| outputs.len() == 1);
-        let right = &expected.tensors.get(&o.name).or(only).unwrap_or_else(|| panic!("`{}`", o.name)).bytes;
-        let right: Vec<f32> = right.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let right = expected.tensors.get(&o.name).or(only).unwrap_or_else(|| panic!("`{}`", o.name));
+        let right = right.weight().values::<f32>();
         let found = cpu.read(&o.name).unwrap();
         let d = common::distance(&found, &right);
         assert!(d <= tolerance, "`{}` is off by {d}", o.name);
@@ -434,4 +434,13 @@ fn an_input_that_a_file_decides_by_can_be_given() {
 fn sizes_that_a_model_does_not_have_are_refused() {
     assert!(refused("plan ids.mir --batch 4 --dim seq=3").contains("no size `seq`; it has `batch`"));
     assert!(refused("plan pad_where.onnx --inference --dim seq=3").contains("no size `seq`"));
+}
+
+/// Scaling and linear models as skl2onnx writes them, against onnxruntime.
+#[test]
+fn pipelines_of_scikit_learn_are_read() {
+    for name in ["pipeline_classes", "pipeline_two_classes", "pipeline_regression"] {
+        let tensors = format!("{name}.safetensors");
+        assert_forward(&format!("{name}.onnx"), &tensors, &tensors, 1e-5);
+    }
 }

@@ -60,7 +60,8 @@ impl Shape {
         let mut names: Vec<&str> =
             self.0.iter().filter_map(|d| if let Dim::Named(s) = d { Some(s.as_str()) } else { None }).collect();
         names.sort_unstable();
-        (self.0.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 }).product(), names)
+        let fixed = self.0.iter().map(|d| if let Dim::Fixed(n) = d { *n } else { 1 });
+        (fixed.fold(1, usize::saturating_mul), names)
     }
 
     /// NumPy's broadcasting rule: align at the right; equal extents, or one of them 1.

@@ -10,6 +10,14 @@ use std::rc::Rc;
 
 pub type Import<T> = Result<T, String>;
 
+/// Farther than any extent: files write "to the end" as the largest number there is. Products of two such, and sums, are far
+/// from overflow.
+const FAR: i64 = 1 << 31;
+
+fn near(v: i64) -> i64 {
+    v.clamp(-FAR, FAR)
+}
+
 /// A node being imported.
 pub struct Node<'a, 'b> {
     pub im: &'a mut Importer<'b>,
@@ -35,7 +43,7 @@ impl<'a, 'b> Node<'a, 'b> {
     }
 
     pub fn int(&self, name: &str, default: i64) -> i64 {
-        self.attr(name).map_or(default, |a| a.i())
+        self.attr(name).map_or(default, |a| near(a.i()))
     }
 
     pub fn flag(&self, name: &str, default: bool) -> bool {
@@ -51,7 +59,7 @@ impl<'a, 'b> Node<'a, 'b> {
     }
 
     pub fn list(&self, name: &str) -> Option<Vec<i64>> {
-        self.attr(name).map(|a| a.ints.clone())
+        self.attr(name).map(|a| a.ints.iter().map(|&v| near(v)).collect())
     }
 
     /// A list of `k` sizes, or `default` for each.
@@ -126,7 +134,17 @@ impl<'a, 'b> Node<'a, 'b> {
 
     /// Whole numbers of an input that must be known at import.
     pub fn ints(&self, i: usize) -> Import<Vec<i64>> {
-        Ok(self.known(i)?.tensor.data.iter().map(|&v| v as i64).collect())
+        Ok(self.known(i)?.tensor.data.iter().map(|&v| near(v as i64)).collect())
+    }
+
+    /// Extents, or how often something is repeated, from an input that must be known at import.
+    pub fn extents(&self, i: usize) -> Import<Vec<usize>> {
+        let extents = self.ints(i)?.into_iter().map(|v| v.max(0));
+        let extents: Vec<i64> = extents.collect();
+        match extents.iter().find(|&&v| v == FAR) {
+            Some(_) => Err(format!("input {i} asks for 2^{} elements or more along an axis", FAR.ilog2())),
+            None => Ok(extents.into_iter().map(|v| v as usize).collect()),
+        }
     }
 
     /// Whole numbers given as an attribute (older opsets) or as input `i`; none if neither is there.

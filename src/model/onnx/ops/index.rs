@@ -257,7 +257,7 @@ fn tensor_scatter(n: &mut Node) -> Import<Vec<NodeId>> {
 /// Positions outside the depth, on either side, are off everywhere.
 fn one_hot(n: &mut Node) -> Import<Vec<NodeId>> {
     let (index, values) = (n.x(0)?, n.x(2)?);
-    let depth = n.ints(1)?.first().copied().unwrap_or(0).max(0) as usize;
+    let depth = n.extents(1)?.first().copied().unwrap_or(0);
     let mut dims = n.dims(index);
     let axis = n.axis(n.int("axis", -1), dims.len() + 1)?;
     let index = n.convert(index, Format::I64)?;

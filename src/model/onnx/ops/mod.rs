@@ -1,6 +1,7 @@
 //! ONNX operations as operations of ours, a table for each family.
 
 mod attention;
+mod classical;
 mod conv;
 mod index;
 mod loss;
@@ -24,7 +25,8 @@ use crate::ir::NodeId;
 /// Adds a node's operations and returns its outputs.
 type Handler = fn(&mut Node) -> Import<Vec<NodeId>>;
 
-const FAMILIES: [&[(&str, Handler)]; 17] = [
+const FAMILIES: [&[(&str, Handler)]; 18] = [
+    classical::OPS,
     pointwise::OPS,
     shape::OPS,
     index::OPS,

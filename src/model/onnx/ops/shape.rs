@@ -48,9 +48,10 @@ fn reshape(n: &mut Node) -> Import<Vec<NodeId>> {
             d => usize::try_from(d).map_err(|_| format!("extent {d} is negative"))?,
         });
     }
+    let rest =
+        dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).ok_or("its extents multiply to too many elements")?;
     if let Some(i) = open {
-        let (total, rest): (usize, usize) = (from.iter().product(), dims.iter().product());
-        dims[i] = total.checked_div(rest).unwrap_or(0);
+        dims[i] = from.iter().product::<usize>().checked_div(rest).unwrap_or(0);
     }
     Ok(vec![n.reshape(x, &dims)?])
 }
@@ -99,7 +100,7 @@ fn unsqueeze(n: &mut Node) -> Import<Vec<NodeId>> {
 
 fn expand(n: &mut Node) -> Import<Vec<NodeId>> {
     let x = n.x(0)?;
-    let target = Shape(n.ints(1)?.iter().map(|&d| (d.max(0) as usize).into()).collect());
+    let target = Shape(n.extents(1)?.into_iter().map(Into::into).collect());
     let from = n.im.graph.shape(x).clone();
     let dims = from.broadcast(&target).and_then(|s| s.fixed());
     let dims = dims.ok_or_else(|| format!("{from} does not expand to {target}"))?;
@@ -260,7 +261,7 @@ pub(super) fn pad_axis(
 fn tile(n: &mut Node) -> Import<Vec<NodeId>> {
     let x = n.x(0)?;
     let dims = n.dims(x);
-    let repeats: Vec<usize> = n.ints(1)?.iter().map(|&r| r.max(0) as usize).collect();
+    let repeats = n.extents(1)?;
     if repeats.len() != dims.len() {
         return Err(format!("{} repeats for rank {}", repeats.len(), dims.len()));
     }
@@ -273,7 +274,7 @@ fn tile(n: &mut Node) -> Import<Vec<NodeId>> {
 }
 
 fn constant_of_shape(n: &mut Node) -> Import<Vec<NodeId>> {
-    let dims: Vec<usize> = n.ints(0)?.iter().map(|&d| d.max(0) as usize).collect();
+    let dims = n.extents(0)?;
     let (value, format) = match n.attr("value").and_then(|a| a.t.as_ref()) {
         Some(t) => {
             let w = crate::model::onnx::tensor::Files::beside(std::path::Path::new("")).decode(t)?;
