@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! random_programs COUNT [SEED] [--ways fp32,o1-f16,…] [--device cpu|cuda|nvrtc] [--threads N] [--seconds N]
+//! random_programs COUNT [SEED] --onnx DIR
 //! random_programs --bytes HEX [--ways …] [--device …] [--search N]
 //! ```
 //!
 //! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it and how far the
 //! plan was searched for, and at the end how many there were of each verdict. Exits 1 if one was wrong. `nvrtc` compiles the
-//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun after so many.
+//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun after so many. `--onnx` writes programs as ONNX files
+//! with what must come of them, for other runtimes.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -20,11 +22,12 @@ use mantissa::rewrite::RuleSet;
 use mantissa::run::Device;
 use mantissa::run::cuda::{CudaRunner, compile};
 use programs::draw::shrink;
-use programs::generate;
 use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
+use programs::{as_onnx, generate};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -62,6 +65,31 @@ fn kind(why: &str) -> String {
     why.chars().filter(|c| !c.is_ascii_digit()).take(40).collect()
 }
 
+/// The bytes of a program.
+fn bytes_of(seed: u64, i: usize) -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(i as u64));
+    let length = rng.random_range(8..160);
+    (0..length).map(|_| rng.random()).collect()
+}
+
+/// Writes programs as ONNX files, as many as ONNX has.
+fn write_onnx(count: usize, seed: u64, folder: &Path) -> ExitCode {
+    let (mut written, mut wrong) = (0, 0);
+    for i in 0..count {
+        let Ok(Some(reference)) = Reference::new(generate(&bytes_of(seed, i))) else { continue };
+        match as_onnx::write(&reference, &folder.join(i.to_string())) {
+            Ok(true) => written += 1,
+            Ok(false) => {}
+            Err(why) => {
+                println!("== {why}\n{}", text::print(&reference.program.graph));
+                wrong += 1;
+            }
+        }
+    }
+    println!("{written} of {count} programs are written, {wrong} wrong");
+    if wrong > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let after = |flag: &str| args.iter().position(|a| a == flag).and_then(|i| args.get(i + 1));
@@ -91,6 +119,9 @@ fn main() -> ExitCode {
     }
     let number = |i: usize, default: usize| args.get(i).and_then(|a| a.parse().ok()).unwrap_or(default);
     let (count, seed) = (number(0, 1000), number(1, 0) as u64);
+    if let Some(folder) = after("--onnx") {
+        return write_onnx(count, seed, Path::new(folder));
+    }
     let most = after("--seconds").and_then(|n| n.parse().ok()).map_or(Duration::MAX, Duration::from_secs);
     let (began, next) = (Instant::now(), AtomicUsize::new(0));
     let tally: Mutex<BTreeMap<String, usize>> = Mutex::default();
@@ -104,9 +135,7 @@ fn main() -> ExitCode {
             if i % 500 == 499 {
                 eprintln!("{} of {count}", i + 1);
             }
-            let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(i as u64));
-            let length = rng.random_range(8..160);
-            let bytes: Vec<u8> = (0..length).map(|_| rng.random()).collect();
+            let bytes = bytes_of(seed, i);
             for way in ways.iter().map(|w| w.of_program(i as u64)) {
                 let found = verdict(&bytes, way, &rules, &open);
                 let word = format!("{} {}", named(&way), format!("{found:?}").split('(').next().unwrap_or(""));

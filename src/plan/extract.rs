@@ -42,10 +42,6 @@ pub struct Extracted {
     pub layers: Vec<(usize, usize)>,
 }
 
-/// A step with fewer layers is planned in place of the whole if it has no more than this share of the values: what it
-/// saves is lost where the plan cannot be given the other layers.
-const WORTH: f64 = 0.7;
-
 /// The cheapest graph found.
 pub fn extract(step: &Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Extracted> {
     with_plan(step, verdicts, request, rules, &|mut found| {
@@ -102,9 +98,6 @@ pub(super) fn with_plan<T>(
 ) -> Result<T> {
     for number in LAYERS {
         let Some(layers) = Layers::of(step, number, verdicts, request)? else { break };
-        if layers.step.len() as f64 > WORTH * step.len() as f64 {
-            break;
-        }
         let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
         let few = Saturated::new(layers.step.clone(), &verdicts, request, rules)?;
         let members = members(&few, request);

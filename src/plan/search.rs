@@ -364,12 +364,9 @@ impl<'a> Search<'a> {
         flip.iter().any(|&(c, _)| self.alike.crosses(m, &choice, c)) || all.iter().any(|&(c, _)| many(c))
     }
 
-    /// Classes with a member to choose that do not follow another layer's. Signs of overflow stay collected as the start has
-    /// them: storing one here and there saves nothing, and is one more kind of move for each parameter.
+    /// Classes with a member to choose that do not follow another layer's.
     fn open(&self) -> Vec<Id> {
-        let m = self.members;
-        let collects = |c: Id| m.rank_of(c) == Some(0) && m.passed(c).is_some_and(|v| m.of(v)[0].name() == "or");
-        m.open().filter(|&c| !self.alike.follows(c) && !collects(c)).collect()
+        self.members.open().filter(|&c| !self.alike.follows(c)).collect()
     }
 
     /// Seconds that a flip costs, or saves if they are negative; none if it cannot be taken.

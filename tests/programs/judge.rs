@@ -101,6 +101,22 @@ impl Reference {
         Ok(finite.then_some(Reference { program, graph, values }))
     }
 
+    /// The numbers of a source.
+    pub fn source(&self, id: NodeId) -> Tensor {
+        source(&self.graph, id, self.program.numbers)
+    }
+
+    /// A value of the program in f64, and how far off each of its numbers may be in f32.
+    pub fn allowed(&self, id: NodeId) -> (Tensor, Tensor) {
+        let exact = evaluate(&self.graph, |id| self.source(id)).swap_remove(id.index());
+        let runs: Vec<Tensor> =
+            errors().map(|e| self.noisy(e).swap_remove(id.index())).chain([exact.clone()]).collect();
+        let spread = spread(&runs.iter().collect::<Vec<_>>());
+        let allowed = exact.data.iter().zip(spread).map(|(v, s)| MARGIN * s + 1e-5 * v.abs() + 1e-7);
+        let allowed = Tensor::new(&exact.dims, allowed.collect());
+        (exact, allowed)
+    }
+
     /// All values of the program, with errors.
     fn noisy(&self, mut errors: Errors) -> Vec<Tensor> {
         noisy::evaluate(&self.graph, |id| source(&self.graph, id, self.program.numbers), &mut errors)
@@ -224,7 +240,6 @@ fn compare(reference: &Reference, way: Way, compiled: &Compiled, open: Open) -> 
             continue;
         }
         // The program with errors, too: where its f64 is no measure of f32, neither is the plan's.
-        let errors = || (0..SECOND_OPINION).map(Errors::new).chain(COARSE.into_iter().map(Errors::Rounding));
         let planned = errors().map(|e| noisy(e).swap_remove(output.node.index()));
         let program = errors().map(|e| reference.noisy(e).swap_remove(at.index()));
         let runs: Vec<Tensor> = planned.chain(program).chain([expected.clone()]).collect();
@@ -233,16 +248,25 @@ fn compare(reference: &Reference, way: Way, compiled: &Compiled, open: Open) -> 
     Ok(Verdict::Agrees)
 }
 
+/// All kinds of errors.
+fn errors() -> impl Iterator<Item = Errors> {
+    (0..SECOND_OPINION).map(Errors::new).chain(COARSE.into_iter().map(Errors::Rounding))
+}
+
+/// How far several runs lie apart, by element.
+fn spread(runs: &[&Tensor]) -> Vec<f64> {
+    let of = |i: usize| {
+        let all = || runs.iter().map(|r| r.data[i]);
+        let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+        if low.is_finite() && high.is_finite() { high - low } else { f64::INFINITY }
+    };
+    (0..runs[0].data.len()).map(of).collect()
+}
+
 /// Compares one result with what it must be, as closely as it is pinned down.
 fn differ(name: &str, expected: &Tensor, got: &[f32], runs: &[&Tensor], way: Way) -> Result<(), String> {
     let n = expected.data.len();
-    let spread: Vec<f64> = (0..n)
-        .map(|i| {
-            let all = || runs.iter().map(|r| r.data[i]);
-            let (low, high) = (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
-            if low.is_finite() && high.is_finite() { high - low } else { f64::INFINITY }
-        })
-        .collect();
+    let spread = spread(runs);
     let finite = |s: &&f64| s.is_finite();
     let mean = (spread.iter().filter(finite).map(|s| s * s).sum::<f64>() / n.max(1) as f64).sqrt();
     let size = (expected.data.iter().map(|v| v * v).sum::<f64>() / n.max(1) as f64).sqrt();

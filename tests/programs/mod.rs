@@ -5,6 +5,7 @@
 //! runs the model as it stands, unplanned and unrewritten, in f64.
 #![allow(dead_code, reason = "tests and examples use some of these each")]
 
+pub mod as_onnx;
 pub mod draw;
 pub mod generate;
 pub mod judge;

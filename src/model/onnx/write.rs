@@ -241,8 +241,10 @@ impl Writer<'_> {
                 one(self, name, &[x[0].clone(), axes], vec![int("keepdims", keep.into())])
             }
             Op::Reshape { dims } | Op::Alias { dims } => {
+                // An extent of 0 is one, not "as it was".
+                let zero = dims.0.contains(&Dim::Fixed(0)).into();
                 let shape = self.shape(&dims)?;
-                one(self, "Reshape", &[x[0].clone(), shape], vec![])
+                one(self, "Reshape", &[x[0].clone(), shape], vec![int("allowzero", zero)])
             }
             Op::Broadcast { dims } => {
                 let shape = self.shape(&dims)?;
