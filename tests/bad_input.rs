@@ -424,6 +424,22 @@ fn mir_shape_error() {
 }
 
 #[test]
+fn mir_loss_of_no_parameter() {
+    let p = Place::new();
+    p.put(
+        "fixed.mir",
+        "model m { input x: f32[batch, 4] param w: f32[3] = ones loss = mean(x * x) output w output loss }",
+    );
+    p.put("data.npz", npz(&[0.5; 32], 4, &[0; 8]));
+    // Without a loss scale there is one more sign that may stop a run, and it is no gradient.
+    for policy in ["fp32", "o1"] {
+        let args =
+            format!("train fixed.mir --data data.npz --batch 4 --epochs 1 --device cpu --out run --policy {policy}");
+        p.refuses(&args, WRONG, &["depends on no parameter"]);
+    }
+}
+
+#[test]
 fn unknown_policy() {
     Place::new().refuses(
         "plan small.mir -o plan.json --policy fp33",

@@ -60,8 +60,9 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     };
     let grads = gradients(&mut s.g, task.loss, scale, &params)?;
     let pairs: Vec<(NodeId, NodeId)> = params.iter().filter_map(|p| Some((*p, *grads.get(p)?))).collect();
-    let model = s.g.name.clone();
-    let untrainable = || Error::Graph(format!("the loss of model `{model}` depends on no parameter"));
+    let Some((first, others)) = pairs.split_first() else {
+        return Err(Error::Graph(format!("the loss of model `{}` depends on no parameter", s.g.name)));
+    };
     s.g.stage = Stage::Update;
     let inverse = s.g.unary(Unary::Recip, scale)?;
 
@@ -69,21 +70,20 @@ pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, tot
     // gradient that is not finite is not taken, so that parameters and optimizer state stay finite, whatever else happens.
     let mut unscale = inverse;
     let first_skipped = s.state(names::FIRST_SKIPPED, -1.0)?;
-    let mut stopped = None;
-    if mode == ScalerMode::Off {
+    let mut overflow = if mode == ScalerMode::Off {
         // No scale comes down to repair it: nothing more is done until somebody has looked.
         let zero = s.g.constant(0.0)?;
-        stopped = Some(s.g.binary(Binary::Ge, first_skipped, zero)?);
+        let stopped = s.g.binary(Binary::Ge, first_skipped, zero)?;
+        s.or_non_finite(stopped, first.1)?
+    } else {
+        s.any_non_finite(first.1)?
+    };
+    for &(_, grad) in others {
+        overflow = s.or_non_finite(overflow, grad)?;
     }
-    let found = pairs.iter().try_fold(stopped, |bad, &(_, grad)| {
-        let found = s.any_non_finite(grad)?;
-        s.or(bad, found).map(Some)
-    });
-    let mut overflow = found?.ok_or_else(untrainable)?;
     if let Some(limit) = recipe.clip_norm {
         let norm = s.global_norm(&pairs, inverse)?;
-        let bad = s.any_non_finite(norm)?;
-        overflow = s.or(Some(overflow), bad)?;
+        overflow = s.or_non_finite(overflow, norm)?;
         // min(1, limit / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_
         let (limit, one) = (s.g.constant(limit)?, s.g.constant(1.0)?);
         let guarded = s.g.shift(norm, 1e-6)?;
@@ -133,8 +133,9 @@ impl Step {
         Ok(())
     }
 
-    fn or(&mut self, a: Option<NodeId>, b: NodeId) -> Result<NodeId> {
-        a.map_or(Ok(b), |a| self.g.binary(Binary::Or, a, b))
+    fn or_non_finite(&mut self, bad: NodeId, x: NodeId) -> Result<NodeId> {
+        let found = self.any_non_finite(x)?;
+        self.g.binary(Binary::Or, bad, found)
     }
 
     fn any_non_finite(&mut self, x: NodeId) -> Result<NodeId> {
@@ -155,8 +156,7 @@ impl Step {
                 Some(t) => self.g.binary(Binary::Add, t, sum)?,
             });
         }
-        let total = total.map_or_else(|| self.g.constant(0.0), Ok)?;
-        self.g.unary(Unary::Sqrt, total)
+        self.g.unary(Unary::Sqrt, total.expect("there are gradients"))
     }
 
     fn learning_rate(&mut self, recipe: &Recipe, step: NodeId, total_steps: u64) -> Result<NodeId> {
