@@ -21,11 +21,9 @@ use mantissa::lower::Program as Lowered;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::Device;
 use mantissa::run::cuda::{CudaRunner, compile};
-use programs::draw::shrink;
+use programs::draw::{random_bytes, shrink};
 use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
 use programs::{as_onnx, generate};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::process::ExitCode;
@@ -67,9 +65,7 @@ fn kind(why: &str) -> String {
 
 /// The bytes of a program.
 fn bytes_of(seed: u64, i: usize) -> Vec<u8> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(i as u64));
-    let length = rng.random_range(8..160);
-    (0..length).map(|_| rng.random()).collect()
+    random_bytes(seed.wrapping_mul(1 << 32).wrapping_add(i as u64))
 }
 
 /// Writes programs as ONNX files, as many as ONNX has.

@@ -8,32 +8,25 @@ use mantissa::ir::text;
 use mantissa::lower::Program as Lowered;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::Device;
+use programs::draw::random_bytes;
 use programs::generate;
 use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
-use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
-
-/// The bytes of a program.
-fn bytes(seed: u64) -> Vec<u8> {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let length = rng.random_range(8..160);
-    (0..length).map(|_| rng.random()).collect()
-}
 
 /// What becomes of some programs; those that are wrong are shown.
 fn verdicts(seeds: std::ops::Range<u64>, way: Way, open: Open) -> Vec<Verdict> {
     let rules = RuleSet::builtin().unwrap();
-    let one = |seed| match Reference::new(generate(&bytes(seed))).unwrap_or_else(|e| panic!("program {seed}: {e}")) {
-        Some(reference) => judge(&reference, way.of_program(seed), &rules, open),
-        None => Verdict::Meaningless,
-    };
+    let one =
+        |seed| match Reference::new(generate(&random_bytes(seed))).unwrap_or_else(|e| panic!("program {seed}: {e}")) {
+            Some(reference) => judge(&reference, way.of_program(seed), &rules, open),
+            None => Verdict::Meaningless,
+        };
     seeds.map(one).collect()
 }
 
 fn agree(seeds: std::ops::Range<u64>, way: Way) {
     let found = verdicts(seeds.clone(), way, &on_cpu);
     for (seed, verdict) in seeds.clone().zip(&found) {
-        let text = || text::print(&generate(&bytes(seed)).graph);
+        let text = || text::print(&generate(&random_bytes(seed)).graph);
         assert!(!matches!(verdict, Verdict::Wrong(_)), "program {seed}, {way:?}: {verdict:?}\n{}", text());
     }
     let judged = found.iter().filter(|v| matches!(v, Verdict::Agrees)).count();

@@ -160,6 +160,17 @@ impl Graph {
         self.outputs.iter().find(|o| o.name == name && o.role == role).map(|o| o.node)
     }
 
+    /// A name that no node has: the one wanted, or that with a number.
+    pub fn free_name(&self, wanted: &str) -> String {
+        let mut name = wanted.to_owned();
+        let mut next = 1;
+        while self.find(&name).is_some() {
+            name = format!("{wanted}.{next}");
+            next += 1;
+        }
+        name
+    }
+
     /// Declares an output, in place of one of the same name and role.
     pub fn set_output(&mut self, name: &str, role: Role, node: NodeId) {
         match self.outputs.iter_mut().find(|o| o.name == name && o.role == role) {

@@ -140,12 +140,13 @@ impl Model {
         let quoted = |names: &[&String]| names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", ");
         let flag = |name: &String| if name == "batch" { "--batch 64".to_owned() } else { format!("--dim {name}=64") };
         let missing: Vec<&String> = free.iter().filter(|name| !sizes.contains_key(*name)).collect();
-        if let [first, rest @ ..] = &missing[..] {
-            let (sizes, are) = if rest.is_empty() { ("size", "is") } else { ("sizes", "are") };
+        if !missing.is_empty() {
+            let (sizes, are) = if missing.len() == 1 { ("size", "is") } else { ("sizes", "are") };
+            let flags: Vec<String> = missing.iter().copied().map(flag).collect();
             return Err(Error::Request(format!(
                 "the model's {sizes} {} {are} not bound; give a value to each, as in {}",
                 quoted(&missing),
-                std::iter::once(first).chain(rest).map(|n| flag(n)).collect::<Vec<_>>().join(" ")
+                flags.join(" ")
             )));
         }
         if let Some(name) = sizes.keys().find(|name| *name != "batch" && !free.contains(name)) {

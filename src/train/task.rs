@@ -158,7 +158,7 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
             graph.find(name).expect("it was there before")
         }
         name => {
-            let name = name.clone().unwrap_or_else(|| free_name(graph, "label"));
+            let name = name.clone().unwrap_or_else(|| graph.free_name("label"));
             graph.add_named(name, Op::Input { label: true, ty, copy_of: None }, &[])?
         }
     };
@@ -166,12 +166,6 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
     let loss = criterion.build(graph, x, label, weights)?;
     graph.rename(loss, "loss");
     Ok((loss, x))
-}
-
-/// A name that no value of the model has.
-fn free_name(graph: &Graph, wanted: &str) -> String {
-    let names = std::iter::once(wanted.to_owned()).chain((1..).map(|i| format!("{wanted}.{i}")));
-    names.into_iter().find(|name| graph.find(name).is_none()).expect("there is always a next name")
 }
 
 /// The named loss nearest above the scalar.

@@ -1,6 +1,15 @@
 //! Choices read from bytes: the same bytes make the same choices, fewer and smaller bytes make simpler ones.
 
 use arbitrary::Unstructured;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Bytes to draw from.
+pub fn random_bytes(seed: u64) -> Vec<u8> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let length = rng.random_range(8..160);
+    (0..length).map(|_| rng.random()).collect()
+}
 
 /// What is left of the bytes. Where they run out, every choice is the first.
 pub struct Draw<'a>(Unstructured<'a>);

@@ -1,5 +1,6 @@
 //! What a file does not say, but shows signs of: worth telling somebody who is about to train it.
 
+use super::importer::frozen;
 use super::proto::{GraphProto, TensorProto};
 use super::tensor::Files;
 use super::trained::Notes;
@@ -66,10 +67,11 @@ fn is_transposed(name: &str) -> bool {
 /// Initialisers that go by other names, too, as TorchScript's exporter writes what is equal, whether or not it is tied.
 fn copied(proto: &GraphProto) -> Option<String> {
     let held: BTreeSet<&str> = proto.initializer.iter().map(TensorProto::name).collect();
-    let is_statistic = |name: &str| ["running_mean", "running_var"].contains(&name.rsplit('.').next().unwrap_or(""));
+    let statistics = frozen(proto);
     let copies =
         proto.node.iter().filter(|n| n.op_type() == "Identity" && n.input.iter().all(|x| held.contains(x.as_str())));
-    let names: Vec<&str> = copies.flat_map(|n| &n.output).map(String::as_str).filter(|n| !is_statistic(n)).collect();
+    let names: Vec<&str> =
+        copies.flat_map(|n| &n.output).map(String::as_str).filter(|n| !statistics.contains(*n)).collect();
     (!names.is_empty()).then(|| {
         format!(
             "{} are copies of other tensors of the file and trained as one with them. If the module has them apart, export \

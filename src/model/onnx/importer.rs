@@ -136,7 +136,7 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
 }
 
 /// Initialisers that are no parameters: running statistics, buffers by the names frameworks give them, and constants.
-fn frozen(proto: &GraphProto) -> HashSet<String> {
+pub(super) fn frozen(proto: &GraphProto) -> HashSet<String> {
     const BUFFERS: [&str; 6] =
         ["running_mean", "running_var", "num_batches_tracked", "inv_freq", "position_ids", "relative_position_index"];
     let mut out: HashSet<String> = HashSet::new();
@@ -221,7 +221,7 @@ impl<'a> Importer<'a> {
     fn is_constant(&self, name: &str, w: &Weight) -> bool {
         match &self.notes {
             Some(notes) => !notes.trains(name) && !self.frozen.contains(name),
-            None => is_machine_made(name) && (w.dims.is_empty() || (w.elements() <= SMALL && is_uniform(w))),
+            None => is_machine_made(name) && (w.dims.is_empty() || (w.elements() <= SMALL && !w.varies())),
         }
     }
 
@@ -512,11 +512,7 @@ impl<'a> Importer<'a> {
                 if let Some(&id) = self.node_of_known.get(&Rc::as_ptr(k)) {
                     return Ok(id);
                 }
-                let wanted = name.unwrap_or("constant");
-                let name = (0..)
-                    .map(|i| if i == 0 { wanted.to_owned() } else { format!("{wanted}.{i}") })
-                    .find(|n| self.graph.find(n).is_none())
-                    .expect("there is always a next name");
+                let name = self.graph.free_name(name.unwrap_or("constant"));
                 let ty = Type::new(dims, format);
                 self.weights.insert(name.clone(), Weight::from_values(format, &t.dims, &t.data));
                 let id = self.graph.add_named(name, Op::State { init: Init::Data, ty }, &[]).map_err(plain)?;
@@ -544,9 +540,4 @@ impl<'a> Importer<'a> {
     pub fn is_statistic(&self, id: NodeId) -> bool {
         matches!(self.graph.op(id), Op::State { .. }) && self.held(id).is_some()
     }
-}
-
-fn is_uniform(w: &Weight) -> bool {
-    let values = w.values::<f64>();
-    values.windows(2).all(|p| p[0].to_bits() == p[1].to_bits())
 }
