@@ -439,7 +439,7 @@ fn sizes_that_a_model_does_not_have_are_refused() {
 /// Scaling and linear models as skl2onnx writes them, against onnxruntime.
 #[test]
 fn pipelines_of_scikit_learn_are_read() {
-    for name in ["pipeline_classes", "pipeline_two_classes", "pipeline_regression"] {
+    for name in ["pipeline_classes", "pipeline_two_classes", "pipeline_regression", "normalizers"] {
         let tensors = format!("{name}.safetensors");
         assert_forward(&format!("{name}.onnx"), &tensors, &tensors, 1e-5);
     }
