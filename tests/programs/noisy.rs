@@ -5,7 +5,7 @@
 //! down, whatever the program; those that do not must come out of every right implementation.
 
 use mantissa::format::{Format, Overflow};
-use mantissa::ir::{Binary, Graph, NodeId, Op, ReduceKind, Tensor, Unary};
+use mantissa::ir::{Binary, Graph, NodeId, Num, Op, ReduceKind, Shape, Tensor, Type, Unary};
 
 /// Errors of f32 arithmetic, four times the roundoff: library functions and sums err more than one rounding.
 const ARITHMETIC: f64 = 1.0 / (1 << 22) as f64;
@@ -59,6 +59,7 @@ pub fn evaluate(graph: &Graph, source: impl Fn(NodeId) -> Tensor, errors: &mut E
             Op::Put(f) | Op::Cast(f) if f.is_float() => stored(x[0], *f, errors),
             Op::Convert(f) if f.is_low() => stored(x[0], *f, errors),
             op if is_exact(op) || !ty.format.is_float() => op.eval(&x, ty),
+            Op::Normalise { axes, eps, centred: true } => centred(x[0], axes, *eps, ty, errors),
             op => {
                 let moved: Vec<Tensor> = inputs
                     .iter()
@@ -72,6 +73,18 @@ pub fn evaluate(graph: &Graph, source: impl Fn(NodeId) -> Tensor, errors: &mut E
         values.push(value);
     }
     values
+}
+
+/// What is standardised, with an error of its mean, by which all of it is off alike: random errors of its elements hardly
+/// show in what sums over them.
+fn centred(x: &Tensor, axes: &[usize], eps: Num, ty: &Type, errors: &mut Errors) -> Tensor {
+    let x = errors.off(x, ARITHMETIC);
+    let dims: Vec<usize> = (0..x.dims.len()).map(|a| if axes.contains(&a) { 1 } else { x.dims[a] }).collect();
+    let one = Type::new(Shape::of(&dims), ty.format);
+    let mean = Op::Reduce { kind: ReduceKind::Mean, axes: axes.to_vec(), keep: true }.eval(&[&x], &one);
+    let from = Op::Binary(Binary::Sub).eval(&[&x, &errors.off(&mean, ARITHMETIC)], ty);
+    let result = Op::Normalise { axes: axes.to_vec(), eps, centred: false }.eval(&[&from], ty);
+    errors.off(&result, ARITHMETIC)
 }
 
 /// Rounded to a format a little off from where it was.

@@ -214,7 +214,7 @@ impl Device for CpuRunner {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::{text, verify};
+    use crate::ir::{NodeId, Tensor, evaluate, text, verify};
     use crate::lower::lower;
 
     /// Temporaries of a step are the temporaries of the next one.
@@ -227,5 +227,35 @@ mod tests {
         let few = cpu.pool.len();
         (0..20).for_each(|_| cpu.run().unwrap());
         assert!(few > 0 && cpu.pool.len() == few, "{few} buffers after 3 runs, {} after 23", cpu.pool.len());
+    }
+
+    /// Work is shared by threads where a kernel writes a part of a buffer too: a step of a loop, or one of what is joined.
+    #[test]
+    fn large_kernels_write_their_own_part() {
+        let cell = "body cell { input a: f32[300, 500] state h: f32[300, 500] = data y = put(tanh(a + h), format=f32) output y update h = y }";
+        let scan = |reverse| format!("{cell} out = scan(x, w, body=cell, steps=[3], reverse={reverse}, stack=y)");
+        let concat = "t = put(tanh(x), format=f32) m = put(mean(x, axes=[0], keep=true), format=f32) out = put(concat(t, m, axis=0), format=f32)";
+        for body in [scan(false), scan(true), concat.into()] {
+            let text =
+                format!("model m {{ input x: f32[3, 300, 500] param w: f32[300, 500] = data {body} output out }}");
+            let graph = text::parse(&text, "m.mir").unwrap();
+            let mut cpu = CpuRunner::new(lower(verify(&graph).unwrap()).unwrap());
+            let values = |id: NodeId| {
+                Tensor::from_fn(&graph.ty(id).dims(), |i| {
+                    let flat = i.iter().fold(0, |n, &j| 7 * n + 3 * j);
+                    f64::from((flat % 101) as f32 / 100.0)
+                })
+            };
+            let wanted = evaluate(&graph, values);
+            for id in graph.sources() {
+                let data: Vec<f32> = values(id).data.iter().map(|&v| v as f32).collect();
+                cpu.write(graph.name_of(id), &data).unwrap();
+            }
+            cpu.run().unwrap();
+            let found = cpu.read("out").unwrap();
+            let wanted = &wanted[graph.find("out").unwrap().index()].data;
+            let worst = found.iter().zip(wanted).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+            assert!(found.len() == wanted.len() && worst < 1e-6, "{body}: {worst}");
+        }
     }
 }

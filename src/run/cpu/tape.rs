@@ -33,16 +33,18 @@ pub struct Execution {
     passes: Vec<Pass>,
     /// Lanes run over the outer axes.
     outer_lanes: bool,
-    /// Every store is one contiguous range per outer index, so threads can own their parts.
+    /// Every store is one contiguous range per outer index, each of a buffer of its own, so threads can own their parts.
     splittable: bool,
 }
 
 impl Execution {
     pub fn new(k: &Loop, passes: Vec<Pass>) -> Execution {
-        let whole = |v: &View| v.offset == 0 && *v == View::contiguous(&v.dims);
+        let whole = |v: &View| *v == View { offset: v.offset, ..View::contiguous(&v.dims) };
+        let alone = |s: usize| (0..s).all(|t| k.stores[t].buffer != k.stores[s].buffer);
         let outer_lanes = k.inner.is_empty() || k.is_column() || k.inner_size() < 32;
         let inner_store = k.stores.iter().any(|s| s.view.dims.len() > k.outer.len());
-        let splittable = k.stores.iter().all(|s| whole(&s.view)) && !(outer_lanes && inner_store);
+        let splittable =
+            (0..k.stores.len()).all(|s| whole(&k.stores[s].view) && alone(s)) && !(outer_lanes && inner_store);
         Execution { passes, outer_lanes, splittable }
     }
 
@@ -59,22 +61,23 @@ impl Execution {
                 outputs.iter_mut().map(|(b, m)| (*b, 0, m.as_mut())).collect();
             return self.rows(k, inputs, 0, outer, &mut whole);
         }
-        // Each task owns the bytes of its outer indices in every output.
-        let mut rest: Vec<(BufferId, usize, &mut [u8])> = outputs
-            .iter_mut()
-            .map(|(b, m)| {
-                let per_row = m.as_ref().len() / outer;
-                (*b, per_row, m.as_mut())
-            })
-            .collect();
+        // Each task owns the bytes of its outer indices in every output. A kernel in a loop, or of one part of a `concat`,
+        // stores to a part of its buffer.
+        let mut rest: Vec<(BufferId, usize, usize, &mut [u8])> = Vec::with_capacity(outputs.len());
+        for (b, m) in outputs {
+            let Some(s) = k.stores.iter().find(|s| s.buffer == *b) else { continue };
+            let size = s.format.bytes();
+            let (from, len) = (s.view.offset * size, s.view.dims.iter().product::<usize>() * size);
+            rest.push((*b, from, len / outer, &mut m.as_mut()[from..from + len]));
+        }
         let mut tasks = Vec::new();
         let mut start = 0;
         while start < outer {
             let rows = rows_per_task.min(outer - start);
             let mut own = Vec::with_capacity(rest.len());
-            for (b, per_row, bytes) in &mut rest {
+            for (b, from, per_row, bytes) in &mut rest {
                 let (head, tail) = std::mem::take(bytes).split_at_mut(*per_row * rows);
-                own.push((*b, start * *per_row, head));
+                own.push((*b, *from + start * *per_row, head));
                 *bytes = tail;
             }
             tasks.push((start, rows, own));
