@@ -54,6 +54,19 @@ fn decoder(layers: usize) -> Model {
     Model::from_graph(text::parse(&text, "decoder.mir").expect("the decoder parses"))
 }
 
+/// A chain of channels that each have a scale and a shift of their own, as exports of learned affine blocks have: all that
+/// trains these numbers is one kernel.
+fn scalars(blocks: usize) -> Model {
+    let mut text = "model scalars { input x0: f32[batch, 64] param w: f32[64] = ones\n".to_owned();
+    for i in 0..blocks {
+        let next = i + 1;
+        text += &format!("param scale{i}: f32[1] = ones param shift{i}: f32[1] = zeros\n");
+        text += &format!("x{next} = tanh(x{i} * w) * scale{i} + shift{i}\n");
+    }
+    text += &format!("loss = mean(x{blocks}, axes=[0, 1])\n}}");
+    Model::from_graph(text::parse(&text, "scalars.mir").expect("the chain parses"))
+}
+
 fn fill(device: &mut CpuRunner, graph: &Graph) {
     for id in graph.sources() {
         let name = graph.name_of(id);
@@ -101,6 +114,17 @@ fn benches(c: &mut Criterion) {
         let settings = Settings { sizes: [("batch".to_owned(), 2)].into(), ..Settings::default() };
         let (_, step) = settings.build(&decoder(layers), &rules).expect("the decoder builds");
         group.bench_function(format!("{layers} layers, {} values", step.len()), |b| {
+            b.iter(|| plan(&step, &request, &rules).expect("plans"))
+        });
+    }
+    group.finish();
+    // Four times the numbers should take four times as long.
+    let mut group = c.benchmark_group("plan scalar parameters");
+    group.sample_size(10);
+    for blocks in [50, 200] {
+        let settings = Settings { sizes: [("batch".to_owned(), 8)].into(), ..Settings::default() };
+        let (_, step) = settings.build(&scalars(blocks), &rules).expect("the chain builds");
+        group.bench_function(format!("{} parameters, {} values", 2 * blocks, step.len()), |b| {
             b.iter(|| plan(&step, &request, &rules).expect("plans"))
         });
     }

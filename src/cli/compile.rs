@@ -28,7 +28,7 @@ pub struct CompileArgs {
 
 pub fn run(args: &CompileArgs) -> Result<()> {
     new_file(&args.output, args.force)?;
-    let (compiled, ..) = args.what.compile(&args.model, false)?;
+    let compiled = args.what.compile(&args.model)?;
     let archs: Vec<String> = args.archs.iter().filter(|a| *a != "none").cloned().collect();
     let cubins = if archs.is_empty() || cuda::nvrtc_present() {
         trainer::compile_kernels(&compiled, &archs)?

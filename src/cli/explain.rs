@@ -30,7 +30,8 @@ pub fn run(args: &ExplainArgs) -> Result<()> {
         let (planned, _, rules) = inference::planned(&args.what, &args.model, None)?;
         explain(&planned.model.fed()?, &planned.settings.request()?, &rules, &args.value)?
     } else {
-        let (compiled, _, rules) = args.what.compile(&args.model, false)?;
+        let asked = args.what.read(&args.model, false)?;
+        let (compiled, rules) = (args.what.compile_read(&asked)?, asked.rules);
         let explanation = explain(&compiled.step, &compiled.settings.request()?, &rules, &args.value)?;
         Explanation { computed_again: compiled.planned.computes_again(&args.value), ..explanation }
     };

@@ -84,7 +84,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     if args.inference {
         return super::inference::run(args, model_path);
     }
-    let (compiled, model, rules) = args.what.compile(model_path, true)?;
+    let asked = args.what.read(model_path, true)?;
+    let compares = args.report.is_some() || (args.emit.is_empty() && !args.json);
+    let compare = || if compares { others(&asked) } else { Ok(Vec::new()) };
+    let (compiled, others) = rayon::join(|| args.what.compile_read(&asked), compare);
+    let compiled = compiled?;
     let settings = compiled.settings.clone();
     let request = settings.request()?;
     let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
@@ -92,11 +96,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         write_atomically(path, file.to_json().as_bytes())?;
         eprintln!("written to {}", path.display());
     }
-    let others = if args.report.is_some() || (args.emit.is_empty() && !args.json) {
-        others(&settings, &model, &rules, &request)?
-    } else {
-        Vec::new()
-    };
+    let others = others?;
     if let Some(path) = &args.report {
         let times = others.iter().map(|(label, p)| ((*label).to_owned(), p.estimate.seconds)).collect();
         write_atomically(path, report(&compiled.step, &compiled.planned, &request, times)?.as_bytes())?;
@@ -135,12 +135,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 }
 
 /// Plans to compare with: everything f32, and everything low.
-fn others(
-    settings: &Settings,
-    model: &Model,
-    rules: &RuleSet,
-    request: &Request,
-) -> Result<Vec<(&'static str, Planned)>> {
+fn others(asked: &Asked) -> Result<Vec<(&'static str, Planned)>> {
+    let Asked { model, settings, rules, .. } = asked;
+    let request = settings.request()?;
     let policies = [("everything f32 (fp32)", Policy::Fp32), ("everything low (o3)", Policy::O3)];
     let wanted =
         |policy| policy != settings.policy && (policy != Policy::O3 || request.target.multiplies(settings.low));
@@ -189,9 +186,18 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     text + "\n"
 }
 
+/// What is to be planned, read.
+pub struct Asked {
+    pub model: Model,
+    pub settings: Settings,
+    pub rules: RuleSet,
+    data: Option<Dataset>,
+    seed: u64,
+}
+
 impl WhatArgs {
-    /// Plans what is asked for; the settings it was planned with are those of the result.
-    pub fn compile(&self, what: &Path, frontier: bool) -> Result<(Compiled, Model, RuleSet)> {
+    /// Reads what is asked for.
+    pub fn read(&self, what: &Path, frontier: bool) -> Result<Asked> {
         let (model_path, mut settings, data, seed) = self.request(what)?;
         self.step.apply(&mut settings)?;
         settings.frontier = frontier;
@@ -199,14 +205,23 @@ impl WhatArgs {
         if settings.policy != Policy::Fp32 {
             settings.request()?.target.require(settings.low)?;
         }
-        let rules = self.step.rule_set()?;
-        let compiled = match &data {
+        Ok(Asked { model, settings, rules: self.step.rule_set()?, data, seed })
+    }
+
+    /// Plans what was read; the settings it was planned with are those of the result.
+    pub fn compile_read(&self, asked: &Asked) -> Result<Compiled> {
+        let Asked { model, settings, rules, data, seed } = asked;
+        match data {
             Some(data) if settings.policy == Policy::Auto => {
-                self.evidence.compile(&settings, &model, &self.step, data, seed)?
+                self.evidence.compile(settings, model, &self.step, data, *seed)
             }
-            _ => settings.compile(&model, &rules, None)?,
-        };
-        Ok((compiled, model, rules))
+            _ => settings.compile(model, rules, None),
+        }
+    }
+
+    /// Reads and plans what is asked for.
+    pub fn compile(&self, what: &Path) -> Result<Compiled> {
+        self.compile_read(&self.read(what, false)?)
     }
 
     /// The model, settings and data of an inference plan. Labels are not needed, but a run file has them.

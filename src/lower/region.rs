@@ -40,7 +40,7 @@ pub struct Layout {
     /// The domain axis that each variable of `axes` is.
     place: Vec<Option<usize>>,
     /// The shape of all roots, if the region is elementwise throughout: every axis of every value is then the one of this
-    /// shape as far from the last.
+    /// shape as far from the last. Of single numbers, whatever their ranks, it is that of a scalar.
     pub aligned: Option<Vec<usize>>,
     /// The axes are still to be laid out, which waits until the region stays as it is.
     pub is_stale: bool,
@@ -216,7 +216,10 @@ impl<'a> Analyser<'a> {
         let updated = |r: &Region, by: &Region| {
             by.roots.iter().filter_map(|root| self.updates.get(root)).flatten().any(|source| r.reads.contains(source))
         };
-        if updated(region, other) || updated(other, region) || other.roots.iter().any(|r| region.reads.contains(r)) {
+        // A single number has no other position to be read at.
+        let single = region.layout.aligned.as_ref().is_some_and(Vec::is_empty);
+        let in_place = !single && (updated(region, other) || updated(other, region));
+        if in_place || other.roots.iter().any(|r| region.reads.contains(r)) {
             return false;
         }
         let mut roots = [&region.roots[..], &other.roots].concat();
@@ -402,7 +405,10 @@ impl<'a> Analyser<'a> {
             for source in self.updates.get(&root).into_iter().flatten() {
                 let own = layout.axes_of(Site::Value(root));
                 let aside = |(s, (b, v)): &(Site, &(NodeId, View))| {
-                    *b == *source && (layout.axes_of(*s) != own || *v != View::contiguous(&graph.ty(*source).dims()))
+                    let here = || layout.axes_of(*s) == own && *v == View::contiguous(&graph.ty(*source).dims());
+                    // A kernel of single numbers has but one position, whatever the rank it is read in.
+                    let one = order.is_empty() && v.guards.is_empty();
+                    *b == *source && !one && !here()
                 };
                 if cone.reads.iter().any(aside) {
                     return Err("an in-place update read at another position".into());
@@ -414,7 +420,10 @@ impl<'a> Analyser<'a> {
         let elementwise = one_shape
             && cone.values.iter().all(|&v| is_aligned(graph.op(v)))
             && cone.reads.iter().all(|(_, (buffer, view))| is_plain(view, &graph.ty(*buffer).dims()));
-        layout.aligned = elementwise.then_some(shape);
+        let single = order.is_empty()
+            && cone.values.iter().all(|&v| is_of_one(graph.op(v)))
+            && cone.reads.iter().all(|(_, (_, view))| view.guards.is_empty());
+        layout.aligned = if single { Some(Vec::new()) } else { elementwise.then_some(shape) };
         let reads = cone.reads.iter().map(|r| r.1.0).collect();
         let waits = self.waits(cone).collect();
         let wide = cone.values.iter().any(|&v| needs_wide(graph, v));
@@ -430,6 +439,11 @@ fn is_same_set(a: &[usize], b: &[usize]) -> bool {
 /// Does an operation take its operands' elements from where its own are, counted from the last axis?
 fn is_aligned(op: &Op) -> bool {
     op.is_elementwise() || matches!(op, Op::Put(_) | Op::Cast(_) | Op::Broadcast { .. })
+}
+
+/// Does an operation make one number of one number of each operand, whatever their ranks?
+fn is_of_one(op: &Op) -> bool {
+    is_aligned(op) || op.is_view() || matches!(op, Op::Reduce { .. })
 }
 
 /// Is this a view of a whole buffer of these dims, at most broadcast?

@@ -228,6 +228,11 @@ impl<'a> Search<'a> {
     fn by_windows(&mut self, mut best: Costed, left: &mut usize) -> Costed {
         self.refused.clear();
         for _ in 0..SWEEPS {
+            // What a sweep finds has to be lowered whole before it is taken.
+            self.cut_short |= *left == 0;
+            if *left == 0 {
+                break;
+            }
             let before = best.estimate.seconds;
             best = self.swept(best, false, left);
             if best.estimate.seconds >= before {
