@@ -558,6 +558,15 @@ fn missing_model() {
     Place::new().refuses("plan absent.mir -o plan.json", WRONG, &["absent.mir", "no such file"]);
 }
 
+/// Nothing is allocated before its size is known to fit.
+#[test]
+fn model_larger_than_memory() {
+    let p = Place::new();
+    p.put("deep.mir", OTHER_MODEL.replace("[4, 5]", "[4, 100000000000]").replace("[5, 3]", "[100000000000, 3]"));
+    p.refuses(&TRAIN.replace("small.mir", "deep.mir"), FAILED, &["TB of memory", "batch"]);
+    p.refuses("plan small.mir --batch 1000000000000000", WRONG, &["`x`", "more than 2^40 elements"]);
+}
+
 /// A path below a regular file cannot be made by anyone, root included.
 #[test]
 fn output_that_cannot_be_written() {

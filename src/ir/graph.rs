@@ -215,7 +215,8 @@ impl Graph {
         let ty = inferred.map_err(|why| {
             let of: Vec<String> = types.iter().map(|t| t.to_string()).collect();
             let place = self.origin.as_ref().map_or(String::new(), |o| format!("{o}: "));
-            Error::Graph(format!("{place}{}({}): {why}", key.0.name(), of.join(", ")))
+            let what = name.as_ref().map_or(String::new(), |n| format!("`{n}`: "));
+            Error::Graph(format!("{place}{what}{}({}): {why}", key.0.name(), of.join(", ")))
         })?;
         let name = match name {
             Some(name) => {

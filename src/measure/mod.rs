@@ -193,7 +193,7 @@ mod tests {
     fn a_measured_profile_is_written_and_read() {
         let mut base = Target::named("cpu").unwrap();
         base.product_tflops.values_mut().for_each(|r| *r = 2e-4);
-        let open = |p: Program| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>);
+        let open = |p: Program| Ok(Box::new(CpuRunner::open(p)?) as Box<dyn Device>);
         let told = std::cell::Cell::new(0);
         let measured = measure(&base, &open, &|| told.set(told.get() + 1)).unwrap();
         assert_eq!(told.get(), steps(&base));

@@ -42,7 +42,7 @@ impl DeviceKind {
     pub fn open(self, program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<Box<dyn Device>> {
         match self.resolved() {
             DeviceKind::Cuda => Ok(Box::new(CudaRunner::new(program, cubins)?)),
-            _ => Ok(Box::new(CpuRunner::new(program))),
+            _ => Ok(Box::new(CpuRunner::open(program)?)),
         }
     }
 }

@@ -14,8 +14,8 @@ pub struct Watched {
 }
 
 impl Watched {
-    pub fn new(program: Program, watcher: Watcher) -> Watched {
-        Watched { runner: CpuRunner::new(program), watcher }
+    pub fn new(program: Program, watcher: Watcher) -> Result<Watched> {
+        Ok(Watched { runner: CpuRunner::open(program)?, watcher })
     }
 }
 

@@ -269,7 +269,7 @@ impl<'a> Laboratory<'a> {
     fn instrument(&self) -> Result<Instrument> {
         let formats = self.settings.probed();
         let probe = probe(&self.subject.step, &self.subject.results, formats.iter().copied().collect())?;
-        let mut device = CpuRunner::new(lower(verify(&probe.graph)?)?);
+        let mut device = CpuRunner::open(lower(verify(&probe.graph)?)?)?;
         write_sources(&mut device, &self.subject.sources)?;
         let bands = self.bands(&probe.kinks, &probe.spreads, &formats)?;
         Ok(Instrument { probe, device, bands })
@@ -341,7 +341,7 @@ impl<'a> Laboratory<'a> {
     /// Band and slope of every kink, by format.
     fn bands(&self, kinks: &[Kink], spreads: &Graph, formats: &[Format]) -> Result<Vec<BTreeMap<Format, [f64; 2]>>> {
         let feeds = feeds(spreads);
-        let mut device = CpuRunner::new(lower_visibly(verify(spreads)?)?);
+        let mut device = CpuRunner::open(lower_visibly(verify(spreads)?)?)?;
         write_sources(&mut device, &self.subject.sources)?;
         let mut squares = vec![BTreeMap::from_iter(formats.iter().map(|&f| (f, 0.0))); kinks.len()];
         for rows in self.subject.probed.iter().filter(|_| !kinks.is_empty()) {
@@ -376,7 +376,7 @@ impl<'a> Laboratory<'a> {
 
     /// Runs a trial on held-out batches and compares its results with those of f32.
     pub fn measure(&mut self, trial: &Trial) -> Result<Measured> {
-        let mut device = CpuRunner::new(lower(verify(&trial.graph)?)?);
+        let mut device = CpuRunner::open(lower(verify(&trial.graph)?)?)?;
         let feeds = feeds(&trial.graph);
         let mut errors: BTreeMap<String, f64> = BTreeMap::new();
         for rows in &self.subject.held_out {

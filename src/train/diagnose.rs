@@ -55,7 +55,7 @@ fn look(graph: &Graph, sources: &Weights, data: &Dataset, rows: &[usize]) -> Res
         return Ok(None);
     }
     let (evidence, watcher) = watching();
-    let mut device = Watched::new(program, watcher);
+    let mut device = Watched::new(program, watcher)?;
     write_sources(&mut device, sources)?;
     write_copies(&mut device, graph, sources)?;
     feed(&mut device, &feeds(graph), data, rows)?;

@@ -23,7 +23,7 @@ impl PlainResults {
     /// `results` are values of the step, by what they are called.
     pub fn new(step: &Graph, results: &BTreeMap<String, String>) -> Result<PlainResults> {
         let graph = observed(&step.prune(&gradient_outputs(step, results))?)?;
-        let device = CpuRunner::new(lower_visibly(verify(&graph)?)?);
+        let device = CpuRunner::open(lower_visibly(verify(&graph)?)?)?;
         Ok(PlainResults { device, feeds: feeds(&graph), results: results.keys().cloned().collect() })
     }
 

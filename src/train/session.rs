@@ -94,7 +94,7 @@ impl Session {
     /// A run on the CPU that shows every value the plan stores to a watcher ([`crate::train::Settings::observed`]).
     pub fn watched(compiled: Compiled, seed: u64, watcher: Watcher) -> Result<Session> {
         let program = lower_visibly(verify(&compiled.planned.graph)?)?;
-        Session::on(compiled, seed, Box::new(Watched::new(program, watcher)), None)
+        Session::on(compiled, seed, Box::new(Watched::new(program, watcher)?), None)
     }
 
     pub(super) fn on(

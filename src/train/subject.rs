@@ -133,7 +133,7 @@ fn seen(graph: &Graph, weights: &Weights, data: &Dataset, batches: &[Vec<usize>]
     let graph = observed(graph)?;
     let feeds = feeds(&graph);
     let (evidence, watcher) = watching();
-    let mut device = Watched::new(lower_visibly(verify(&graph)?)?, watcher);
+    let mut device = Watched::new(lower_visibly(verify(&graph)?)?, watcher)?;
     write_sources(&mut device, weights)?;
     for rows in batches {
         feed(&mut device, &feeds, data, rows)?;

@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::format::{narrow, widen};
 use crate::lower::{Address, BufferId, Contraction, Kernel, Program, passes};
 use crate::memory::Bytes;
+use bytesize::ByteSize;
 use ndarray::LinalgScalar;
 use real::Real;
 use std::time::Instant;
@@ -33,6 +34,23 @@ pub struct CpuRunner {
 }
 
 impl CpuRunner {
+    /// A runner for a program that the machine has memory for.
+    ///
+    /// # Errors
+    /// Where it has not, before any of it is allocated: sizes come from model files and command lines.
+    pub fn open(program: Program) -> Result<CpuRunner> {
+        let bytes = program.memory().total();
+        let room = Vec::<u8>::new().try_reserve_exact(bytes);
+        room.map_err(|_| {
+            let bytes = ByteSize::b(bytes as u64).display().si();
+            Error::Device(format!(
+                "this takes {bytes} of memory, more than the machine gives; make the batch, another extent or the model smaller, or set --memory-limit"
+            ))
+        })?;
+        Ok(CpuRunner::new(program))
+    }
+
+    /// A runner for a program whose size is known to be small.
     pub fn new(program: Program) -> CpuRunner {
         let mut last = vec![None; program.buffers.len()];
         for (time, kernel) in program.kernels.iter().enumerate() {
