@@ -8,7 +8,7 @@
 //!
 //! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it and how far the
 //! plan was searched for, and at the end how many there were of each verdict. Exits 1 if one was wrong. `nvrtc` compiles the
-//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun after so many. `--onnx` writes programs as ONNX files
+//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun, or made smaller, after so many. `--onnx` writes programs as ONNX files
 //! with what must come of them, for other runtimes.
 
 #[path = "../tests/common/mod.rs"]
@@ -147,8 +147,10 @@ fn main() -> ExitCode {
                 if known {
                     break;
                 }
-                let mut fails =
-                    |b: &[u8]| matches!(verdict(b, way, &rules, &open), Verdict::Wrong(w) if self::kind(&w) == kind);
+                let mut fails = |b: &[u8]| {
+                    began.elapsed() <= most
+                        && matches!(verdict(b, way, &rules, &open), Verdict::Wrong(w) if self::kind(&w) == kind)
+                };
                 let small = shrink(bytes.clone(), SHRINKING, &mut fails);
                 let hex: String = small.iter().map(|b| format!("{b:02x}")).collect();
                 let why = verdict(&small, way, &rules, &open);

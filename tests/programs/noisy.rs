@@ -42,10 +42,15 @@ impl Errors {
             Errors::Random(_) => x.map_with(|v| v * (1.0 + by * self.next())),
         }
     }
+
+    /// Numbers that are off by so much, however small they are.
+    fn aside(&mut self, x: &Tensor, by: f64) -> Tensor {
+        x.map_with(|v| v + by * self.next())
+    }
 }
 
 /// Every node's value, with errors drawn anew.
-pub fn evaluate(graph: &Graph, source: impl Fn(NodeId) -> Tensor, errors: &mut Errors) -> Vec<Tensor> {
+pub fn evaluate(graph: &Graph, source: &dyn Fn(NodeId) -> Tensor, errors: &mut Errors) -> Vec<Tensor> {
     let mut values: Vec<Tensor> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let (op, ty) = (graph.op(id), graph.ty(id));
@@ -59,6 +64,7 @@ pub fn evaluate(graph: &Graph, source: impl Fn(NodeId) -> Tensor, errors: &mut E
             Op::Put(f) | Op::Cast(f) if f.is_float() => stored(x[0], *f, errors),
             Op::Convert(f) if f.is_low() => stored(x[0], *f, errors),
             op if is_exact(op) || !ty.format.is_float() => op.eval(&x, ty),
+            Op::Scan(scan) => scan.eval_by(&x, ty, &mut |body, source| evaluate(body, source, errors)),
             Op::Normalise { axes, eps, centred: true } => centred(x[0], axes, *eps, ty, errors),
             op => {
                 let moved: Vec<Tensor> = inputs
@@ -67,7 +73,10 @@ pub fn evaluate(graph: &Graph, source: impl Fn(NodeId) -> Tensor, errors: &mut E
                     .map(|(&i, x)| if graph.ty(i).format.is_float() { errors.off(x, ARITHMETIC) } else { (*x).clone() })
                     .collect();
                 let result = op.eval(&moved.iter().collect::<Vec<_>>(), ty);
-                errors.off(&result, ARITHMETIC)
+                let result = errors.off(&result, ARITHMETIC);
+                // The logarithm of a sum that is nearly 1 is nearly 0, and as far off as the sum.
+                let of_sum = matches!(op, Op::LogSoftmax { .. } | Op::Loss(_));
+                if of_sum { errors.aside(&result, ARITHMETIC) } else { result }
             }
         };
         values.push(value);
@@ -91,6 +100,9 @@ fn centred(x: &Tensor, axes: &[usize], eps: Num, ty: &Type, errors: &mut Errors)
 fn stored(x: &Tensor, format: Format, errors: &mut Errors) -> Tensor {
     let Some(spec) = format.float() else { return x.clone() };
     x.map_with(|v| {
+        if !v.is_finite() {
+            return v;
+        }
         let off = v.abs() * spec.unit_roundoff() * errors.next() + 0.5 * spec.min_subnormal() * errors.next();
         format.round(v + off, Overflow::Ieee)
     })

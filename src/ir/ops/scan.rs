@@ -88,6 +88,9 @@ pub enum Take {
     Last(String),
 }
 
+/// Yields all values of a body, given those of its sources.
+pub type EvaluateBody<'a> = dyn FnMut(&Graph, &dyn Fn(NodeId) -> Tensor) -> Vec<Tensor> + 'a;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Scan {
     pub body: Body,
@@ -168,6 +171,12 @@ impl Scan {
     }
 
     pub(super) fn eval(&self, x: &[&Tensor], ty: &Type) -> Tensor {
+        self.eval_by(x, ty, &mut |body, source| evaluate(body, source))
+    }
+
+    /// What the loop takes, where `evaluate` yields all values of its body, given those of the sources: the reference
+    /// evaluator, or one that does something else besides.
+    pub fn eval_by(&self, x: &[&Tensor], ty: &Type, evaluate: &mut EvaluateBody) -> Tensor {
         let body = self.body.graph();
         let Dim::Fixed(steps) = self.steps else { panic!("a bound graph has no named extents") };
         let sources: Vec<NodeId> = body.sources().collect();
@@ -175,7 +184,7 @@ impl Scan {
         let mut rows: Vec<Vec<f64>> = vec![Vec::new(); steps];
         let order: Vec<usize> = if self.reverse { (0..steps).rev().collect() } else { (0..steps).collect() };
         for t in order {
-            let values = evaluate(body, |id| {
+            let values = evaluate(body, &|id| {
                 let at = sources.iter().position(|&s| s == id).expect("sources are operands");
                 let operand = x[at];
                 match body.op(id) {

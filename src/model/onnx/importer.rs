@@ -127,6 +127,9 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
     }
     im.nodes(&proto.node).map_err(bad)?;
     im.graph.origin = None;
+    if proto.output.is_empty() {
+        return Err(bad("has no outputs, so there is nothing to compute or to train".into()));
+    }
     for o in &proto.output {
         let id = im.node_of(o.name()).map_err(|e| bad(format!("output `{}`: {e}", o.name())))?;
         im.graph.add_output(o.name(), Role::Output, id);
