@@ -229,6 +229,54 @@ def check(name, make, policy, folder):
     report(f"{name} under {policy}", int(not good), f"{said}; {len(narrow)} of {len(products)} products in f16, {casts} casts")
 
 
+def many(opset):
+    """One operation after another between two products, of all those that take one operand of any shape."""
+    unary = [
+        "Abs", "Ceil", "Cos", "Elu", "Erf", "Floor", "HardSigmoid", "HardSwish", "LeakyRelu", "Mish", "Neg", "Relu",
+        "Round", "Selu", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign", "Tanh", "ThresholdedRelu", "Identity",
+    ]
+    nodes, at = [helper.make_node("Conv", ["x", "k"], ["c0"]), helper.make_node("GlobalAveragePool", ["c0"], ["c1"])], "c1"
+    for op in unary + (["Gelu"] if opset >= 20 else []):
+        since = onnx.defs.get_schema(op, max_inclusive_version=opset) if onnx.defs.has(op) else None
+        if since is None:
+            continue
+        nodes += [helper.make_node(op, [at], [f"y.{op}"])]
+        at = f"y.{op}"
+    nodes += [
+        helper.make_node("Flatten", [at], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["m"]),
+        helper.make_node("Einsum", ["m", "w2"], ["e"], equation="ij,jk->ik"),
+        helper.make_node("MatMul", ["e", "w2"], ["out"]),
+    ]
+    data = {"k": normal(8, 3, 3, 3), "w": normal(8, 8), "w2": normal(8, 8)}
+    return model(nodes, data, [("x", TensorProto.FLOAT, [4, 3, 8, 8])], [("out", TensorProto.FLOAT, [4, 8])], opset)
+
+
+def check_bf16(opset, folder):
+    """Every node of a file in bf16 has only tensors whose types its schema in the file's opset allows."""
+    wide, mixed = folder / "wide.onnx", folder / "mixed.onnx"
+    onnx.save(many(opset), wide)
+    command = [MANTISSA, "plan", wide, "--inference", "--policy", "o2", "--format", "bf16", "--onnx", mixed]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip())
+    onnx.checker.check_model(mixed, full_check=True)
+    graph = onnx.shape_inference.infer_shapes(onnx.load(mixed)).graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    types |= {v.name: v.type.tensor_type.elem_type for v in [*graph.value_info, *graph.input, *graph.output]}
+    bad, low = [], 0
+    for n in graph.node:
+        schema = onnx.defs.get_schema(n.op_type, max_inclusive_version=opset)
+        allowed = {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
+        for name, formal in [*zip(n.input, schema.inputs), *zip(n.output, schema.outputs)]:
+            if types.get(name) == TensorProto.BFLOAT16:
+                low += 1
+                if "tensor(bfloat16)" not in allowed.get(formal.type_str, [formal.type_str]):
+                    bad.append(f"{n.op_type} {name}")
+    report(f"bf16 in opset {opset}", len(bad), f"{low} tensors in bf16; not allowed: {', '.join(bad) or 'none'}")
+    assert low, "something runs in bf16"
+
+
 MODELS = {
     "block": block, "convnet": convnet, "lstm": lstm, "loud": loud,
     "squeezenet": light("light_squeezenet"), "shufflenet": light("light_shufflenet"),
@@ -244,3 +292,9 @@ if __name__ == "__main__":
                     check(name, make, policy, pathlib.Path(folder))
                 except (RuntimeError, AssertionError, onnx.checker.ValidationError) as e:
                     report(f"{name} under {policy}", 1, str(e))
+    for opset in [18, 20, 22]:
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                check_bf16(opset, pathlib.Path(folder))
+            except (RuntimeError, AssertionError, onnx.checker.ValidationError) as e:
+                report(f"bf16 in opset {opset}", 1, str(e))

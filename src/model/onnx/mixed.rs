@@ -4,7 +4,7 @@
 //! name and its format (`h.f16`), and is cast back under its own name if anything reads it wide.
 
 use super::File;
-use super::narrow::{NodeFormats, key, operand_positions, operands};
+use super::narrow::{BF16, NodeFormats, key, operand_positions, operands};
 use super::order::all_reads;
 use super::patch::{infer, with_data_apart};
 use super::proto::tensor_proto::DataType;
@@ -47,14 +47,13 @@ impl File {
         }
     }
 
-    /// Refuses formats that operations of the file's opset do not have.
+    /// Refuses a format that no operation of the file's opset has.
     pub fn require_opset(&self, formats: &NodeFormats) -> Result<()> {
-        const ALL_BF16: i64 = 22;
-        if self.opset < ALL_BF16 && formats.values().any(|&f| f == Format::Bf16) {
+        if self.opset < BF16 && formats.values().any(|&f| f == Format::Bf16) {
             return Err(Error::model(
                 &self.path,
                 format!(
-                    "opset {} has no bf16 in all operations; export the model with opset_version={ALL_BF16}, or take f16 (--format f16)",
+                    "opset {} has no bf16; export the model with a later opset_version (all operations have it in 22), or take f16 (--format f16)",
                     self.opset
                 ),
             ));

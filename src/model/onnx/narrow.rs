@@ -159,6 +159,34 @@ fn runs_narrow(op: &str) -> bool {
     is_product(op) || moves(op) || OTHERS.contains(&op) || READS.contains(&op)
 }
 
+/// The opset that brought bf16 to most operations, and to casts.
+pub const BF16: i64 = 13;
+
+/// The opset that brought bf16 to an operation later, by the type constraints of the specification's `Operators.md`.
+#[rustfmt::skip]
+const BF16_LATER: [(i64, &[&str]); 9] = [
+    (14, &["BatchNormalization", "Trilu"]),
+    (16, &["LeakyRelu", "PRelu", "Where"]),
+    (17, &["LayerNormalization"]),
+    (18, &["GroupNormalization"]),
+    (20, &["Gelu", "IsInf"]),
+    (22, &[
+        "AveragePool", "Conv", "ConvTranspose", "Cos", "Elu", "GRU", "GlobalAveragePool", "GlobalLpPool", "GlobalMaxPool",
+        "HardSigmoid", "HardSwish", "InstanceNormalization", "LSTM", "LpNormalization", "LpPool", "MaxPool", "Mish", "RNN",
+        "Round", "Selu", "Sin", "Softplus", "Softsign", "Tan", "ThresholdedRelu",
+    ]),
+    (23, &["Attention", "RMSNormalization", "RotaryEmbedding"]),
+    (24, &["Swish"]),
+    // It never did.
+    (i64::MAX, &["Einsum"]),
+];
+
+/// Does the operation take a format in an opset? f16 has been there from the start.
+fn takes(op: &str, format: Format, opset: i64) -> bool {
+    let since = BF16_LATER.iter().find(|(_, ops)| ops.contains(&op)).map_or(BF16, |l| l.0);
+    format != Format::Bf16 || opset >= since
+}
+
 /// Where a node's inputs stand that are in its format, where they hold floating-point numbers.
 pub fn operand_positions(node: &NodeProto) -> impl Iterator<Item = usize> {
     // Scales of an image's sides and rates of dropping are no part of the data.
@@ -201,7 +229,8 @@ impl File {
         let is_called = |n: &NodeProto| function_of(&self.model.functions, n).is_some();
         let able: Vec<&NodeProto> =
             order.into_iter().filter(|n| runs_narrow(n.op_type()) && n.domain().is_empty() && !is_called(n)).collect();
-        let mut a = Assigner { bound, wishes, constants, readers, producers, outside, formats: NodeFormats::new() };
+        let (opset, formats) = (self.opset, NodeFormats::new());
+        let mut a = Assigner { bound, wishes, opset, constants, readers, producers, outside, formats };
         for node in able.iter().rev() {
             a.as_wished(node);
         }
@@ -268,6 +297,7 @@ fn holds(w: &Weight, format: Format, small: Small) -> bool {
 struct Assigner<'a> {
     bound: &'a Bound,
     wishes: Wishes<'a>,
+    opset: i64,
     constants: HashMap<&'a str, Weight>,
     readers: HashMap<&'a str, Vec<&'a NodeProto>>,
     producers: HashMap<&'a str, &'a NodeProto>,
@@ -292,10 +322,11 @@ impl<'a> Assigner<'a> {
         }
     }
 
-    /// Would the node's operands and results all fit?
+    /// Does the operation take the format, and would the node's operands and results all fit?
     fn fits(&self, node: &'a NodeProto, format: Format) -> bool {
         let small = small_in(node);
-        operands(node).chain(self.results(node)).all(|name| self.holds(name, format, small))
+        takes(node.op_type(), format, self.opset)
+            && operands(node).chain(self.results(node)).all(|name| self.holds(name, format, small))
     }
 
     fn take(&mut self, node: &NodeProto, format: Format) {
@@ -361,6 +392,7 @@ impl<'a> Assigner<'a> {
             given.iter().filter(|n| !self.constants.contains_key(*n)).map(|n| self.comes_in(n)).collect();
         if let (1, Some(&Some(f))) = (formats.len(), formats.first())
             && self.format_of(node).is_none()
+            && takes(node.op_type(), f, self.opset)
             && given.iter().all(|n| self.constants.get(n).is_none_or(|w| holds(w, f, small_in(node))))
         {
             self.take(node, f);
