@@ -245,11 +245,13 @@ def many(opset):
     nodes += [
         helper.make_node("Flatten", [at], ["flat"]),
         helper.make_node("MatMul", ["flat", "w"], ["m"]),
-        helper.make_node("Einsum", ["m", "w2"], ["e"], equation="ij,jk->ik"),
-        helper.make_node("MatMul", ["e", "w2"], ["out"]),
+        helper.make_node("MatMul", ["m", "w2"], ["m2"]),
+        helper.make_node("Einsum", ["m2", "w3"], ["e"], equation="ij,jk->ik"),
+        helper.make_node("MatMul", ["e", "w4"], ["m4"]),
+        helper.make_node("MatMul", ["m4", "w5"], ["out"]),
     ]
-    data = {"k": normal(8, 3, 3, 3), "w": normal(8, 8), "w2": normal(8, 8)}
-    return model(nodes, data, [("x", TensorProto.FLOAT, [4, 3, 8, 8])], [("out", TensorProto.FLOAT, [4, 8])], opset)
+    data = {"k": normal(256, 3, 3, 3)} | {w: normal(256, 256) for w in ["w", "w2", "w3", "w4", "w5"]}
+    return model(nodes, data, [("x", TensorProto.FLOAT, [64, 3, 8, 8])], [("out", TensorProto.FLOAT, [64, 256])], opset)
 
 
 def check_bf16(opset, folder):
