@@ -228,16 +228,24 @@ mod onnx {
 
     /// A model of nodes and initialisers from `x`, f32[batch, 4], to `out`, f32[batch, 3].
     pub fn model(parts: &[Vec<u8>]) -> Vec<u8> {
+        of_opset(20, parts)
+    }
+
+    pub fn of_opset(opset: u64, parts: &[Vec<u8>]) -> Vec<u8> {
         let graph =
             [parts.concat(), part(2, "main_graph"), part(11, value("x", 4)), part(12, value("out", 3))].concat();
-        [int(1, 8), part(7, graph), part(8, int(2, 20))].concat()
+        [int(1, 8), part(7, graph), part(8, int(2, opset))].concat()
     }
 }
 
 const PLAN_ONNX: &str = "plan net.onnx --loss cross_entropy --batch 4 -o plan.json";
 
 fn good_onnx() -> Vec<u8> {
-    onnx::model(&[onnx::node("fc", "MatMul", &["x", "w"], "out"), onnx::ones("w", &[4, 3])])
+    onnx::model(&linear())
+}
+
+fn linear() -> [Vec<u8>; 2] {
+    [onnx::node("fc", "MatMul", &["x", "w"], "out"), onnx::ones("w", &[4, 3])]
 }
 
 fn refuses_onnx(bytes: impl AsRef<[u8]>, parts: &[&str]) {
@@ -321,7 +329,10 @@ fn mixed_precision_files() {
     p.refuses("plan low.onnx --inference --batch 4 --onnx new.onnx", WRONG, &["low.onnx", "`w`", "f32"]);
     p.refuses("plan small.mir --inference --batch 4 --onnx new.onnx", WRONG, &["small", "mantissa export"]);
     p.refuses("plan small.mir --inference --batch 4 --policy auto --calibrate x.npz", WRONG, &["mantissa export"]);
-    p.refuses(&format!("{plan} --policy greedy --format bf16 --onnx new.onnx"), WRONG, &["net.onnx", "opset", "bf16"]);
+    let bf16 = plan.to_owned() + " --policy greedy --format bf16 --onnx";
+    p.succeeds(&format!("{bf16} bf16.onnx"));
+    p.put("old.onnx", onnx::of_opset(12, &linear()));
+    p.refuses(&format!("{bf16} new.onnx").replace("net.onnx", "old.onnx"), WRONG, &["old.onnx", "opset", "bf16"]);
 }
 
 #[test]

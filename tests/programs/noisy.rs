@@ -43,9 +43,10 @@ impl Errors {
         }
     }
 
-    /// Numbers that are off by so much, however small they are.
-    fn aside(&mut self, x: &Tensor, by: f64) -> Tensor {
-        x.map_with(|v| v + by * self.next())
+    /// Numbers that are off as far as those of a size are, however small they are themselves.
+    fn aside(&mut self, x: &Tensor, size: &Tensor) -> Tensor {
+        let off = size.map_with(|s| if s.is_finite() { s * ARITHMETIC * self.next() } else { 0.0 });
+        Tensor::new(&x.dims, x.data.iter().zip(&off.data).map(|(v, o)| v + o).collect())
     }
 }
 
@@ -74,9 +75,13 @@ pub fn evaluate(graph: &Graph, source: &dyn Fn(NodeId) -> Tensor, errors: &mut E
                     .collect();
                 let result = op.eval(&moved.iter().collect::<Vec<_>>(), ty);
                 let result = errors.off(&result, ARITHMETIC);
-                // The logarithm of a sum that is nearly 1 is nearly 0, and as far off as the sum.
-                let of_sum = matches!(op, Op::LogSoftmax { .. } | Op::Loss(_));
-                if of_sum { errors.aside(&result, ARITHMETIC) } else { result }
+                match op {
+                    // The logarithm of a sum that is nearly 1 is nearly 0, and as far off as the sum.
+                    Op::LogSoftmax { .. } | Op::Loss(_) => errors.aside(&result, &result.map(|_| 1.0)),
+                    // So is a share 1 + tanh that is nearly 0.
+                    Op::Unary(Unary::Gelu | Unary::GeluTanh) => errors.aside(&result, x[0]),
+                    _ => result,
+                }
             }
         };
         values.push(value);

@@ -181,10 +181,10 @@ const BF16_LATER: [(i64, &[&str]); 9] = [
     (i64::MAX, &["Einsum"]),
 ];
 
-/// Does the operation take a format in an opset? f16 has been there from the start.
+/// Does the operation take a format in an opset that has the format? f16 has been there from the start.
 fn takes(op: &str, format: Format, opset: i64) -> bool {
-    let since = BF16_LATER.iter().find(|(_, ops)| ops.contains(&op)).map_or(BF16, |l| l.0);
-    format != Format::Bf16 || opset >= since
+    let later = BF16_LATER.iter().find(|(_, ops)| ops.contains(&op));
+    format != Format::Bf16 || later.is_none_or(|&(since, _)| opset >= since)
 }
 
 /// Where a node's inputs stand that are in its format, where they hold floating-point numbers.
