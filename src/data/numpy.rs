@@ -71,6 +71,9 @@ fn parse(mut reader: impl Read, held: u64) -> Result<Array, String> {
     if nesting(&text) > NESTED {
         return Err("not a .npy file: its header has brackets within brackets".into());
     }
+    if !is_countable(&text) {
+        return Err("not a .npy file: the extents in its header are too large".into());
+    }
     array(NpyFile::new((&start[..]).chain(&text[..]).chain(reader)).map_err(not_npy)?)
 }
 
@@ -85,6 +88,17 @@ fn nesting(text: &[u8]) -> usize {
         Some(*depth)
     });
     depths.max().unwrap_or(0)
+}
+
+/// Bits of the product of all whole numbers in a header, at most: the library multiplies extents unchecked.
+const COUNTABLE: f64 = 62.0;
+
+/// Is whatever a header's numbers multiply to less than 2^62? Sums, which its parser takes too, no program writes.
+fn is_countable(text: &[u8]) -> bool {
+    let numbers =
+        text.split(|c| !c.is_ascii_digit()).filter_map(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+    let bits: f64 = numbers.map(|n: f64| n.max(1.0).log2()).sum();
+    bits < COUNTABLE && !text.contains(&b'+')
 }
 
 fn array<R: Read>(npy: NpyFile<R>) -> Result<Array, String> {
