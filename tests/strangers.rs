@@ -444,3 +444,15 @@ fn pipelines_of_scikit_learn_are_read() {
         assert_forward(&format!("{name}.onnx"), &tensors, &tensors, 1e-5);
     }
 }
+
+/// A classifier that ends in `argmax` is planned as it is, and trained by the scores before.
+#[test]
+fn a_model_that_yields_classes_is_trained_by_its_scores() {
+    let model = "whole_number_output.onnx";
+    let said = refused(&format!("plan {model} --loss cross_entropy"));
+    assert!(said.contains("whole numbers") && said.contains("--prediction linear_1"), "{said}");
+    // 4 × 8 + 8 and 8 × 3 + 3.
+    let planned = stdout(&format!("plan {model} --loss cross_entropy --prediction linear_1"));
+    assert!(planned.contains("67 parameters"), "{planned}");
+    stdout(&format!("plan {model} --inference"));
+}

@@ -146,9 +146,10 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
     };
     if !graph.ty(x).format.is_float() {
         return Err(Error::Request(format!(
-            "`{}` is {}: whole numbers have no gradient, so no loss can train it; its model would have to yield scores",
+            "`{}` is {}: whole numbers have no gradient, so no loss can train it; train a value that it is computed from: --prediction {}",
             graph.name_of(x),
-            graph.ty(x)
+            graph.ty(x),
+            scores_behind(graph, x).map_or("NAME", |id| graph.name_of(id))
         )));
     }
     let ty = criterion.label_type(graph.ty(x))?;
@@ -166,6 +167,15 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
     let loss = criterion.build(graph, x, label, weights)?;
     graph.rename(loss, "loss");
     Ok((loss, x))
+}
+
+/// The nearest values of real numbers that whole ones are computed from.
+fn scores_behind(graph: &Graph, of: NodeId) -> Option<NodeId> {
+    let mut at = of;
+    while !graph.ty(at).format.is_float() {
+        at = *graph.inputs(at).iter().max_by_key(|i| graph.ty(**i).elements())?;
+    }
+    Some(at)
 }
 
 /// The named loss nearest above the scalar.
