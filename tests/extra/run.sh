@@ -50,9 +50,9 @@ check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch
 check env LD_LIBRARY_PATH=$stubs CUDA_VISIBLE_DEVICES= $python tests/extra/torch_training.py target/release/mantissa
 random=$PWD/target/release/examples/random_programs
 check env MANTISSA_CUDA_LIB="$lib13" RUST_BACKTRACE=0 bash -c '
-    "$0" 40 16 --ways fp32,o1-f16 --device nvrtc && echo "ok random programs through NVRTC"' "$random"
+    "$0" 30 16 --ways fp32,o1-f16 --device nvrtc && echo "ok random programs through NVRTC"' "$random"
 check env RUST_BACKTRACE=0 bash -c '"$0" 120 17 --ways fp32 && echo "ok random programs in f32"' "$random"
-check $python tests/extra/onnx_random.py "$random" 200
+check $python tests/extra/onnx_random.py "$random" 150
 check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
 check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
 # A browser, where there is one or it can be installed.
