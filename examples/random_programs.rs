@@ -8,8 +8,8 @@
 //!
 //! Prints a line for every program that is wrong, made as small as it gets, with the bytes that make it and how far the
 //! plan was searched for, and at the end how many there were of each verdict. Exits 1 if one was wrong. `nvrtc` compiles the
-//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun, or made smaller, after so many. `--onnx` writes programs as ONNX files
-//! with what must come of them, for other runtimes.
+//! CUDA code of each and runs on the CPU. `--seconds`: no program is begun, or made smaller, after so many. `--onnx` writes
+//! programs as ONNX files with what must come of them, for other runtimes.
 
 #[path = "../tests/common/mod.rs"]
 mod common;

@@ -231,6 +231,7 @@ mod onnx {
         of_opset(20, parts)
     }
 
+    /// The same in another opset.
     pub fn of_opset(opset: u64, parts: &[Vec<u8>]) -> Vec<u8> {
         let graph =
             [parts.concat(), part(2, "main_graph"), part(11, value("x", 4)), part(12, value("out", 3))].concat();

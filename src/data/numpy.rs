@@ -93,12 +93,14 @@ fn nesting(text: &[u8]) -> usize {
 /// Bits of the product of all whole numbers in a header, at most: the library multiplies extents unchecked.
 const COUNTABLE: f64 = 62.0;
 
-/// Is whatever a header's numbers multiply to less than 2^62? Sums, which its parser takes too, no program writes.
+/// Is whatever a header's numbers multiply to less than 2^62? Sums and hexadecimal numbers, which its parser takes too, no
+/// program writes.
 fn is_countable(text: &[u8]) -> bool {
-    let numbers =
-        text.split(|c| !c.is_ascii_digit()).filter_map(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
-    let bits: f64 = numbers.map(|n: f64| n.max(1.0).log2()).sum();
-    bits < COUNTABLE && !text.contains(&b'+')
+    let words = text.split(|c| !c.is_ascii_alphanumeric() && *c != b'_');
+    let numbers = words.filter(|word| word.first().is_some_and(u8::is_ascii_digit));
+    let bits = |word: &[u8]| std::str::from_utf8(word).ok()?.parse().ok().map(|n: f64| n.max(1.0).log2());
+    let total: Option<f64> = numbers.map(bits).sum();
+    total.is_some_and(|bits| bits < COUNTABLE) && !text.contains(&b'+')
 }
 
 fn array<R: Read>(npy: NpyFile<R>) -> Result<Array, String> {

@@ -229,8 +229,8 @@ impl<'a> Search<'a> {
         self.refused.clear();
         for _ in 0..SWEEPS {
             // What a sweep finds has to be lowered whole before it is taken.
-            self.cut_short |= *left == 0;
             if *left == 0 {
+                self.cut_short = true;
                 break;
             }
             let before = best.estimate.seconds;

@@ -169,7 +169,7 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
     Ok((loss, x))
 }
 
-/// The nearest values of real numbers that whole ones are computed from.
+/// The nearest value in floating point that a whole-number one is computed from, by the largest operands.
 fn scores_behind(graph: &Graph, of: NodeId) -> Option<NodeId> {
     let mut at = of;
     while !graph.ty(at).format.is_float() {
