@@ -456,3 +456,22 @@ fn a_model_that_yields_classes_is_trained_by_its_scores() {
     assert!(planned.contains("67 parameters"), "{planned}");
     stdout(&format!("plan {model} --inference"));
 }
+
+/// A model of classes alone is judged by the scores that they are chosen by. By NumPy, weights of the first product in bf16
+/// move them by 1.73e-3 of their norm.
+#[test]
+fn a_model_that_yields_classes_is_calibrated_by_its_scores() {
+    let plan = "plan classes_alone.onnx --inference --batch 128 --target cpu --format bf16 --calibrate classes_alone.npz";
+    let out = tempfile::tempdir().unwrap();
+    for (policy, more, expected) in [
+        ("o1", String::new(), 1.73e-3),
+        ("auto", String::new(), 1.73e-3),
+        // The file stores the second product's weights low as well.
+        ("o1", format!(" --onnx {}", out.path().join("mixed.onnx").display()), 2.5e-3),
+    ] {
+        let said = stdout(&format!("{plan} --policy {policy}{more}"));
+        let line = said.lines().find(|l| l.trim_start().starts_with("class ")).unwrap_or_else(|| panic!("{said}"));
+        let error: f64 = line.split_whitespace().nth(3).unwrap().parse().unwrap();
+        assert!((error / expected - 1.0).abs() < 0.1, "{line}");
+    }
+}

@@ -87,7 +87,7 @@ pub fn with_gradients(
 }
 
 /// The buffer that a value's readers see: the value itself if somebody reads it unrounded, else what is stored of it.
-fn as_read(graph: &mut Graph, value: NodeId) -> Result<NodeId> {
+pub(super) fn as_read(graph: &mut Graph, value: NodeId) -> Result<NodeId> {
     let users = graph.users(value);
     let stored = users.iter().copied().filter(|&u| matches!(graph.op(u), Op::Put(_)));
     let narrowest = stored.min_by_key(|&u| graph.ty(u).format.bytes());

@@ -4,13 +4,14 @@ use super::auto::{Stage, within_budget};
 use super::calibrate::{Effort, Laboratory, Trial};
 use super::compile::Settings;
 use super::subject::Subject;
-use super::task::Task;
+use super::gradients::as_read;
+use super::task::{Task, scores_behind};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, Init, NodeId, Op, Output};
+use crate::ir::{Graph, Init, NodeId, Op, Output, Role};
 use crate::model::{Bound, Mixed, Model, NodeFormats, Purpose, Weights, Wish, Wishes, unlabelled_outputs};
-use crate::plan::{Budget, Calibration, Planned, Policy, beyond, observed, recognise};
+use crate::plan::{Budget, Calibration, Planned, Policy, beyond, gradient_output, observed, recognise};
 use crate::rewrite::RuleSet;
 use std::collections::BTreeMap;
 
@@ -66,11 +67,18 @@ impl Inference {
         first.and_then(|id| self.graph.ty(id).dims().first().copied()).unwrap_or(1)
     }
 
-    /// Values that the model yields, by the names of its outputs.
+    /// Values that the model is judged by, by the names of its outputs: what it yields, or, where that is whole numbers alone
+    /// (a class, a token), the scores behind them.
     pub fn results(&self) -> BTreeMap<String, String> {
         let g = &self.graph;
+        let named = |(o, id): (&Output, NodeId)| (o.name.clone(), g.name_of(id).to_owned());
         let yields = |o: &&Output| g.ty(o.node).format == Format::F32 && !g.op(o.node).is_source();
-        g.outputs().iter().filter(yields).map(|o| (o.name.clone(), g.name_of(o.node).to_owned())).collect()
+        let yielded: BTreeMap<_, _> = g.outputs().iter().filter(yields).map(|o| named((o, o.node))).collect();
+        if !yielded.is_empty() {
+            return yielded;
+        }
+        let scores = g.outputs().iter().filter_map(|o| Some((o, scores_behind(g, o.node)?)));
+        scores.filter(|(_, id)| !g.op(*id).is_source()).map(named).collect()
     }
 
     /// The graph with weights that are given to it, as batches are: copies of them in other formats cost nothing.
@@ -165,14 +173,41 @@ pub fn plan_inference(
 impl PlannedInference {
     /// The graph that is measured: the plan, or the model's file as a runtime computes it.
     fn trial(&self, model: &Model) -> Result<Trial> {
-        let outputs = self.model.results().into_keys().map(|o| (o.clone(), o)).collect();
-        Ok(match &self.formats {
+        let (mut graph, constants) = match &self.formats {
             Some(formats) => {
                 let Bound { graph, weights, .. } = model.bind_mixed(&self.settings.sizes, formats)?;
-                Trial { graph: observed(&graph)?, outputs, constants: weights }
+                (graph, weights)
             }
-            None => Trial { graph: self.planned.graph.clone(), outputs, constants: Weights::new() },
-        })
+            None => (self.planned.graph.clone(), Weights::new()),
+        };
+        let mut outputs = BTreeMap::new();
+        for (output, value) in self.model.results() {
+            let node = graph.outputs().iter().find(|o| o.name == output).map(|o| o.node);
+            let is_yielded = node.is_some_and(|id| graph.ty(id).format.is_float());
+            let read = if is_yielded { output.clone() } else { self.hand_out(&mut graph, node, &value)? };
+            outputs.insert(output, read);
+        }
+        let graph = if self.formats.is_some() { observed(&graph)? } else { graph };
+        Ok(Trial { graph, outputs, constants })
+    }
+
+    /// Adds an output for the scores behind a whole number, and returns its name.
+    fn hand_out(&self, graph: &mut Graph, whole: Option<NodeId>, scores: &str) -> Result<String> {
+        let node = match &self.formats {
+            Some(_) => whole.and_then(|id| scores_behind(graph, id)),
+            None => {
+                let place = self.model.graph.find(scores).and_then(|id| *self.planned.places.get(id.index())?);
+                place.map(|id| as_read(graph, id)).transpose()?
+            }
+        };
+        let node = node.ok_or_else(|| {
+            Error::Request(format!(
+                "the model yields whole numbers, and the plan does not compute the scores behind them, `{scores}`, by which it could be judged; make them an output of the model"
+            ))
+        })?;
+        let name = gradient_output(scores);
+        graph.add_output(&name, Role::Output, node);
+        Ok(name)
     }
 
     /// The model's file in mixed precision; `notes` go into its metadata, and `data_name` is what a file of values will be

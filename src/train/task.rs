@@ -170,7 +170,7 @@ fn add_loss(graph: &mut Graph, criterion: &Criterion, weights: &mut Weights) -> 
 }
 
 /// The nearest value in floating point that a whole-number one is computed from, by the largest operands.
-fn scores_behind(graph: &Graph, of: NodeId) -> Option<NodeId> {
+pub(super) fn scores_behind(graph: &Graph, of: NodeId) -> Option<NodeId> {
     let mut at = of;
     while !graph.ty(at).format.is_float() {
         at = *graph.inputs(at).iter().max_by_key(|i| graph.ty(**i).elements())?;
