@@ -184,6 +184,7 @@ impl<'a> Laboratory<'a> {
             }
             tick();
         }
+        self.plain.release();
         let elements: BTreeMap<String, usize> = sums.iter().map(|(p, (sum, _))| (p.clone(), sum.len())).collect();
         for (p, (sum, squares)) in sums {
             let (mean2, square) = (norm2(&sum) / (count * count), squares / count);
@@ -262,6 +263,7 @@ impl<'a> Laboratory<'a> {
             None => self.instrument()?,
         };
         let calibration = self.calibrate_with(&mut instrument, tick);
+        instrument.device.release();
         self.instrument = Some(instrument);
         calibration
     }
@@ -376,11 +378,15 @@ impl<'a> Laboratory<'a> {
 
     /// Runs a trial on held-out batches and compares its results with those of f32.
     pub fn measure(&mut self, trial: &Trial) -> Result<Measured> {
+        // One after the other, so that memory is taken for one at a time.
+        let held_out = self.subject.held_out.iter();
+        let exact = held_out.map(|rows| self.plain.of(&self.subject.sources, self.data, rows));
+        let exact: Vec<_> = exact.collect::<Result<_>>()?;
+        self.plain.release();
         let mut device = CpuRunner::open(lower(verify(&trial.graph)?)?)?;
         let feeds = feeds(&trial.graph);
         let mut errors: BTreeMap<String, f64> = BTreeMap::new();
-        for rows in &self.subject.held_out {
-            let exact = self.plain.of(&self.subject.sources, self.data, rows)?;
+        for (rows, exact) in self.subject.held_out.iter().zip(exact) {
             let others = self.subject.sources.iter().filter(|(name, _)| !trial.constants.contains_key(*name));
             write_sources(&mut device, others.chain(&trial.constants))?;
             write_copies(&mut device, &trial.graph, &self.subject.sources)?;

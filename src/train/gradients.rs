@@ -39,6 +39,11 @@ impl PlainResults {
         self.device.run()?;
         self.results.iter().map(|p| Ok((p.clone(), self.device.read(&gradient_output(p))?))).collect()
     }
+
+    /// Gives back memory until it is asked again.
+    pub fn release(&mut self) {
+        self.device.release();
+    }
 }
 
 /// Writes those of the sources that the device's program has.

@@ -72,6 +72,11 @@ impl CpuRunner {
         CpuRunner { program, memory, executions, last_use, pool: Vec::new() }
     }
 
+    /// Gives back the memory that temporaries leave for the next run, which then takes it anew.
+    pub fn release(&mut self) {
+        self.pool = Vec::new();
+    }
+
     fn kernel<T: Real + LinalgScalar>(&mut self, i: usize) {
         let kernel = &self.program.kernels[i];
         let body = kernel.body();
@@ -241,10 +246,16 @@ mod tests {
         let text = "model m { input x: f32[3] a = put(sum(x), format=f32) b = put(x * a, format=f32) c = put(sum(b), format=f32) d = put(x + c, format=f32) output d }";
         let graph = text::parse(text, "m.mir").unwrap();
         let mut cpu = CpuRunner::new(lower(verify(&graph).unwrap()).unwrap());
+        cpu.write("x", &[1.0, 2.0, 3.0]).unwrap();
         (0..3).for_each(|_| cpu.run().unwrap());
         let few = cpu.pool.len();
         (0..20).for_each(|_| cpu.run().unwrap());
         assert!(few > 0 && cpu.pool.len() == few, "{few} buffers after 3 runs, {} after 23", cpu.pool.len());
+        let before = cpu.read("d").unwrap();
+        cpu.release();
+        assert!(cpu.pool.is_empty() && cpu.read("d").unwrap() == before);
+        cpu.run().unwrap();
+        assert_eq!(cpu.read("d").unwrap(), before);
     }
 
     /// Work is shared by threads where a kernel writes a part of a buffer too: a step of a loop, or one of what is joined.
