@@ -129,7 +129,7 @@ fn any_step_keeps_its_limit_or_is_refused() {
 fn every_value_is_where_the_plan_says() {
     for (name, source, batch) in [("decoder", decoder(3), 8), ("hourglass", hourglass(3), 64)] {
         let memory = program(&compiled(&source, Policy::Fp32, batch, None).unwrap()).memory().total();
-        let less = compiled(&source, Policy::Fp32, batch, Some(memory * 96 / 100)).unwrap();
+        let less = compiled(&source, Policy::Fp32, batch, Some(memory * 98 / 100)).unwrap();
         check_places(name, &less, 1e-4);
     }
 }

@@ -461,7 +461,8 @@ fn a_model_that_yields_classes_is_trained_by_its_scores() {
 /// move them by 1.73e-3 of their norm.
 #[test]
 fn a_model_that_yields_classes_is_calibrated_by_its_scores() {
-    let plan = "plan classes_alone.onnx --inference --batch 128 --target cpu --format bf16 --calibrate classes_alone.npz";
+    let plan =
+        "plan classes_alone.onnx --inference --batch 128 --target cpu --format bf16 --calibrate classes_alone.npz";
     let out = tempfile::tempdir().unwrap();
     for (policy, more, expected) in [
         ("o1", String::new(), 1.73e-3),

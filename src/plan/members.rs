@@ -41,6 +41,8 @@ pub(super) struct Members<'a> {
     names: HashMap<Id, String>,
     /// Classes of values that belong to the optimizer and the scaler.
     updates: Vec<bool>,
+    /// The first pass that computes a value of each class; none for values that only rules made.
+    passes: Vec<Option<Stage>>,
     /// What roundings add to the gradients' noise, where that was measured.
     pub noise: Option<Noise>,
 }
@@ -49,17 +51,30 @@ impl<'a> Members<'a> {
     /// `egraph` is `encoded`'s after saturation.
     pub fn new(step: &'a Graph, encoded: &'a Encoded, egraph: &'a EGraph) -> Members<'a> {
         let ids = egraph.classes().map(|c| usize::from(c.id) + 1).max().unwrap_or(0);
-        let (mut names, mut updates) = (HashMap::new(), vec![false; ids]);
+        let (mut names, mut updates, mut passes) = (HashMap::new(), vec![false; ids], vec![None; ids]);
         for id in step.ids() {
             let class = egraph.find(encoded.classes[id.index()]);
             names.entry(class).or_insert_with(|| step.name_of(id).to_owned());
-            updates[usize::from(class)] |= step.node(id).stage == Stage::Update;
+            let stage = step.node(id).stage;
+            updates[usize::from(class)] |= stage == Stage::Update;
+            let first = &mut passes[usize::from(class)];
+            *first = Some(first.map_or(stage, |known: Stage| known.min(stage)));
         }
         let canonical = |t: &Term| t.clone().map_children(|c| egraph.find(c));
         let made_by = egraph.analysis.made_by.iter().map(|(t, r)| (canonical(t), r.to_string())).collect();
         let root = egraph.find(encoded.root);
-        let mut m =
-            Members { step, encoded, root, egraph, of: vec![Vec::new(); ids], made_by, names, updates, noise: None };
+        let mut m = Members {
+            step,
+            encoded,
+            root,
+            egraph,
+            of: vec![Vec::new(); ids],
+            made_by,
+            names,
+            updates,
+            passes,
+            noise: None,
+        };
         m.rank();
         m
     }
@@ -273,6 +288,11 @@ impl<'a> Members<'a> {
     /// Does the value belong to the optimizer or the scaler?
     pub fn is_update(&self, class: Id) -> bool {
         self.updates[usize::from(class)]
+    }
+
+    /// The pass that computes what lies in a buffer, where that is known.
+    pub fn pass_of(&self, choice: &Choice, buffer: Id) -> Option<Stage> {
+        self.passes[usize::from(self.held(choice, buffer))]
     }
 
     /// Is an edge's value a scalar?

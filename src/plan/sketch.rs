@@ -5,7 +5,7 @@
 use super::members::{Choice, Members};
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, Init, NodeId, Op, Role, Type};
+use crate::ir::{Graph, Init, NodeId, Op, Role, Stage, Type};
 use crate::rewrite::{Sort, Term};
 use egg::Id;
 use rustc_hash::FxHashMap;
@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// One node of a sketch; operands are positions of earlier nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Node {
-    /// A buffer made outside the sketch.
-    Boundary(Type),
+    /// A buffer made outside the sketch; a late one after all that the sketch's forward pass keeps.
+    Boundary { ty: Type, is_late: bool },
     /// A parameter, state or input, or a copy of one.
     Source { head: &'static str, ty: Type },
     /// The term without its tensor operands, which stand beside it.
@@ -47,6 +47,8 @@ pub(super) struct Sketch<'a> {
     /// The class behind each node.
     classes: Vec<Id>,
     at: FxHashMap<Id, u32>,
+    /// So many of the uses, the first, are what the forward pass keeps.
+    forward: usize,
     /// Carried copies that are read, and their nodes.
     carried: BTreeMap<(String, Format), u32>,
     /// Names and roles for the graph's outputs, one for each use.
@@ -80,7 +82,10 @@ impl<'a> Sketch<'a> {
         writes: &dyn Fn(Id) -> bool,
     ) -> Result<Sketch<'a>> {
         let mut s = Sketch::empty(members, choice);
-        for (i, &class) in kept.iter().enumerate() {
+        let is_forward = |c: &Id| members.pass_of(choice, *c) == Some(Stage::Forward);
+        let (forward, rest): (Vec<Id>, Vec<Id>) = kept.iter().partition(|c| is_forward(c));
+        s.forward = forward.len();
+        for (i, class) in forward.into_iter().chain(rest).enumerate() {
             let node = s.class(class, outside)?;
             s.key.uses.push((node, Use::Kept));
             s.outputs.push((format!("kept.{i}"), Role::Output));
@@ -93,7 +98,7 @@ impl<'a> Sketch<'a> {
     fn empty(members: &'a Members<'a>, choice: &'a Choice) -> Sketch<'a> {
         let key = Key { nodes: Vec::new(), uses: Vec::new() };
         let (classes, at) = (Vec::new(), FxHashMap::default());
-        Sketch { members, choice, key, classes, at, carried: BTreeMap::new(), outputs: Vec::new() }
+        Sketch { members, choice, key, classes, at, forward: 0, carried: BTreeMap::new(), outputs: Vec::new() }
     }
 
     pub fn key(&self) -> &Key {
@@ -178,7 +183,8 @@ impl<'a> Sketch<'a> {
                 Visit::Enter(class) if self.at.contains_key(&class) => {}
                 Visit::Enter(class) if outside(class) => {
                     let ty = self.members.ty(class).expect("words are not visited").clone();
-                    let at = self.push(Node::Boundary(ty), class);
+                    let is_late = self.is_late(class);
+                    let at = self.push(Node::Boundary { ty, is_late }, class);
                     self.at.insert(class, at);
                 }
                 Visit::Enter(class) => {
@@ -196,6 +202,14 @@ impl<'a> Sketch<'a> {
             }
         }
         Ok(self.at[&root])
+    }
+
+    /// The way from the forward pass to the backward one lies outside a part that touches both: without being told, its
+    /// kernels would be merged across.
+    fn is_late(&self, class: Id) -> bool {
+        let m = self.members;
+        let is_computed = !m.is_constant(class) && !m.is_source(self.choice, class);
+        is_computed && m.pass_of(self.choice, class).is_some_and(|stage| stage > Stage::Forward)
     }
 
     fn leave(&mut self, class: Id) -> u32 {
@@ -238,9 +252,14 @@ impl<'a> Sketch<'a> {
         let mut made: Vec<NodeId> = Vec::with_capacity(self.key.nodes.len());
         for (i, (node, &class)) in self.key.nodes.iter().zip(&self.classes).enumerate() {
             let id = match node {
-                Node::Boundary(ty) => {
+                Node::Boundary { ty, is_late } => {
                     let op = Op::Input { label: false, ty: ty.clone(), copy_of: None };
-                    graph.add_named(format!("boundary.{i}"), op, &[])?
+                    let mut at = graph.add_named(format!("boundary.{i}"), op, &[])?;
+                    let first = self.key.uses[..self.forward].iter().map(|u| u.0 as usize);
+                    for token in first.filter(|&token| *is_late && token < i) {
+                        at = graph.add(Op::After, &[at, made[token]])?;
+                    }
+                    at
                 }
                 Node::Source { head, ty } => {
                     let name = self.source_name(class);

@@ -3,8 +3,8 @@
 use super::auto::{Stage, within_budget};
 use super::calibrate::{Effort, Laboratory, Trial};
 use super::compile::Settings;
-use super::subject::Subject;
 use super::gradients::as_read;
+use super::subject::Subject;
 use super::task::{Task, scores_behind};
 use crate::data::Dataset;
 use crate::error::{Error, Result};
