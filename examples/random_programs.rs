@@ -16,6 +16,7 @@ mod common;
 #[path = "../tests/programs/mod.rs"]
 mod programs;
 
+use mantissa::error::Result;
 use mantissa::ir::text;
 use mantissa::lower::Program as Lowered;
 use mantissa::rewrite::RuleSet;
@@ -34,16 +35,13 @@ use std::time::{Duration, Instant};
 /// Candidates tried to make one failure smaller.
 const SHRINKING: usize = 500;
 
-fn on_gpu(program: Lowered) -> Box<dyn Device> {
-    Box::new(CudaRunner::new(program, &HashMap::new()).unwrap_or_else(|e| panic!("{e}")))
+fn on_gpu(program: Lowered) -> Result<Box<dyn Device>> {
+    Ok(Box::new(CudaRunner::new(program, &HashMap::new())?))
 }
 
 /// The CPU, once NVRTC has taken the kernels.
-fn on_cpu_compiled(program: Lowered) -> Box<dyn Device> {
-    let source = mantissa::lower::cuda::generate(&program).unwrap_or_else(|e| panic!("{e}")).source;
-    if let Err(e) = compile(&source, "sm_90a") {
-        panic!("{e}");
-    }
+fn on_cpu_compiled(program: Lowered) -> Result<Box<dyn Device>> {
+    compile(&mantissa::lower::cuda::generate(&program)?.source, "sm_90a")?;
     on_cpu(program)
 }
 
@@ -95,7 +93,7 @@ fn main() -> ExitCode {
         Some(list) => all.iter().copied().filter(|w| list.split(',').any(|n| named(w).starts_with(n))).collect(),
         None => all,
     };
-    let open: fn(Lowered) -> Box<dyn Device> = match after("--device").map(String::as_str) {
+    let open: fn(Lowered) -> Result<Box<dyn Device>> = match after("--device").map(String::as_str) {
         Some("cuda") => on_gpu,
         Some("nvrtc") => on_cpu_compiled,
         _ => on_cpu,

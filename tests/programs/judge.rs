@@ -24,6 +24,8 @@ pub enum Verdict {
     Meaningless,
     /// A step that overflowed, where the plan in f64 overflows too, was skipped.
     Skipped,
+    /// The device cannot run it, and says so before anything runs.
+    Refused,
     Wrong(String),
 }
 
@@ -166,11 +168,14 @@ fn source(graph: &Graph, id: NodeId, numbers: Numbers) -> Tensor {
 }
 
 /// Opens a lowered program somewhere.
-pub type Open<'a> = &'a dyn Fn(Lowered) -> Box<dyn Device>;
+pub type Open<'a> = &'a dyn Fn(Lowered) -> mantissa::error::Result<Box<dyn Device>>;
 
-pub fn on_cpu(program: Lowered) -> Box<dyn Device> {
-    Box::new(CpuRunner::new(program))
+pub fn on_cpu(program: Lowered) -> mantissa::error::Result<Box<dyn Device>> {
+    Ok(Box::new(CpuRunner::new(program)))
 }
+
+/// What no generated kernel does yet, in the words of the error.
+const NOT_GENERATED: &str = "are not generated for CUDA";
 
 /// Compiles a program one way, runs a step, and compares loss and gradients.
 pub fn judge(reference: &Reference, way: Way, rules: &RuleSet, open: Open) -> Verdict {
@@ -205,7 +210,11 @@ fn compiled(reference: &Reference, way: Way, rules: &RuleSet) -> Result<Compiled
 fn compare(reference: &Reference, way: Way, compiled: &Compiled, open: Open) -> Result<Verdict, String> {
     let graph = &compiled.planned.graph;
     let numbers = reference.program.numbers;
-    let mut device = open(lower(verify(graph).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?);
+    let lowered = lower(verify(graph).map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+    let mut device = match open(lowered).map_err(|e| e.to_string()) {
+        Err(why) if why.contains(NOT_GENERATED) => return Ok(Verdict::Refused),
+        opened => opened?,
+    };
     for id in graph.sources() {
         let held = source(graph, id, numbers);
         let values: Vec<f32> = held.data.iter().map(|&v| v as f32).collect();
