@@ -59,7 +59,7 @@ fn forward(path: &Path, dir: &Path) -> Result<()> {
     let request = Request::by_lists(Policy::Fp32, Format::F16, Target::named("cpu")?);
     let planned = timed("plan", || plan(&bound.graph, &request, &RuleSet::builtin()?))?.graph;
     let program = timed("lower", || lower(verify(&planned)?))?;
-    eprintln!("{} values, {} kernels", bound.graph.len(), program.kernels.len());
+    eprintln!("{} values, {} kernels", bound.graph.len(), program.calls.len());
     let mut cpu = CpuRunner::new(program);
     for id in planned.sources() {
         let name = planned.name_of(id);

@@ -170,6 +170,11 @@ impl Format {
         self.is_float() && self.bytes() < 4
     }
 
+    /// Does it hold numbers that f32 registers do not?
+    pub fn is_wide(self) -> bool {
+        self.bytes() >= 4 && !matches!(self, F32 | Tf32)
+    }
+
     /// The format in memory of what is multiplied in this one: tf32 exists in matrix units alone.
     pub fn in_memory(self) -> Format {
         if self == Tf32 { F32 } else { self }

@@ -91,7 +91,7 @@ fn kernels_read_no_more_in_a_deeper_network() {
         assert!(!compiled.planned.layers.is_empty());
         let program = outline(verify(&compiled.planned.graph).unwrap()).unwrap();
         // Scalars share one kernel, however many there are.
-        let tensors = program.kernels.iter().filter(|k| k.body().outer_size() > 1);
+        let tensors = program.kernels().filter(|k| k.body().outer_size() > 1);
         tensors.map(|k| k.reads().len()).max().unwrap()
     };
     let alone = perceptron.replace("g#", "h@@");

@@ -51,7 +51,7 @@ fn programs_in_narrow_formats_agree() {
 #[test]
 fn the_fault_put_back_is_found() {
     let faulty = |mut program: Lowered| -> mantissa::error::Result<Box<dyn Device>> {
-        for load in program.kernels.iter_mut().flat_map(|k| &mut k.body_mut().loads) {
+        for load in program.calls.iter_mut().flat_map(|c| &mut c.kernel.body_mut().loads) {
             if load.view.guards.len() > 1 {
                 load.view.guards[0].terms.clear();
             }

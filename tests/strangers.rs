@@ -271,7 +271,7 @@ fn long_chains_are_planned_and_lowered() {
     // One kernel of so many operations, which is written without a stack as deep.
     let n = 20_000;
     let program = lower(verify(&chain(n, &format!("put(h{n}, format=f32)"))).unwrap()).unwrap();
-    assert_eq!(program.kernels.len(), 1);
+    assert_eq!(program.calls.len(), 1);
     let mut cpu = CpuRunner::new(program);
     cpu.write("x", &[1.0; 32]).unwrap();
     cpu.run().unwrap();

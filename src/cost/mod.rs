@@ -151,11 +151,11 @@ impl Target {
     pub fn estimate_program(&self, program: &Program) -> Estimate {
         let mut total = Estimate::default();
         for launch in &program.launches {
-            let first = &program.kernels[launch.start];
-            total.seconds += program.times(launch.start) as f64 * self.launch_seconds(first, launch.len());
+            let first = &program.calls[launch.start].kernel;
+            total.seconds += program.calls[launch.start].times() as f64 * self.launch_seconds(first, launch.len());
             for i in launch.clone() {
-                let once = self.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
-                total += once.times(program.times(i));
+                let once = self.estimate(&program.calls[i].kernel, |b| program.buffers[b].ty.format);
+                total += once.times(program.calls[i].times());
             }
         }
         total

@@ -3,9 +3,15 @@
 //! Every axis of every value gets a variable. Operations identify variables; a reshape in registers splits one into two
 //! (`[6, 4] → [24]` makes the 24 an outer 6 and an inner 4), so that values of different ranks can share a loop nest.
 
-use super::region::Site;
 use crate::ir::{Graph, NodeId, Op};
 use std::ops::Range;
+
+/// A value in a region, or one particular read: two reads of a buffer may run over it differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Site {
+    Value(NodeId),
+    Read { user: NodeId, operand: usize },
+}
 
 /// Union-find over axis variables, with splits.
 #[derive(Clone, Debug, Default)]

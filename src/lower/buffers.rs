@@ -1,7 +1,8 @@
 //! Where temporaries live: one arena, slots reused as soon as the last reader has run.
 
+use super::kernel::BufferId;
 use super::kernel::Kernel;
-use super::program::{BufferId, Program};
+use super::program::Program;
 
 /// A range of the arena, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +28,7 @@ impl Arena {
         let mut life: Vec<(usize, usize)> = vec![(usize::MAX, 0); n];
         // Kernels of one launch run at the same time: a slot is free again only for a later launch.
         for (time, launch) in program.launches.iter().enumerate() {
-            for kernel in &program.kernels[launch.clone()] {
+            for kernel in program.calls[launch.clone()].iter().map(|c| &c.kernel) {
                 for b in kernel.reads().into_iter().chain(kernel.writes()) {
                     life[b] = (life[b].0.min(time), life[b].1.max(time));
                 }
@@ -84,7 +85,7 @@ impl Program {
         let sources = arena.slots.iter().zip(&self.buffers).filter(|(_, b)| b.source.is_some());
         let resident = sources.map(|(slot, _)| slot.bytes).sum();
         let scratch = |k: &Kernel| if let Kernel::Product(p) = k { p.scratch_bytes() } else { 0 };
-        let scratch = self.kernels.iter().map(scratch).max().unwrap_or(0);
+        let scratch = self.kernels().map(scratch).max().unwrap_or(0);
         Memory { resident, temporaries: arena.bytes - resident + scratch }
     }
 }
@@ -94,7 +95,7 @@ mod tests {
     use super::*;
     use crate::format::Format;
     use crate::ir::{Shape, Type};
-    use crate::lower::{BufferInfo, Inst, Kernel, Load, Loop, Store, View};
+    use crate::lower::{BufferInfo, Call, Inst, Kernel, Load, Loop, Store, View};
 
     /// Two copies in one launch, `a` to `c` and `b` to `d`, after which `a` and `b` are not needed any more.
     #[test]
@@ -115,8 +116,9 @@ mod tests {
                 wide: false,
             })
         };
-        let kernels = vec![copy(0, 1), copy(0, 2), copy(1, 3), copy(2, 4)];
-        let program = Program { buffers: buffers.to_vec(), kernels, launches: vec![0..2, 2..4], ..Program::default() };
+        let call = |(from, to)| Call { kernel: copy(from, to), computes: Vec::new(), in_loop: None, waits: Vec::new() };
+        let calls = [(0, 1), (0, 2), (1, 3), (2, 4)].map(call).to_vec();
+        let program = Program { buffers: buffers.to_vec(), calls, launches: vec![0..2, 2..4], ..Program::default() };
         let arena = Arena::assign(&program);
         for (p, q) in [(1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (3, 4)] {
             let (s, t) = (arena.slots[p], arena.slots[q]);

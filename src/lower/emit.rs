@@ -1,16 +1,14 @@
 //! One region as a kernel: views over its domain, and the tape of what is computed there.
 
-use super::kernel::{Address, Contraction, Conv, Gemm, Inst, Kernel, Load, Loop, Product, Reg, Scatter, Store};
-use super::program::BufferId;
-use super::region::{Layout, Region, Site, hidden_axis, resolve_view};
+use super::axes::Site;
+use super::kernel::{
+    Address, BufferId, Contraction, Conv, Gemm, Inst, Kernel, Load, Loop, Product, Reg, Scatter, Store,
+};
+use super::region::{Layout, RED_ZONE, Region, STACK, hidden_axis, resolve_view};
 use super::view::{Guard, View};
 use crate::format::Format;
 use crate::ir::{Binary, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, ScatterKind};
 use std::collections::{BTreeMap, HashMap};
-
-/// Stack that one operation may need, and how much is added where less is left.
-pub(super) const RED_ZONE: usize = 64 << 10;
-pub(super) const STACK: usize = 4 << 20;
 
 /// A copy of the elements from one address on to another, rounded if the formats differ.
 pub(super) fn copy(dims: &[usize], from: (Address, Format), to: (Address, Format)) -> Kernel {
@@ -21,7 +19,7 @@ pub(super) fn copy(dims: &[usize], from: (Address, Format), to: (Address, Format
         loads: vec![Load { buffer: from.0.buffer, view: view(from.0), format: from.1 }],
         tape: vec![Inst::Load(0)],
         stores: vec![Store { reg: 0, buffer: to.0.buffer, view: view(to.0), format: to.1 }],
-        wide: is_wide_format(from.1),
+        wide: from.1.is_wide(),
     }))
 }
 
@@ -125,11 +123,6 @@ fn gemm(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Gemm {
         stride_b: if rb == 2 { 0 } else { k * n },
         format,
     }
-}
-
-/// Formats that f32 registers do not hold.
-pub(super) fn is_wide_format(f: Format) -> bool {
-    f.bytes() >= 4 && !matches!(f, Format::F32 | Format::Tf32)
 }
 
 /// Where an operand of a concatenation starts, along how many elements in all, and the domain axes of the axis it is joined

@@ -5,11 +5,13 @@
 //! Without reductions `inner` is empty and the kernel is pointwise. A product's kernel is the same tape, as its
 //! epilogue, fed by the accumulator.
 
-use super::program::BufferId;
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Binary, ConvKind, ConvSpec, Num, ReduceKind, ScatterKind, Unary};
 use std::hash::{Hash, Hasher};
+
+/// A buffer's position in its program.
+pub type BufferId = usize;
 
 /// An instruction's position in its tape.
 pub type Reg = usize;

@@ -1,6 +1,7 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
-use super::region::{Analyser, Region, Site, loop_region, underlying};
+use super::axes::Site;
+use super::region::{Analyser, Region, loop_region, underlying};
 use crate::ir::{Graph, NodeId, Op, Role, Stage};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};

@@ -7,6 +7,8 @@ mod emit;
 mod empty;
 mod expand;
 mod kernel;
+mod launches;
+mod lowering;
 mod merge;
 mod print;
 mod program;
@@ -18,11 +20,12 @@ mod view;
 pub use buffers::{Arena, Memory, Slot};
 pub use expand::expand;
 pub use kernel::{
-    Address, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
+    Address, BufferId, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
 };
+pub use lowering::{lower, lower_visibly, outline};
 pub use merge::{Regions, regions};
 pub use print::print_program;
-pub use program::{BufferId, BufferInfo, InLoop, Program, lower, lower_visibly, outline};
+pub use program::{BufferInfo, Call, InLoop, Program};
 pub use region::{Region, resolve_view, view_through};
 pub use stages::{Pass, passes};
 pub use view::{Guard, View};

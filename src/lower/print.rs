@@ -17,12 +17,12 @@ pub fn print_program(p: &Program) -> String {
 }
 
 fn print_kernel(out: &mut String, p: &Program, launch: usize, i: usize) {
-    let kernel = &p.kernels[i];
+    let kernel = &p.calls[i].kernel;
     let body = kernel.body();
     let name = |b: usize| p.buffers[b].name.as_str();
     // Writing to a String cannot fail.
     let _ = write!(out, "launch {launch}: {} ", kernel.kind());
-    if let Some(l) = &p.loops[i] {
+    if let Some(l) = &p.calls[i].in_loop {
         let _ = write!(out, "in {} ", l.body);
         if l.times > 1 {
             let _ = write!(out, "{} times ", l.times);

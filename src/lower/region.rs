@@ -5,13 +5,16 @@
 //! a variable, operations identify variables (elementwise ones align them, a reduction marks some as reduced), and the
 //! region is a kernel if what comes out is one domain `outer × inner` with every reduction over the whole of `inner`.
 
-use super::axes::Axes;
-use super::emit::{RED_ZONE, STACK, is_wide_format};
+use super::axes::{Axes, Site};
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op};
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Stack that one operation may need, and how much is added where less is left.
+pub(super) const RED_ZONE: usize = 64 << 10;
+pub(super) const STACK: usize = 4 << 20;
 
 #[derive(Clone, Debug)]
 pub struct Region {
@@ -66,13 +69,6 @@ impl Layout {
     pub fn all_axes(&self, site: Site) -> Vec<usize> {
         self.axes.all_leaves(site).into_iter().filter_map(|v| self.place[v]).collect()
     }
-}
-
-/// A value in a region, or one particular read: two reads of a buffer may run over it differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Site {
-    Value(NodeId),
-    Read { user: NodeId, operand: usize },
 }
 
 /// The buffer behind a chain of views, and the view of it; none if a value must be computed first.
@@ -457,7 +453,7 @@ fn is_plain(view: &View, dims: &[usize]) -> bool {
 /// Does a value take more than f32 holds? Positions, labels and indices, which are only compared or looked up, do not.
 fn needs_wide(graph: &Graph, id: NodeId) -> bool {
     let ty = graph.ty(id);
-    let whole = |id: NodeId| is_wide_format(graph.ty(id).format) && graph.ty(id).format.is_integer();
+    let whole = |id: NodeId| graph.ty(id).format.is_wide() && graph.ty(id).format.is_integer();
     match graph.op(id) {
         _ if whole(id) && is_position(graph, id) => false,
         Op::Binary(b) if b.is_comparison() => {
@@ -466,7 +462,7 @@ fn needs_wide(graph: &Graph, id: NodeId) -> bool {
                 || x.iter().any(|&i| graph.ty(i).format == Format::F64)
         }
         op if op.is_view() && whole(id) => false,
-        _ => is_wide_format(ty.format),
+        _ => ty.format.is_wide(),
     }
 }
 

@@ -2,37 +2,46 @@
 //! position's part of what is read and written by position.
 
 use super::emit::copy;
-use super::kernel::{Address, Kernel, Store};
-use super::program::{BufferId, BufferInfo, Extent, InLoop, Program, program};
+use super::kernel::{Address, BufferId, Kernel, Store};
+use super::program::{BufferInfo, Call, InLoop, Program};
 use super::region::{Region, underlying};
 use crate::error::{Error, Result};
-use crate::ir::{Dim, Graph, NodeId, Op, Role, Scan, Take, verify};
+use crate::ir::{Dim, Graph, NodeId, Op, Role, Scan, Take};
 use std::collections::BTreeMap;
 
-/// Appends the kernels of a loop; only the first step's, marked with how often they run, in an outline.
+/// How much of a plan is spelled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Extent {
+    Steps,
+    Outline,
+    Visible,
+}
+
+/// Appends the kernels of a loop, whose body `lower` lowers; only the first step's, marked with how often they run, in an outline.
 pub(super) fn steps(
     program: &mut Program,
     graph: &Graph,
     region: &Region,
     place: &BTreeMap<NodeId, BufferId>,
     extent: Extent,
+    lower: &dyn Fn(&Graph) -> Result<Program>,
 ) -> Result<()> {
     let first = region.roots[0];
     let Op::Scan(scan) = graph.op(first) else { unreachable!("a loop's roots are scans") };
     let Dim::Fixed(steps) = scan.steps else { unreachable!("a verified graph has no named extents") };
     let takes: Vec<(&Take, BufferId)> = region.roots.iter().map(|&r| (graph.take_of(r), place[&r])).collect();
-    let inner = lowered(scan, &takes, extent)?;
+    let inner = lower(&body_of(scan, &takes))?;
     let operands: Vec<BufferId> = graph.inputs(first).iter().map(|&i| place[&underlying(graph, i)]).collect();
     let mut l = Unroller::new(program, scan, inner, &operands, &takes)?;
-    let before = l.program.kernels.len();
+    let before = l.program.calls.len();
     for step in 0..if extent == Extent::Outline { 1 } else { steps } {
         let position = if scan.reverse { steps - 1 - step } else { step };
         l.step(step, position, step + 1 == steps);
     }
     let times = if extent == Extent::Outline { steps } else { 1 };
     let body = &scan.body.graph().name;
-    for kernel in &mut l.program.loops[before..] {
-        kernel.get_or_insert_with(|| InLoop { body: body.clone(), times: 1 }).times *= times;
+    for call in &mut l.program.calls[before..] {
+        call.in_loop.get_or_insert_with(|| InLoop { body: body.clone(), times: 1 }).times *= times;
     }
     Ok(())
 }
@@ -45,8 +54,8 @@ fn next_name(state: &str) -> String {
     format!("next {state}")
 }
 
-/// The body's kernels. Nothing in it is updated in place: where a state's next value goes is decided step by step.
-fn lowered(scan: &Scan, takes: &[(&Take, BufferId)], extent: Extent) -> Result<Program> {
+/// The body as it is lowered. Nothing in it is updated in place: where a state's next value goes is decided step by step.
+fn body_of(scan: &Scan, takes: &[(&Take, BufferId)]) -> Graph {
     let mut body = scan.body.graph().clone();
     let updates: Vec<_> = body.outputs().iter().filter(|o| o.role == Role::Update).cloned().collect();
     body.clear_outputs();
@@ -59,7 +68,7 @@ fn lowered(scan: &Scan, takes: &[(&Take, BufferId)], extent: Extent) -> Result<P
     for o in updates {
         body.add_output(next_name(&o.name), Role::Output, o.node);
     }
-    program(verify(&body)?, extent)
+    body
 }
 
 /// A state of the body on its way from step to step.
@@ -164,15 +173,15 @@ impl<'a> Unroller<'a> {
                 self.map[b] = places[0];
             }
         }
-        for (i, kernel) in self.inner.kernels.iter().enumerate() {
-            let mut kernel = kernel.clone();
-            move_kernel(&mut kernel, &self.map, &wanted);
-            let (in_loop, computes) = (self.inner.loops[i].clone(), self.inner.computes[i].clone());
-            self.program.push_in(in_loop, kernel, computes, Vec::new());
+        for call in &self.inner.calls {
+            let mut call = Call { waits: Vec::new(), ..call.clone() };
+            move_kernel(&mut call.kernel, &self.map, &wanted);
+            self.program.push(call);
         }
         for (info, from, to) in copies {
             let kernel = copy(&info.ty.dims(), (from, info.ty.format), (to, info.ty.format));
-            self.program.push(kernel, vec![info.name.clone()], Vec::new());
+            let computes = vec![info.name.clone()];
+            self.program.push(Call { kernel, computes, in_loop: None, waits: Vec::new() });
         }
     }
 }

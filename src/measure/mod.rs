@@ -40,7 +40,7 @@ pub fn measure(base: &Target, open: Open, tick: &dyn Fn()) -> Result<Target> {
     target.scalar_gflops = (elements * operations) as f64 / computed * 1e-9;
     target.total_us = (bench.alone(&total(4096)?)? - launch).max(0.0) * 1e6;
     let rows = rows(8, 1 << 16)?;
-    let times = waits(lower(verify(&rows.graph)?)?.kernels[0].body());
+    let times = waits(lower(verify(&rows.graph)?)?.calls[0].kernel.body());
     let waited = bench.alone(&rows)? - launch;
     if base.library_products && times > 0 {
         target.latency_us = waited / times as f64 * 1e6;

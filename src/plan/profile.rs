@@ -23,12 +23,12 @@ pub fn print_profile(planned: &Planned, program: &Program, target: &Target, meas
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut kinds: BTreeMap<String, Row> = BTreeMap::new();
     for (launch, &took) in program.launches.iter().zip(measured) {
-        let first = &program.kernels[launch.start];
+        let first = &program.calls[launch.start].kernel;
         let mut predicted = Estimate { seconds: target.launch_seconds(first, launch.len()), bytes: 0 };
         for i in launch.clone() {
-            predicted += target.estimate(&program.kernels[i], |b| program.buffers[b].ty.format);
+            predicted += target.estimate(&program.calls[i].kernel, |b| program.buffers[b].ty.format);
         }
-        let kind = kind_of(&program.kernels[launch.start]);
+        let kind = kind_of(&program.calls[launch.start].kernel);
         let key = (kind.clone(), names(planned, program, launch.clone()));
         for row in [rows.entry(key).or_default(), kinds.entry(kind).or_default()] {
             row.launches += 1;
@@ -84,7 +84,7 @@ pub fn print_profile(planned: &Planned, program: &Program, target: &Target, meas
 fn names(planned: &Planned, program: &Program, launch: std::ops::Range<usize>) -> String {
     let mut out = Vec::new();
     for i in launch {
-        out.extend(program.computes[i].iter().map(|n| label(planned, program.loops[i].as_ref(), n)));
+        out.extend(program.calls[i].computes.iter().map(|n| label(planned, program.calls[i].in_loop.as_ref(), n)));
     }
     out.join(", ")
 }

@@ -150,8 +150,8 @@ impl<'a> Passes<'a> {
     /// `program` is the plan's; `values` are those of the forward pass.
     fn new(graph: &'a Graph, program: &Program, values: impl Iterator<Item = NodeId>) -> Passes<'a> {
         let mut kernels = HashMap::new();
-        for (at, computes) in program.computes.iter().enumerate() {
-            kernels.extend(computes.iter().filter_map(|name| Some((graph.find(name)?, at))));
+        for (at, call) in program.calls.iter().enumerate() {
+            kernels.extend(call.computes.iter().filter_map(|name| Some((graph.find(name)?, at))));
         }
         let (forward, end) = forward_pass(graph, &kernels, values);
         let mut constant = vec![false; graph.len()];
@@ -180,7 +180,7 @@ impl<'a> Passes<'a> {
         let g = self.graph;
         // What stays in its kernel's registers takes no memory.
         let stored: HashSet<&str> =
-            program.kernels.iter().flat_map(|k| k.writes()).map(|b| program.buffers[b].name.as_str()).collect();
+            program.kernels().flat_map(|k| k.writes()).map(|b| program.buffers[b].name.as_str()).collect();
         let mut written: HashMap<NodeId, Written> = HashMap::new();
         for (&id, &at) in self.kernels.iter().filter(|(id, _)| self.forward[id.index()]) {
             let bytes = if stored.contains(g.name_of(id)) { g.ty(id).bytes() } else { 0 };

@@ -157,12 +157,12 @@ fn launches(
     let mut edges = BTreeSet::new();
     for (at, range) in program.launches.iter().enumerate() {
         for i in range.clone() {
-            for b in program.kernels[i].reads() {
+            for b in program.calls[i].kernel.reads() {
                 last.insert(b, at);
                 edges.extend(writer.get(&b).filter(|&&w| w != at).map(|&w| (w, at)));
             }
         }
-        for b in range.clone().flat_map(|i| program.kernels[i].writes().collect::<Vec<_>>()) {
+        for b in range.clone().flat_map(|i| program.calls[i].kernel.writes().collect::<Vec<_>>()) {
             writer.insert(b, at);
             first.entry(b).or_insert(at);
             last.entry(b).or_insert(at);
@@ -172,9 +172,10 @@ fn launches(
     let mut rows = 0;
     let mut out: Vec<Launch> = Vec::new();
     for (at, range) in program.launches.iter().enumerate() {
-        let values: Vec<NodeId> = range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| value(n)).collect();
+        let values: Vec<NodeId> =
+            range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| value(n)).collect();
         // What is computed again stands beside where it was computed first.
-        let again = || range.clone().flat_map(|i| &program.computes[i]).filter_map(|n| first_of(n));
+        let again = || range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| first_of(n));
         let first_value = |n: &str| value(n).or_else(|| step.find(n.rsplit_once('.')?.0));
         let known = values.iter().map(|&v| step.node(v).stage).min();
         let stage = match again().next() {
@@ -199,27 +200,27 @@ fn launches(
             row_of.entry(v).or_insert(row);
         });
         let mut estimate = crate::cost::Estimate {
-            seconds: request.target.launch_seconds(&program.kernels[range.start], range.len()),
+            seconds: request.target.launch_seconds(&program.calls[range.start].kernel, range.len()),
             bytes: 0,
         };
         let mut floor = 0.0;
         for i in range.clone() {
             let format_of = |b: crate::lower::BufferId| program.buffers[b].ty.format;
-            estimate += request.target.estimate(&program.kernels[i], format_of);
-            floor += request.target.floor(&program.kernels[i], format_of);
+            estimate += request.target.estimate(&program.calls[i].kernel, format_of);
+            floor += request.target.floor(&program.calls[i].kernel, format_of);
         }
-        let times = program.times(range.start);
-        let computes = range
-            .clone()
-            .flat_map(|i| program.computes[i].iter().map(move |n| label(planned, program.loops[i].as_ref(), n)));
-        let written = range.clone().flat_map(|i| program.kernels[i].writes().collect::<Vec<_>>());
+        let times = program.calls[range.start].times();
+        let computes = range.clone().flat_map(|i| {
+            program.calls[i].computes.iter().map(move |n| label(planned, program.calls[i].in_loop.as_ref(), n))
+        });
+        let written = range.clone().flat_map(|i| program.calls[i].kernel.writes().collect::<Vec<_>>());
         let formats: BTreeSet<String> = written.map(|b| program.buffers[b].ty.format.to_string()).collect();
         let live = |(b, &end): (&usize, &usize)| {
             let alive = program.buffers[*b].source.is_none() && end >= at && first.get(b).is_some_and(|&f| f <= at);
             if alive { size(&program.buffers[*b]) } else { 0 }
         };
         out.push(Launch {
-            kind: kind_of(&program.kernels[range.start]),
+            kind: kind_of(&program.calls[range.start].kernel),
             stage: stage.name(),
             row,
             seconds: estimate.seconds * times as f64,

@@ -50,12 +50,12 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         "#", "kernel", "time", "bytes", "computes", "format"
     );
     for (launch, i) in program.launches.iter().enumerate().flat_map(|(n, r)| r.clone().map(move |i| (n, i))) {
-        let kernel = &program.kernels[i];
-        let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format).times(program.times(i));
+        let kernel = &program.calls[i].kernel;
+        let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format).times(program.calls[i].times());
         let kind = kind_of(kernel);
         let mut head = format!("{launch:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
-        let body = program.loops[i].as_ref();
-        for name in &program.computes[i] {
+        let body = program.calls[i].in_loop.as_ref();
+        for name in &program.calls[i].computes {
             let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
             let (_, format, why) = describe(owner, name);
             let value = label(planned, body, name);
@@ -132,7 +132,7 @@ fn describe(planned: &Planned, buffer: &str) -> (String, String, String) {
 /// Casts that are kernels of their own, and narrow stores that cost no kernel.
 fn casts(graph: &Graph, program: &Program) -> (usize, usize) {
     let alone = |k: &Kernel| matches!(k, Kernel::Loop(l) if l.tape.len() == 2 && matches!(l.tape[1], crate::lower::Inst::Round(..)));
-    let standing = program.kernels.iter().filter(|k| alone(k)).count();
+    let standing = program.kernels().filter(|k| alone(k)).count();
     let narrow = graph.ids().filter(|&id| matches!(graph.op(id), Op::Put(f) if f.is_low())).count();
     (standing, narrow)
 }

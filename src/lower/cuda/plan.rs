@@ -4,8 +4,8 @@ use super::functor::{Functor, Shape, memory_type};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ConvKind;
-use crate::lower::kernel::{Address, Contraction, Exit, Inst, Kernel, Load, Loop, Product, SHORT};
-use crate::lower::program::{BufferId, Program};
+use crate::lower::kernel::{Address, BufferId, Contraction, Exit, Inst, Kernel, Load, Loop, Product, SHORT};
+use crate::lower::program::Program;
 use crate::lower::stages::passes;
 use crate::lower::view::View;
 use std::borrow::Cow;
@@ -94,10 +94,10 @@ pub fn generate(program: &Program) -> Result<CudaProgram> {
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
         .to_owned();
     for (at, launch) in program.launches.iter().enumerate() {
-        if let Kernel::Product(product) = &program.kernels[launch.start] {
+        if let Kernel::Product(product) = &program.calls[launch.start].kernel {
             g.product(launch.start, product)?;
         } else {
-            let bodies: Vec<&Loop> = launch.clone().map(|i| program.kernels[i].body()).collect();
+            let bodies: Vec<&Loop> = launch.clone().map(|i| program.calls[i].kernel.body()).collect();
             for chunk in bodies.chunks(most_parts(bodies[0])) {
                 g.group(chunk)?;
             }

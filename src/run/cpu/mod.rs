@@ -53,11 +53,11 @@ impl CpuRunner {
     /// A runner for a program whose size is known to be small.
     pub fn new(program: Program) -> CpuRunner {
         let mut last = vec![None; program.buffers.len()];
-        for (time, kernel) in program.kernels.iter().enumerate() {
+        for (time, kernel) in program.kernels().enumerate() {
             kernel.reads().into_iter().chain(kernel.writes()).for_each(|b| last[b] = Some(time));
         }
         program.results.iter().for_each(|r| last[r.2] = None);
-        let mut last_use = vec![Vec::new(); program.kernels.len()];
+        let mut last_use = vec![Vec::new(); program.calls.len()];
         for (b, info) in program.buffers.iter().enumerate() {
             if let (None, Some(time)) = (&info.source, last[b]) {
                 last_use[time].push(b);
@@ -68,7 +68,7 @@ impl CpuRunner {
             .iter()
             .map(|b| if b.source.is_some() { Bytes::zeroed(b.ty.bytes()) } else { Bytes::default() })
             .collect();
-        let executions = program.kernels.iter().map(|k| Execution::new(k.body(), passes(k.body()))).collect();
+        let executions = program.kernels().map(|k| Execution::new(k.body(), passes(k.body()))).collect();
         CpuRunner { program, memory, executions, last_use, pool: Vec::new() }
     }
 
@@ -78,7 +78,7 @@ impl CpuRunner {
     }
 
     fn kernel<T: Real + LinalgScalar>(&mut self, i: usize) {
-        let kernel = &self.program.kernels[i];
+        let kernel = &self.program.calls[i].kernel;
         let body = kernel.body();
         let accumulator: Option<Vec<T>> = match kernel {
             Kernel::Loop(_) => None,
@@ -125,9 +125,9 @@ impl CpuRunner {
                 self.show(Address::of(b), self.program.buffers[b].ty.elements(), watch);
             }
         }
-        for i in 0..self.program.kernels.len() {
+        for i in 0..self.program.calls.len() {
             self.compute(i);
-            for s in &self.program.kernels[i].body().stores {
+            for s in &self.program.calls[i].kernel.body().stores {
                 if floats(&s.buffer, &self.program) && self.program.buffers[s.buffer].source.is_none() {
                     let at = Address { buffer: s.buffer, offset: s.view.offset };
                     self.show(at, s.view.distinct(), watch);
@@ -148,7 +148,7 @@ impl CpuRunner {
     }
 
     fn compute(&mut self, i: usize) {
-        if self.program.kernels[i].body().wide { self.kernel::<f64>(i) } else { self.kernel::<f32>(i) }
+        if self.program.calls[i].kernel.body().wide { self.kernel::<f64>(i) } else { self.kernel::<f32>(i) }
     }
 
     /// Frees what a kernel was the last to read.
@@ -176,7 +176,7 @@ impl Device for CpuRunner {
     }
 
     fn run(&mut self) -> Result<()> {
-        (0..self.program.kernels.len()).for_each(|i| self.one(i));
+        (0..self.program.calls.len()).for_each(|i| self.one(i));
         Ok(())
     }
 

@@ -211,14 +211,18 @@ impl CudaRunner {
                 Ok(Ready::Kernel { function, blocks: *blocks, threads: *threads, words: words.collect() })
             }
             Launch::Product { kernel, to } => {
-                let Kernel::Product(p) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
+                let Kernel::Product(p) = &self.program.calls[*kernel].kernel else {
+                    unreachable!("products are products")
+                };
                 let Contraction::Gemm(g) = &p.contraction else { unreachable!("cuBLASLt multiplies matrices") };
                 let (d, format) = self.destination(*to, areas);
                 let blas = libraries.blas.as_ref().expect("opened for products");
                 Ok(Ready::Product(blas.prepare(g, self.address(g.a), self.address(g.b), d, format)?))
             }
             Launch::Convolution { kernel, to, own } => {
-                let Kernel::Product(p) = &self.program.kernels[*kernel] else { unreachable!("products are products") };
+                let Kernel::Product(p) = &self.program.calls[*kernel].kernel else {
+                    unreachable!("products are products")
+                };
                 let Contraction::Conv(c) = &p.contraction else { unreachable!("cuDNN convolves") };
                 let (d, format) = self.destination(*to, areas);
                 let found = match &libraries.dnn {
