@@ -5,6 +5,7 @@ pub mod cli;
 pub mod cost;
 pub mod data;
 pub mod error;
+pub mod files;
 pub mod format;
 pub mod hint;
 pub mod ir;

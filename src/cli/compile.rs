@@ -1,8 +1,9 @@
 //! `mantissa compile`.
 
 use super::new_file;
-use super::plan::WhatArgs;
+use super::what::WhatArgs;
 use crate::error::Result;
+use crate::files::write_executable;
 use crate::run::cuda;
 use crate::trainer;
 use clap::Args;
@@ -39,7 +40,7 @@ pub fn run(args: &CompileArgs) -> Result<()> {
         Default::default()
     };
     let bytes = trainer::build(&compiled, &cubins)?;
-    trainer::write_executable(&args.output, &bytes)?;
+    write_executable(&args.output, &bytes)?;
     eprintln!("written to {} ({:.1} MB)", args.output.display(), bytes.len() as f64 / 1e6);
     Ok(())
 }

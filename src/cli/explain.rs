@@ -1,6 +1,6 @@
 //! `mantissa explain`.
 
-use super::plan::WhatArgs;
+use super::what::WhatArgs;
 use super::{inference, out};
 use crate::error::Result;
 use crate::plan::{Explanation, explain};

@@ -1,10 +1,12 @@
 //! `mantissa plan --inference`.
 
-use super::plan::{PlanArgs, WhatArgs, emit_planned};
+use super::plan::PlanArgs;
+use super::what::{WhatArgs, emit_planned};
 use super::{data_name, out, read_model, write_onnx};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::ir::{Op, text};
-use crate::model::{Mixed, Model, write_atomically};
+use crate::model::{Mixed, Model};
 use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report};
 use crate::rewrite::RuleSet;
 use crate::train::{PlannedInference, Settings};
@@ -29,7 +31,8 @@ pub fn planned(args: &WhatArgs, what: &Path, onnx: Option<&Path>) -> Result<(Pla
     Ok((planned, model, rules))
 }
 
-pub fn run(args: &PlanArgs, what: &Path) -> Result<()> {
+pub fn run(args: &PlanArgs) -> Result<()> {
+    let what = args.checked()?;
     let (planned, model, rules) = planned(&args.what, what, args.onnx.as_deref())?;
     let request = planned.settings.request()?;
     let file = PlanFile::new(&planned.model.graph, &planned.planned, &request);

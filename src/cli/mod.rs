@@ -13,14 +13,16 @@ mod profile;
 mod rules;
 mod show;
 mod train;
+mod trainer;
+mod what;
 
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::format::Format;
-use crate::model::{Model, Written, write_atomically};
+use crate::model::{Model, Written};
 use crate::plan::{Overrides, Policy};
 use crate::rewrite::RuleSet;
 use crate::train::{Optimizer, Settings};
-use crate::trainer;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand};
 use std::collections::BTreeMap;
@@ -28,8 +30,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-pub use show::{Reporter, out};
-pub use train::{RunArgs, RunPlan, train};
+use show::{Reporter, out};
 
 /// A compiler for mixed-precision training: plans a number format for every value of a training step, and trains.
 #[derive(Parser)]
@@ -279,10 +280,11 @@ fn read_to_train(path: &std::path::Path, args: &StepArgs) -> Result<Model> {
 
 /// Runs the program and reports its error, if any.
 pub fn main() -> ExitCode {
-    let result = match trainer::embedded() {
+    let result = match crate::trainer::embedded() {
         Ok(Some(payload)) => trainer::main(payload),
         Ok(None) => match Cli::parse().command {
             Command::Train(args) => train::run(&args),
+            Command::Plan(args) if args.inference => inference::run(&args),
             Command::Plan(args) => plan::run(&args),
             Command::Explain(args) => explain::run(&args),
             Command::Profile(args) => profile::run(&args),

@@ -1,36 +1,16 @@
 //! `mantissa plan`.
 
-use super::evidence::EvidenceArgs;
-use super::train::{DataArgs, prepare};
-use super::{StepArgs, new_file, out, read_to_train};
-use crate::data::{Dataset, load_features};
+use super::what::{Asked, WhatArgs, emit_planned};
+use super::{new_file, out};
 use crate::error::{Error, Result};
-use crate::ir::{Graph, text, verify};
-use crate::lower::{lower, outline};
-use crate::model::{Model, write_atomically};
+use crate::files::write_atomically;
 use crate::plan::{
     PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_summary, print_table, report, seconds,
 };
-use crate::rewrite::RuleSet;
 use crate::train::{Compiled, Settings};
 use clap::Args;
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
-
-/// What is planned.
-#[derive(Args)]
-pub struct WhatArgs {
-    #[command(flatten)]
-    pub(super) step: StepArgs,
-    #[command(flatten)]
-    pub(super) evidence: EvidenceArgs,
-    /// Data for policy auto to choose formats by: .npz with x and y, .csv, or a directory of IDX files. A run file has its own
-    #[arg(long, value_name = "DATA")]
-    calibrate: Option<PathBuf>,
-    /// Multiply the features of --calibrate by this
-    #[arg(long, value_name = "X", requires = "calibrate")]
-    scale: Option<f64>,
-}
 
 #[derive(Args)]
 pub struct PlanArgs {
@@ -65,6 +45,19 @@ pub struct PlanArgs {
     pub(super) json: bool,
 }
 
+impl PlanArgs {
+    /// The model or run file, where what is asked for makes sense and overwrites nothing.
+    pub(super) fn checked(&self) -> Result<&Path> {
+        if let Some(bad) = self.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
+            return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
+        }
+        for path in self.output.iter().chain(&self.report).chain(&self.onnx) {
+            new_file(path, self.force)?;
+        }
+        self.model.as_deref().ok_or_else(|| Error::Request("name a model or a run file".into()))
+    }
+}
+
 /// What `--emit` prints.
 const STAGES: [&str; 5] = ["ir", "step", "plan", "kernels", "cuda"];
 
@@ -74,17 +67,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         out(&diff((&name_a, &PlanFile::read(a)?), (&name_b, &PlanFile::read(b)?)));
         return Ok(());
     }
-    let Some(model_path) = &args.model else { return Err(Error::Request("name a model or a run file".into())) };
-    if let Some(bad) = args.emit.iter().find(|s| !STAGES.contains(&s.as_str())) {
-        return Err(Error::Request(format!("there is no stage `{bad}`; stages are {}", STAGES.join(", "))));
-    }
-    for path in args.output.iter().chain(&args.report).chain(&args.onnx) {
-        new_file(path, args.force)?;
-    }
-    if args.inference {
-        return super::inference::run(args, model_path);
-    }
-    let asked = args.what.read(model_path, true)?;
+    let asked = args.what.read(args.checked()?, true)?;
     let compares = args.report.is_some() || (args.emit.is_empty() && !args.json);
     let compare = || if compares { others(&asked) } else { Ok(Vec::new()) };
     let (compiled, others) = rayon::join(|| args.what.compile_read(&asked), compare);
@@ -186,82 +169,9 @@ fn evidence_text(compiled: &Compiled, settings: &Settings) -> String {
     text + "\n"
 }
 
-/// What is to be planned, read.
-pub struct Asked {
-    pub model: Model,
-    pub settings: Settings,
-    pub rules: RuleSet,
-    data: Option<Dataset>,
-    seed: u64,
-}
-
-impl WhatArgs {
-    /// Reads what is asked for.
-    pub fn read(&self, what: &Path, frontier: bool) -> Result<Asked> {
-        let (model_path, mut settings, data, seed) = self.request(what)?;
-        self.step.apply(&mut settings)?;
-        settings.frontier = frontier;
-        let model = read_to_train(&model_path, &self.step)?;
-        if settings.policy != Policy::Fp32 {
-            settings.request()?.target.require(settings.low)?;
-        }
-        Ok(Asked { model, settings, rules: self.step.rule_set()?, data, seed })
-    }
-
-    /// Plans what was read; the settings it was planned with are those of the result.
-    pub fn compile_read(&self, asked: &Asked) -> Result<Compiled> {
-        let Asked { model, settings, rules, data, seed } = asked;
-        match data {
-            Some(data) if settings.policy == Policy::Auto => {
-                self.evidence.compile(settings, model, &self.step, data, *seed)
-            }
-            _ => settings.compile(model, rules, None),
-        }
-    }
-
-    /// Reads and plans what is asked for.
-    pub fn compile(&self, what: &Path) -> Result<Compiled> {
-        self.compile_read(&self.read(what, false)?)
-    }
-
-    /// The model, settings and data of an inference plan. Labels are not needed, but a run file has them.
-    pub fn of_inference(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>)> {
-        let (model, mut settings, data, _) = match &self.calibrate {
-            Some(path) if what.extension().is_none_or(|e| e != "toml") => {
-                let data = load_features(path, self.scale.unwrap_or(1.0))?;
-                (what.to_owned(), Settings::default(), Some(data), 0)
-            }
-            _ => self.request(what)?,
-        };
-        self.step.apply(&mut settings)?;
-        Ok((model, settings, data))
-    }
-
-    /// The model, settings and data that are asked for, and the seed.
-    fn request(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
-        if self.calibrate.is_none() && what.extension().is_none_or(|e| e != "toml") {
-            return Ok((what.to_owned(), Settings::default(), None, 0));
-        }
-        let data = DataArgs { data: self.calibrate.clone(), test: None, scale: self.scale, seed: None };
-        let (model, settings, plan, data) = prepare(what, &[], &data)?;
-        Ok((model, settings, Some(data), plan.seed))
-    }
-}
-
 fn emit(compiled: &Compiled, stage: &str) -> Result<String> {
     match compiled.emit(stage) {
         Some(text) => Ok(text),
         None => emit_planned(&compiled.planned.graph, stage),
-    }
-}
-
-/// What becomes of a planned graph: `plan`, `kernels` or `cuda`.
-pub(super) fn emit_planned(graph: &Graph, stage: &str) -> Result<String> {
-    let plan = verify(graph)?;
-    match stage {
-        "plan" => Ok(text::print(graph)),
-        "cuda" => Ok(crate::lower::cuda::generate(&lower(plan)?)?.source),
-        "kernels" => Ok(crate::lower::print_program(&outline(plan)?)),
-        _ => unreachable!("stages are checked first"),
     }
 }

@@ -1,6 +1,6 @@
 //! Progress of training on a terminal, or line by line where there is none.
 
-use crate::train::EpochReport;
+use crate::train::{EpochReport, Progress, Session};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -35,17 +35,34 @@ pub struct Reporter {
 impl Reporter {
     pub fn new(epochs: usize, samples: usize) -> Reporter {
         let bar = bar(epochs * samples, "{percent:>3}%  {msg}");
-        bar.enable_steady_tick(Duration::from_millis(200));
         Reporter { bar, epochs, samples }
     }
+}
 
-    /// `seen` samples of epoch `epoch` (from 0) have been trained on.
-    pub fn tick(&self, epoch: usize, seen: usize) {
-        self.bar.set_position((epoch * self.samples + seen) as u64);
+impl Progress for Reporter {
+    fn begins(&self, session: &Session, samples: usize) {
+        let settings = &session.compiled.settings;
+        eprintln!(
+            "{}: {} parameters, {samples} samples, batch {}, {} {} for {}, on {}",
+            session.compiled.planned.graph.name,
+            session.compiled.parameters(),
+            settings.batch(),
+            settings.policy,
+            settings.low,
+            settings.target,
+            session.device()
+        );
+        eprint!("{}", session.compiled.layers);
+        self.bar.reset_elapsed();
+        self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
-    /// An epoch has ended. Without a terminal, about twenty lines are printed over the whole run.
-    pub fn epoch(&self, r: &EpochReport) {
+    fn seen(&self, epoch: usize, samples: usize) {
+        self.bar.set_position((epoch * self.samples + samples) as u64);
+    }
+
+    /// Without a terminal, about twenty lines are printed over the whole run.
+    fn epoch(&self, r: &EpochReport) {
         let line = epoch_line(r, self.epochs);
         if !self.bar.is_hidden() {
             self.bar.set_message(line);
@@ -54,7 +71,7 @@ impl Reporter {
         }
     }
 
-    pub fn finish(&self) {
+    fn ends(&self) {
         self.bar.finish_and_clear();
     }
 }

@@ -2,10 +2,10 @@
 
 use super::weight::{Weight, Weights};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::format::Format;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
 use std::path::Path;
 
 /// A tensor as a checkpoint holds it.
@@ -119,21 +119,4 @@ impl Checkpoint {
         }
         Ok(Checkpoint { tensors, metadata })
     }
-}
-
-/// Writes a file whole or not at all: to a temporary name beside it, then renamed.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // A temporary file's errors name that file, so what is wrong with the folder is asked of the folder.
-    let plain = |e: std::io::Error| std::fs::read_dir(dir).err().unwrap_or_else(|| e.kind().into());
-    let mut file = tempfile::NamedTempFile::new_in(dir).map_err(|e| Error::io("write", path)(plain(e)))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(Error::io("write", path))?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let plain = std::fs::Permissions::from_mode(0o644);
-        file.as_file().set_permissions(plain).map_err(Error::io("write", path))?;
-    }
-    file.persist(path).map_err(|e| Error::io("write", path)(e.error))?;
-    Ok(())
 }

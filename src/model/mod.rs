@@ -5,7 +5,7 @@ mod modes;
 mod onnx;
 mod weight;
 
-pub use checkpoint::{Checkpoint, Saved, write_atomically};
+pub use checkpoint::{Checkpoint, Saved};
 pub use modes::{Count, Frozen, Layers, Modes};
 pub use onnx::{Mixed, NodeFormats, Wish, Wishes, Written, read_tensor};
 pub use weight::{Weight, Weights};

@@ -11,8 +11,9 @@ use crate::error::{Error, Result};
 use crate::format::{FloatSpec, Format, Formats};
 use crate::ir::{Graph, NodeId, Op, Stage};
 use crate::rewrite::Allow;
+use egg::Id;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
@@ -94,6 +95,14 @@ impl FromStr for Budget {
 
 /// Noise by format, as a share of the budget: all that a plan rounds may add up to 1.
 pub type Shares = BTreeMap<Format, f64>;
+
+/// What a calibration says, by e-class.
+pub(super) struct Estimates {
+    /// By the class of a value or of a source.
+    pub values: HashMap<Id, Shares>,
+    /// By the classes of a product and of the value it reads.
+    pub operands: HashMap<(Id, Id), Shares>,
+}
 
 /// What some steps on real data, run in f32, say about a step's values.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! Two plans side by side: what is stored otherwise, and what that does to time and noise.
 
 use super::file::{PlanFile, PlannedValue};
-use super::table::{bytes, clip, seconds};
+use super::table::clip;
+use super::units::{bytes, seconds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 

@@ -10,7 +10,7 @@ use super::extract::{Found, with_plan};
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
 use super::search::Search;
-use super::table::seconds;
+use super::units::seconds;
 use super::{Request, paint};
 use crate::error::{Error, Result};
 use crate::format::Format;
@@ -193,7 +193,7 @@ fn ways(m: &Members, live: &Live, value: Id) -> Vec<Way> {
     for product in readers(m, live, value) {
         let name = m.name(product).unwrap_or("a product");
         for format in [Format::F32].into_iter().chain(Format::MULTIPLIED) {
-            if let Some(member) = m.multiplying(live, product, format) {
+            if let Some(member) = m.multiplying(&live.choice, product, format) {
                 out.push(Way { what: format!("read in {format} by `{name}`"), class: product, member });
             }
         }

@@ -5,10 +5,11 @@
 //! [`super::search`] how it goes on.
 
 use super::alike::Alike;
+use super::calibration::Estimates;
 use super::layers::{Grown, LAYERS, Layers};
 use super::live::Live;
 use super::members::{Choice, Members};
-use super::noise::Noise;
+use super::noise::rounding;
 use super::search::{Costed, SMALL, Search};
 use super::sketch::Sketch;
 use super::start::{start, widest};
@@ -134,7 +135,7 @@ pub(super) fn members<'a>(saturated: &'a Saturated, request: &Request) -> Member
     let Saturated { step, encoded, egraph, .. } = saturated;
     let mut members = Members::new(step, encoded, egraph);
     if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
-        members.noise = Some(Noise::new(step, encoded, &members, calibration));
+        members.noise = Some(Estimates::new(step, encoded, &members, calibration));
     }
     if request.policy == Policy::Greedy {
         members.obey();
@@ -192,13 +193,12 @@ fn from_start(search: &mut Search, start: Costed) -> Costed {
 
 /// The roundings of a choice, in the order of what they add to the gradients' noise.
 fn noisiest(members: &Members, choice: &Choice) -> Vec<(String, Format, f64)> {
-    let Some(noise) = &members.noise else { return Vec::new() };
     let live = Live::new(members, choice.clone());
     let mut out: Vec<(String, Format, f64)> = (0..members.ids())
         .map(Id::from)
         .filter(|&b| live.noise_of(b) > 0.0)
         .filter_map(|b| {
-            let (format, value) = noise.rounding(members, &live, b)?;
+            let (format, value) = rounding(members, &live.choice, b)?;
             let name = members.name(value).unwrap_or("a value of a rewrite");
             Some((name.to_owned(), format, live.noise_of(b)))
         })

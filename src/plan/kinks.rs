@@ -7,7 +7,7 @@
 //! δ. So the probe gives each such choice that slope: it attributes to every value its part in what crosses. The band is
 //! wider than δ, so that elements enough are in it; σ is what rounding everything to a format does to the operand.
 
-use super::probe::is_subject;
+use super::observed::is_subject;
 use crate::error::Result;
 use crate::format::{Format, Formats};
 use crate::ir::{Binary, Graph, Init, NodeId, Op, Output, ReduceKind, Role, Shape, Type, Unary};

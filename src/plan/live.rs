@@ -1,6 +1,7 @@
 //! What a choice reaches, and who reads it, kept up to date as the choice changes.
 
 use super::members::{Choice, Members};
+use super::noise::added;
 use egg::Id;
 
 /// Members taken at once: classes, and what is taken in each.
@@ -41,9 +42,8 @@ impl<'a> Live<'a> {
 
     fn count_noise(&mut self) {
         let changed = std::mem::take(&mut self.changed);
-        let Some(noise) = &self.members.noise else { return };
         for c in changed {
-            let part = noise.of(self.members, self, c);
+            let part = added(self.members, &self.choice, self.users(c), c);
             self.noise += part - std::mem::replace(&mut self.parts[usize::from(c)], part);
         }
     }

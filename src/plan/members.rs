@@ -1,7 +1,6 @@
 //! The members of every e-class, cheapest first, and a choice among them.
 
-use super::live::Live;
-use super::noise::Noise;
+use super::calibration::Estimates;
 use crate::format::Format;
 use crate::ir::{Graph, Op, Stage};
 use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
@@ -44,7 +43,7 @@ pub(super) struct Members<'a> {
     /// The first pass that computes a value of each class; none for values that only rules made.
     passes: Vec<Option<Stage>>,
     /// What roundings add to the gradients' noise, where that was measured.
-    pub noise: Option<Noise>,
+    pub noise: Option<Estimates>,
 }
 
 impl<'a> Members<'a> {
@@ -348,8 +347,8 @@ impl<'a> Members<'a> {
     }
 
     /// The position of a product's member that multiplies in another format and is otherwise the one chosen.
-    pub fn multiplying(&self, live: &Live, product: Id, format: Format) -> Option<usize> {
-        let now = self.chosen(&live.choice, product);
+    pub fn multiplying(&self, choice: &Choice, product: Id, format: Format) -> Option<usize> {
+        let now = self.chosen(choice, product);
         let words = |t: &Term| -> Vec<&'static str> {
             let words = t.children.iter().filter(|&&c| self.sort(c) == Sort::Word);
             words.map(|&c| self.word(c)).filter(|w| w.parse::<Format>().is_err()).collect()

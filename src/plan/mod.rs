@@ -32,6 +32,7 @@ mod search;
 mod sketch;
 mod start;
 mod table;
+mod units;
 mod window;
 
 pub use calibration::{Budget, Calibration, HEADROOM, Shares, percent};
@@ -51,7 +52,8 @@ pub use profile::print_profile;
 pub use recompute::Again;
 pub use report::report;
 pub use sketch::copy_name;
-pub use table::{clip, print_summary, print_table, seconds};
+pub use table::{clip, print_summary, print_table};
+pub use units::seconds;
 
 use crate::cost::{Estimate, Target};
 use crate::error::Result;

@@ -5,9 +5,8 @@
 //! Optimization with Rewriting*, 2018). A buffer that operations of all kinds read counts as its value's rounding; one
 //! that only products read counts as theirs. A product in tf32 rounds what it reads itself.
 
-use super::calibration::{Calibration, Shares};
-use super::live::Live;
-use super::members::Members;
+use super::calibration::{Calibration, Estimates, Shares};
+use super::members::{Choice, Members};
 use crate::format::Format;
 use crate::ir::Graph;
 use crate::rewrite::{Encoded, is_product};
@@ -20,17 +19,11 @@ const TOO_MUCH: f64 = 1e6;
 /// Terms that show a value in another shape.
 const VIEWS: [&str; 2] = ["transpose", "reshape"];
 
-pub(super) struct Noise {
-    /// By the class of a value or of a source.
-    values: HashMap<Id, Shares>,
-    /// By the classes of a product and of the value it reads.
-    operands: HashMap<(Id, Id), Shares>,
-}
-
-impl Noise {
-    pub fn new(step: &Graph, encoded: &Encoded, members: &Members, calibration: &Calibration) -> Noise {
+impl Estimates {
+    /// What was measured, by the classes that stand for it.
+    pub fn new(step: &Graph, encoded: &Encoded, members: &Members, calibration: &Calibration) -> Estimates {
         let class = |name: &str| step.find(name).map(|id| members.find(encoded.classes[id.index()]));
-        let mut noise = Noise { values: HashMap::new(), operands: HashMap::new() };
+        let mut noise = Estimates { values: HashMap::new(), operands: HashMap::new() };
         for (name, shares) in &calibration.values {
             if let Some(class) = class(name) {
                 largest(noise.values.entry(class).or_default(), shares);
@@ -82,55 +75,53 @@ impl Noise {
             }
         }
     }
+}
 
-    /// What a buffer or a product adds under a choice, as a share of the budget.
-    pub fn of(&self, members: &Members, live: &Live, class: Id) -> f64 {
-        if !live.is_live(class) {
-            return 0.0;
-        }
-        let Some((format, value)) = self.rounding(members, live, class) else { return 0.0 };
-        let share = |shares: Option<&Shares>| -> Option<f64> {
-            let x = shares?.get(&format).copied()?;
-            Some(if x.is_finite() { x.min(TOO_MUCH) } else { TOO_MUCH })
-        };
-        if class == value {
-            // What is narrower in memory is a number of tf32 already.
-            let rounds = |b: &Id| members.ty(*b).is_none_or(|ty| !ty.format.is_low());
-            let read = members.operands(&live.choice, class).filter(rounds);
-            let read = read.map(|b| members.held(&live.choice, b));
-            let noise = |v: Id| share(self.operands.get(&(class, v))).or_else(|| share(self.values.get(&v)));
-            return read.map(|v| noise(v).unwrap_or(TOO_MUCH)).sum();
-        }
-        let buffer = class;
-        let whole = share(self.values.get(&value)).unwrap_or(TOO_MUCH);
-        let mut sum = 0.0;
-        for &user in live.users(buffer) {
-            if members.is_loop(user) {
-                // The loop's own reading: counted with what it computes, which is measured.
-                continue;
-            }
-            match share(self.operands.get(&(user, value))) {
-                Some(x) if members.is_product(user) => sum += x,
-                _ => return whole,
-            }
-        }
-        sum
+/// What a buffer or a product adds under a choice, as a share of the budget; nothing where noise does not count, or where
+/// nobody uses it.
+pub(super) fn added(members: &Members, choice: &Choice, users: &[Id], class: Id) -> f64 {
+    let Some(estimates) = members.noise.as_ref().filter(|_| !users.is_empty()) else { return 0.0 };
+    let Some((format, value)) = rounding(members, choice, class) else { return 0.0 };
+    let share = |shares: Option<&Shares>| -> Option<f64> {
+        let x = shares?.get(&format).copied()?;
+        Some(if x.is_finite() { x.min(TOO_MUCH) } else { TOO_MUCH })
+    };
+    if class == value {
+        // What is narrower in memory is a number of tf32 already.
+        let rounds = |b: &Id| members.ty(*b).is_none_or(|ty| !ty.format.is_low());
+        let read = members.operands(choice, class).filter(rounds);
+        let read = read.map(|b| members.held(choice, b));
+        let noise = |v: Id| share(estimates.operands.get(&(class, v))).or_else(|| share(estimates.values.get(&v)));
+        return read.map(|v| noise(v).unwrap_or(TOO_MUCH)).sum();
     }
+    let whole = share(estimates.values.get(&value)).unwrap_or(TOO_MUCH);
+    let mut sum = 0.0;
+    for &user in users {
+        if members.is_loop(user) {
+            // The loop's own reading: counted with what it computes, which is measured.
+            continue;
+        }
+        match share(estimates.operands.get(&(user, value))) {
+            Some(x) if members.is_product(user) => sum += x,
+            _ => return whole,
+        }
+    }
+    sum
+}
 
-    /// The narrow format that a buffer is rounded to and the class of the value or source it holds; of a product, the one
-    /// that it rounds to, and the product.
-    pub fn rounding(&self, members: &Members, live: &Live, class: Id) -> Option<(Format, Id)> {
-        let term = members.chosen(&live.choice, class);
-        let is_product = is_product(term.name());
-        if !is_product && !matches!(term.name(), "put" | "cast" | "carried" | "staged") {
-            return None;
-        }
-        let format = members.format_of(term.children[0])?;
-        match format {
-            Format::Tf32 if is_product => Some((format, class)),
-            f if f.is_low() && !is_product => Some((format, members.held(&live.choice, class))),
-            _ => None,
-        }
+/// The narrow format that a buffer is rounded to and the class of the value or source it holds; of a product, the one
+/// that it rounds to, and the product.
+pub(super) fn rounding(members: &Members, choice: &Choice, class: Id) -> Option<(Format, Id)> {
+    let term = members.chosen(choice, class);
+    let is_product = is_product(term.name());
+    if !is_product && !matches!(term.name(), "put" | "cast" | "carried" | "staged") {
+        return None;
+    }
+    let format = members.format_of(term.children[0])?;
+    match format {
+        Format::Tf32 if is_product => Some((format, class)),
+        f if f.is_low() && !is_product => Some((format, members.held(choice, class))),
+        _ => None,
     }
 }
 

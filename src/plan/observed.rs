@@ -2,7 +2,8 @@
 
 use super::copy_name;
 use crate::error::Result;
-use crate::ir::{Body, Graph, NodeId, Op, Role, Scan, Take};
+use crate::format::Format;
+use crate::ir::{Body, Graph, NodeId, Op, Role, Scan, Stage, Take};
 use crate::lower::{resolve_view, view_through};
 use std::collections::BTreeMap;
 
@@ -91,4 +92,12 @@ fn observed_body(graph: &Graph, scan: &Scan, nodes: &[NodeId]) -> Result<Body> {
         }
     }
     Ok(Body::new(store_all(scan.body.graph(), &named)?))
+}
+
+/// Is this a value that a plan might store in a narrow format?
+pub(super) fn is_subject(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    let spread = matches!(node.op, Op::Broadcast { .. } | Op::Window { .. } | Op::Unwindow { .. });
+    let known = matches!(node.op, Op::Const(_) | Op::Iota { .. } | Op::Input { label: true, .. });
+    node.ty.format == Format::F32 && node.ty.shape.rank() > 0 && node.stage != Stage::Update && !spread && !known
 }

@@ -9,11 +9,11 @@
 //! What first order misses is in [`super::kinks`].
 
 use super::kinks::{Kink, smoothed, spreads};
-use super::observed;
+use super::observed::{is_subject, observed};
 use crate::autodiff::gradients_holding;
 use crate::error::Result;
 use crate::format::{Format, Formats};
-use crate::ir::{Binary, Graph, Init, NodeId, Op, Output, ReduceKind, Role, Stage, Unary};
+use crate::ir::{Binary, Graph, Init, NodeId, Op, Output, ReduceKind, Role, Unary};
 use std::collections::{BTreeMap, HashMap};
 
 /// A graph that yields the gradients, and what rounding each value would add to them.
@@ -167,12 +167,4 @@ fn with_readers(graph: &Graph) -> Result<Copied> {
         out.add_output(&o.name, o.role, map[o.node.index()]);
     }
     Ok(Copied { graph: out, subjects, kinks, held })
-}
-
-/// Is this a value that a plan might store in a narrow format?
-pub(super) fn is_subject(graph: &Graph, id: NodeId) -> bool {
-    let node = graph.node(id);
-    let spread = matches!(node.op, Op::Broadcast { .. } | Op::Window { .. } | Op::Unwindow { .. });
-    let known = matches!(node.op, Op::Const(_) | Op::Iota { .. } | Op::Input { label: true, .. });
-    node.ty.format == Format::F32 && node.ty.shape.rank() > 0 && node.stage != Stage::Update && !spread && !known
 }

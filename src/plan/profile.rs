@@ -1,7 +1,8 @@
 //! What every kernel took beside what it was predicted to take.
 
 use super::Planned;
-use super::table::{bytes, clip, kind_of, label, seconds};
+use super::table::{clip, kind_of, label};
+use super::units::{bytes, seconds};
 use crate::cost::{Estimate, Target};
 use crate::lower::Program;
 use std::collections::BTreeMap;

@@ -97,7 +97,7 @@ fn ways(m: &Members, live: &Live, edges: &HashMap<Id, Id>, buffer: Id) -> Vec<Fl
     let term = m.chosen(&live.choice, buffer);
     let Some(now) = term.children.first().and_then(|&w| m.format_of(w)) else { return Vec::new() };
     if m.is_product(buffer) {
-        return m.multiplying(live, buffer, Format::F32).map(|wide| vec![(buffer, wide)]).into_iter().collect();
+        return m.multiplying(&live.choice, buffer, Format::F32).map(|wide| vec![(buffer, wide)]).into_iter().collect();
     }
     let value = term.children.get(1).copied();
     let mut users = live.users(buffer).to_vec();
@@ -108,7 +108,8 @@ fn ways(m: &Members, live: &Live, edges: &HashMap<Id, Id>, buffer: Id) -> Vec<Fl
     let mut out = Vec::new();
     for to in [Format::F32].into_iter().chain(Format::MULTIPLIED).filter(|&f| f != now) {
         let stored = edge.and_then(|e| Some((e, m.getting(e, to.in_memory())?)));
-        let multiplied: Flip = products.iter().filter_map(|&p| Some((p, m.multiplying(live, p, to)?))).collect();
+        let multiplied: Flip =
+            products.iter().filter_map(|&p| Some((p, m.multiplying(&live.choice, p, to)?))).collect();
         out.extend(stored.map(|s| vec![s]));
         out.extend(multiplied.iter().map(|&p| vec![p]));
         let all: Flip = stored.into_iter().chain(multiplied).collect();

@@ -8,7 +8,7 @@
 
 use super::Planned;
 use super::assemble::assemble;
-use super::table::bytes;
+use super::units::bytes;
 use crate::cost::{Estimate, Target};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, NodeId, Op, Role, Stage, verify};

@@ -47,7 +47,7 @@ pub(super) fn widest(members: &Members, from: &Choice) -> Choice {
     for class in members.open() {
         let wide = match members.sort(class) {
             Sort::Edge if members.chosen(from, class).name() == "get" => members.getting(class, Format::F32),
-            Sort::Value if members.is_product(class) => members.multiplying(&live, class, Format::F32),
+            Sort::Value if members.is_product(class) => members.multiplying(&live.choice, class, Format::F32),
             _ => None,
         };
         if let Some(member) = wide {

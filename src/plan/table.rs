@@ -1,31 +1,12 @@
 //! A plan as a terminal shows it: a row per kernel, what it computes, in which formats and why.
 
 use super::recompute::{Again, first_of};
+use super::units::{bytes, seconds};
 use super::{Planned, Request};
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
 use crate::lower::{InLoop, Kernel, Program, lower, outline};
 use std::fmt::Write;
-
-/// A time with three digits and its unit.
-pub fn seconds(s: f64) -> String {
-    match s {
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s if s >= 1e-3 => format!("{:.2} ms", s * 1e3),
-        s => format!("{:.1} µs", s * 1e6),
-    }
-}
-
-/// A byte count with its unit.
-pub(super) fn bytes(n: usize) -> String {
-    let x = n as f64;
-    match n {
-        0..=9_999 => format!("{n} B"),
-        10_000..=9_999_999 => format!("{:.1} kB", x / 1e3),
-        10_000_000..=9_999_999_999 => format!("{:.1} MB", x / 1e6),
-        _ => format!("{:.1} GB", x / 1e9),
-    }
-}
 
 /// Plans in a line each: time, bytes moved, memory taken, launches. `run` is what the numbers are of.
 pub fn print_summary(run: &str, plans: &[(&str, &Planned)]) -> Result<String> {

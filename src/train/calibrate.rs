@@ -5,9 +5,9 @@
 //! batches that the probe has not seen.
 
 use super::compile::Settings;
+use super::feeds::{feed, feeds};
 use super::gradients::{PlainResults, write_copies, write_sources};
 use super::recipe::ScalerMode;
-use super::session::{feed, feeds};
 use super::step::names;
 use super::subject::Subject;
 use crate::data::Dataset;

@@ -4,9 +4,9 @@
 //! planned with everything in sight that the plan stores. On the CPU, whatever the run is on.
 
 use super::compile::Compiled;
+use super::feeds::{feed, feeds};
 use super::gradients::{write_copies, write_sources};
-use super::observe::watching;
-use super::session::{feed, feeds};
+use super::watching::watching;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::format::Format;

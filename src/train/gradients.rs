@@ -1,6 +1,6 @@
 //! A step's results (gradients, or a model's outputs): in f32, and as a plan computes them.
 
-use super::session::{Feed, feed, feeds};
+use super::feeds::{Feed, feed, feeds};
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::format::Format;

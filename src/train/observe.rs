@@ -2,12 +2,12 @@
 
 use super::compile::Settings;
 use super::session::Session;
+use super::watching::watching;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Evidence;
 use crate::rewrite::RuleSet;
-use crate::run::Watcher;
 use std::cell::RefCell;
 use std::rc::Rc;
 
@@ -24,16 +24,6 @@ impl Observed {
     pub fn taken(self) -> (Session, Evidence) {
         (self.session, self.evidence.replace(Evidence::default()))
     }
-}
-
-/// Evidence, and who gathers it of an observed graph's values.
-pub(super) fn watching() -> (Rc<RefCell<Evidence>>, Watcher) {
-    let evidence = Rc::new(RefCell::new(Evidence::default()));
-    let seen = evidence.clone();
-    let watcher = Box::new(move |name: &str, values: &[f32]| {
-        seen.borrow_mut().add(name.strip_suffix(".f32").unwrap_or(name), values);
-    });
-    (evidence, watcher)
 }
 
 /// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.

@@ -4,7 +4,7 @@
 //! the wrong rows without a word. What the model does to positions on the way (counting from the end, slices, masks) is
 //! done here too, in f64, so that a position counts as it is read.
 
-use super::session::feeds;
+use super::feeds::feeds;
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::ir::{Graph, NodeId, Op, Output, Role, Tensor, evaluate};

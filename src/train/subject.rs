@@ -1,11 +1,12 @@
 //! What is calibrated: a step in f32 at one point of its training, or a model in inference, and what was seen of it.
 
 use super::compile::Settings;
+use super::feeds::{feed, feeds, inputs, saved_sources, shuffled};
+use super::forward::Inference;
 use super::gradients::write_sources;
-use super::inference::Inference;
-use super::observe::{observe, watching};
+use super::observe::observe;
 use super::positions::Positions;
-use super::session::{feed, feeds, inputs, saved_sources, shuffled};
+use super::watching::watching;
 use crate::data::Dataset;
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, verify};

@@ -4,8 +4,6 @@
 //! graphs (as text) in its metadata, the weights that the model file held and compiled kernels as tensors. It is found
 //! by reading the end of the running executable, so the file can be copied anywhere and needs nothing beside it.
 
-use crate::cli::{RunArgs, RunPlan, train};
-use crate::data::Source;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{text, verify};
@@ -15,11 +13,10 @@ use crate::model::{Checkpoint, Saved, Weights};
 use crate::plan::Planned;
 use crate::run::cuda;
 use crate::train::{Compiled, Criterion, Settings, Task};
-use clap::Parser;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const MAGIC: &[u8; 16] = b"mantissa-train-1";
 /// Prefix of kernels among the payload's tensors.
@@ -46,7 +43,7 @@ pub struct Payload {
     header: Header,
     weights: Weights,
     /// Compiled kernels by [`cuda::key`].
-    cubins: HashMap<String, Vec<u8>>,
+    pub cubins: HashMap<String, Vec<u8>>,
 }
 
 /// The payload of the running executable, if it has one.
@@ -102,43 +99,6 @@ pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<V
     bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
     bytes.extend_from_slice(MAGIC);
     Ok(bytes)
-}
-
-/// Writes an executable file, whole or not at all.
-pub fn write_executable(path: &Path, bytes: &[u8]) -> Result<()> {
-    crate::model::write_atomically(path, bytes)?;
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))
-            .map_err(Error::io("make executable", path))?;
-    }
-    Ok(())
-}
-
-/// Trains the model this executable was compiled for.
-#[derive(Parser)]
-#[command(version)]
-struct TrainerCli {
-    #[command(flatten)]
-    run: RunArgs,
-}
-
-/// The trainer's own command line.
-pub fn main(payload: Payload) -> Result<()> {
-    let args = TrainerCli::parse().run;
-    let cubins = payload.cubins.clone();
-    let compiled = payload.into_compiled()?;
-    if args.data.data.is_none() {
-        return Err(Error::Request("--data is needed: .npz with x and y, .csv, or a directory of IDX files".into()));
-    }
-    let none = Source { features: PathBuf::new(), labels: None };
-    let mut plan =
-        RunPlan { name: compiled.planned.graph.name.clone(), train: none, test: None, scale: 1.0, epochs: 10, seed: 0 }
-            .with(&args.data)?;
-    plan.epochs = args.epochs.unwrap_or(plan.epochs);
-    let data = crate::data::load(&plan.train, plan.scale)?;
-    train(compiled, data, &plan, &args, &cubins)
 }
 
 impl Payload {

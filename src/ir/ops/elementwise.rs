@@ -1,25 +1,10 @@
 //! Elementwise arithmetic with NumPy broadcasting.
 
+use super::named::named_enum;
 use super::reduce::unbroadcast;
 use super::{Context, Format, Gradients, Op, Type};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::ops::Num;
-
-macro_rules! named_enum {
-    ($(#[$doc:meta])* $name:ident { $($(#[$inner:meta])* $variant:ident = $text:literal),* $(,)? }) => {
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $($(#[$inner])* $variant),* }
-        impl $name {
-            pub const ALL: [$name; [$($text),*].len()] = [$($name::$variant),*];
-            /// The name in text and in rules.
-            pub fn name(self) -> &'static str {
-                match self { $($name::$variant => $text),* }
-            }
-        }
-    };
-}
-pub(super) use named_enum;
 
 named_enum! {
     /// Operations of one operand.

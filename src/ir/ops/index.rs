@@ -1,6 +1,6 @@
 //! Reading, writing and accumulating rows at integer positions: embeddings and their gradient, scatters.
 
-use super::elementwise::named_enum;
+use super::named::named_enum;
 use super::{Binary, Context, Format, Gradients, Op, Shape, Type};
 use crate::ir::tensor::{Tensor, for_each_index};
 use crate::ir::types::Dim;

@@ -7,6 +7,7 @@ mod elementwise;
 mod index;
 mod matmul;
 mod memory;
+mod named;
 mod nn;
 pub mod random;
 mod reduce;

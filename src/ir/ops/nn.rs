@@ -3,7 +3,7 @@
 //! They stay whole until kernels are built, so that no format can come between a maximum and the exponential it
 //! protects, and no variance is ever computed in a narrow format.
 
-use super::elementwise::named_enum;
+use super::named::named_enum;
 use super::reduce::unbroadcast;
 use super::{Binary, Context, Format, Gradients, Op, ReduceKind, Shape, Type, Unary};
 use crate::error::Result;

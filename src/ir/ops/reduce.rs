@@ -1,6 +1,6 @@
 //! Reductions over axes. Accumulation is in f32 on every device, whatever the operand's format.
 
-use super::elementwise::named_enum;
+use super::named::named_enum;
 use super::{Binary, Context, Gradients, Op, Shape, Type};
 use crate::error::Result;
 use crate::format::Format;

@@ -5,8 +5,9 @@
 //! the model's graph.
 
 use super::expected::Chances;
-use super::narrow::{NodeFormats, key, operands};
+use super::narrow::NodeFormats;
 use super::node::Node;
+use super::operands::{key, operands};
 use super::order::{describe, function_of, ordered};
 use super::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use super::proto::type_proto::Value as TypeValue;

@@ -4,13 +4,14 @@
 //! name and its format (`h.f16`), and is cast back under its own name if anything reads it wide.
 
 use super::File;
-use super::narrow::{BF16, NodeFormats, key, operand_positions, operands};
+use super::narrow::{BF16, NodeFormats};
+use super::operands::{cast, key, operand_positions, operands, prepare};
 use super::order::all_reads;
-use super::patch::{infer, with_data_apart};
+use super::patch::with_data_apart;
 use super::proto::tensor_proto::DataType;
 use super::proto::{GraphProto, NodeProto, StringStringEntryProto, TensorProto};
-use super::tensor::{Files, code_of};
-use super::write::{int, tensor};
+use super::tensor::Files;
+use super::write::tensor;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::model::{Bound, Weight, Written};
@@ -108,15 +109,6 @@ impl File {
         model.metadata_props.extend(notes.iter().map(entry));
         let written = with_data_apart(model, data_name);
         Ok(Mixed { written, nodes: count, narrow, casts, bytes: [before, after] })
-    }
-}
-
-/// The graph as it acts in inference, without readings of a tensor that want its type alone.
-pub fn prepare(graph: &mut GraphProto, bound: &Bound) {
-    infer(graph);
-    let to_f32 = |n: &NodeProto| n.op_type() == "CastLike" && n.input.get(1).is_some_and(|of| bound.is_f32(of));
-    for node in graph.node.iter_mut().filter(|n| to_f32(n)) {
-        *node = NodeProto { name: node.name.clone(), ..cast(&node.input[0], Format::F32, &node.output[0]) };
     }
 }
 
@@ -240,16 +232,5 @@ impl<'a> Mixer<'a> {
             }
         }
         out
-    }
-}
-
-fn cast(from: &str, to: Format, name: &str) -> NodeProto {
-    NodeProto {
-        op_type: Some("Cast".into()),
-        name: Some(format!("Cast_{name}")),
-        input: vec![from.to_owned()],
-        output: vec![name.to_owned()],
-        attribute: vec![int("to", i64::from(code_of(to)))],
-        ..NodeProto::default()
     }
 }

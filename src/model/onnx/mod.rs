@@ -11,6 +11,7 @@ mod merged;
 mod mixed;
 mod narrow;
 mod node;
+mod operands;
 mod ops;
 mod order;
 mod patch;
@@ -124,7 +125,7 @@ impl File {
                 OPSETS.end()
             )));
         }
-        order::unsupported(graph, &model.functions).map_err(bad)?;
+        order::unsupported(graph, &model.functions, &ops::is_known).map_err(bad)?;
         let mut model = model;
         constants_as_initialisers(&mut model);
         merged::separate(&mut model, &mut tensor::Files::beside(path));

@@ -5,7 +5,7 @@
 //! nodes whose results the plan stores are as it says, and those whose results it keeps in registers follow their readers.
 
 use super::File;
-use super::mixed::prepare;
+use super::operands::{key, operands, prepare};
 use super::order::{all_reads, function_of, ordered};
 use super::proto::{GraphProto, NodeProto};
 use super::tensor::Files;
@@ -185,23 +185,6 @@ const BF16_LATER: [(i64, &[&str]); 9] = [
 fn takes(op: &str, format: Format, opset: i64) -> bool {
     let later = BF16_LATER.iter().find(|(_, ops)| ops.contains(&op));
     format != Format::Bf16 || later.is_none_or(|&(since, _)| opset >= since)
-}
-
-/// Where a node's inputs stand that are in its format, where they hold floating-point numbers.
-pub fn operand_positions(node: &NodeProto) -> impl Iterator<Item = usize> {
-    // Scales of an image's sides and rates of dropping are no part of the data.
-    let apart = |i: usize| matches!((node.op_type(), i), ("Resize" | "Dropout", 1..));
-    (0..node.input.len()).filter(move |&i| !apart(i) && !node.input[i].is_empty())
-}
-
-/// The inputs of a node that are in its format.
-pub fn operands(node: &NodeProto) -> impl Iterator<Item = &str> {
-    operand_positions(node).map(|i| node.input[i].as_str())
-}
-
-/// The name a node goes by in [`NodeFormats`].
-pub fn key(node: &NodeProto) -> &str {
-    node.output.iter().map(String::as_str).find(|o| !o.is_empty()).unwrap_or("")
 }
 
 impl File {

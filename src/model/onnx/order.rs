@@ -1,6 +1,5 @@
 //! What can be said of a graph before any of it is imported: operations that are missing, and the order of nodes.
 
-use super::ops;
 use super::proto::{FunctionProto, GraphProto, NodeProto};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -15,12 +14,12 @@ pub fn function_of<'a>(functions: &'a [FunctionProto], node: &NodeProto) -> Opti
     functions.iter().find(|f| f.name() == node.op_type() && f.domain() == node.domain())
 }
 
-/// All operations without an importer, with counts and nodes, in one message.
-pub fn unsupported(graph: &GraphProto, functions: &[FunctionProto]) -> Result<(), String> {
+/// All operations without an importer, with counts and nodes, in one message. `is_known` is asked for a domain and a name.
+pub fn unsupported(graph: &GraphProto, functions: &[FunctionProto], is_known: Known) -> Result<(), String> {
     let mut missing: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let called = functions.iter().flat_map(|f| &f.node);
     for node in graph.node.iter().chain(called) {
-        collect(node, functions, &mut missing);
+        collect(node, functions, is_known, &mut missing);
     }
     if missing.is_empty() {
         return Ok(());
@@ -35,14 +34,22 @@ pub fn unsupported(graph: &GraphProto, functions: &[FunctionProto]) -> Result<()
     ))
 }
 
-fn collect<'a>(node: &'a NodeProto, functions: &[FunctionProto], missing: &mut BTreeMap<String, Vec<&'a str>>) {
-    if function_of(functions, node).is_none() && !ops::is_known(node.domain(), node.op_type()) {
+/// Is there an importer for an operation of a domain?
+type Known<'a> = &'a dyn Fn(&str, &str) -> bool;
+
+fn collect<'a>(
+    node: &'a NodeProto,
+    functions: &[FunctionProto],
+    is_known: Known,
+    missing: &mut BTreeMap<String, Vec<&'a str>>,
+) {
+    if function_of(functions, node).is_none() && !is_known(node.domain(), node.op_type()) {
         let domain = if node.domain().is_empty() { String::new() } else { format!("{}.", node.domain()) };
         let name = if node.name().is_empty() { node.output.first().map_or("", String::as_str) } else { node.name() };
         missing.entry(format!("{domain}{}", node.op_type())).or_default().push(name);
     }
     for inner in node.attribute.iter().filter_map(|a| a.g.as_ref()).flat_map(|g| &g.node) {
-        collect(inner, functions, missing);
+        collect(inner, functions, is_known, missing);
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::libraries;
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::lower::cuda::{HEADERS, OPTIONS};
-use crate::model::write_atomically;
 use cudarc::nvrtc::{result, sys};
 use sha2::{Digest, Sha256};
 use std::ffi::CString;

@@ -1,0 +1,32 @@
+//! The command line of a compiled trainer.
+
+use super::train::{RunArgs, to_the_end};
+use crate::data::{Source, load};
+use crate::error::{Error, Result};
+use crate::train::Run;
+use crate::trainer::Payload;
+use clap::Parser;
+use std::path::PathBuf;
+
+/// Trains the model this executable was compiled for.
+#[derive(Parser)]
+#[command(version)]
+struct TrainerCli {
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub fn main(mut payload: Payload) -> Result<()> {
+    let args = TrainerCli::parse().run;
+    let cubins = std::mem::take(&mut payload.cubins);
+    let compiled = payload.into_compiled()?;
+    if args.data.data.is_none() {
+        return Err(Error::Request("--data is needed: .npz with x and y, .csv, or a directory of IDX files".into()));
+    }
+    let none = Source { features: PathBuf::new(), labels: None };
+    let name = compiled.planned.graph.name.clone();
+    let mut run = args.data.change(Run { name, train: none, test: None, scale: 1.0, epochs: 10, seed: 0 })?;
+    run.epochs = args.epochs.unwrap_or(run.epochs);
+    let data = load(&run.train, run.scale)?;
+    to_the_end(compiled, &data, &run, &args, &cubins)
+}

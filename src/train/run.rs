@@ -1,0 +1,156 @@
+//! A run from its first epoch to its last, and the files it leaves: metrics line by line, and a checkpoint.
+
+use super::compile::Compiled;
+use super::session::{EpochReport, Session};
+use crate::data::{self, Dataset, Source};
+use crate::error::{Error, Result};
+use crate::files::write_atomically;
+use crate::model::Checkpoint;
+use crate::run::DeviceKind;
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What is trained on, and how long.
+pub struct Run {
+    /// What its directory under `runs/` is called after.
+    pub name: String,
+    pub train: Source,
+    /// Evaluated on after every epoch.
+    pub test: Option<Source>,
+    /// Features are multiplied by this.
+    pub scale: f64,
+    pub epochs: usize,
+    pub seed: u64,
+}
+
+/// Where a run happens.
+pub struct Place<'a> {
+    pub device: DeviceKind,
+    /// A new directory; none: the next free one under `runs/`.
+    pub out: Option<&'a Path>,
+    /// The directory may exist.
+    pub force: bool,
+    /// A checkpoint to go on from.
+    pub resume: Option<&'a Path>,
+    /// Compiled kernels by [`crate::run::cuda::key`].
+    pub cubins: &'a HashMap<String, Vec<u8>>,
+}
+
+/// Who is told how a run goes.
+pub trait Progress {
+    /// Everything is ready.
+    fn begins(&self, session: &Session, samples: usize);
+    /// So many samples of an epoch, counted from 0, have been trained on.
+    fn seen(&self, epoch: usize, samples: usize);
+    /// An epoch is over.
+    fn epoch(&self, report: &EpochReport);
+    /// The last epoch is over, or there will be no more.
+    fn ends(&self);
+}
+
+/// What a run came to.
+pub struct Outcome {
+    pub session: Session,
+    pub seconds: f64,
+    /// None where the checkpoint had all epochs already.
+    pub last: Option<EpochReport>,
+    pub best_test_accuracy: Option<f64>,
+    pub dir: PathBuf,
+    pub checkpoint: PathBuf,
+}
+
+/// Trains a compiled step.
+///
+/// # Errors
+/// Where data, checkpoint or device do not suit the step, files cannot be written, or training cannot go on
+/// ([`Error::Diverged`]): what the last good step left is kept where that is of use.
+pub fn train(compiled: Compiled, data: &Dataset, run: &Run, place: &Place, progress: &dyn Progress) -> Result<Outcome> {
+    let open = |program| place.device.open(program, place.cubins);
+    let mut session = Session::new(compiled, run.seed, &open)?;
+    session.check(data, true)?;
+    let test = run.test.as_ref().map(|source| data::load(source, run.scale)).transpose()?;
+    if let Some(t) = &test {
+        session.check(t, false)?;
+    }
+    if let Some(path) = place.resume {
+        session.restore(&Checkpoint::read(path)?, path)?;
+    }
+    let files = Output::create(place, &run.name)?;
+    let checkpoint = files.dir.join("checkpoint.safetensors");
+    progress.begins(&session, data.samples);
+    let start = Instant::now();
+    let (mut last, mut best): (Option<EpochReport>, Option<f64>) = (None, None);
+    while session.epoch < run.epochs {
+        let epoch = session.epoch;
+        let mut report = match session.train_epoch(data, |seen| progress.seen(epoch, seen)) {
+            Err(Error::Diverged(why)) => {
+                progress.ends();
+                return Err(kept(&mut session, &checkpoint, why));
+            }
+            report => report?,
+        };
+        if let Some(t) = &test {
+            report.test = session.evaluate(t)?;
+        }
+        best = report.test.and_then(|t| t.accuracy).into_iter().chain(best).reduce(f64::max);
+        progress.epoch(&report);
+        files.log(&report)?;
+        last = Some(report);
+    }
+    progress.ends();
+    let seconds = start.elapsed().as_secs_f64();
+    session.checkpoint()?.write(&checkpoint)?;
+    if let Some(last) = last.as_ref().filter(|l| l.skipped > 0 && l.skipped >= l.steps) {
+        return Err(Error::Diverged(format!(
+            "no step of the last epoch was good: all {} were skipped because a gradient overflowed, and the loss scale is down \
+             to {}; more epochs may bring it far enough down, or begin with a lower one (train.scaler.init)",
+            last.steps, last.scale
+        )));
+    }
+    Ok(Outcome { session, seconds, last, best_test_accuracy: best, dir: files.dir, checkpoint })
+}
+
+/// The error that ends a run, with what the last good step left kept where that is of use.
+fn kept(session: &mut Session, checkpoint: &Path, why: String) -> Error {
+    let written = session.checkpoint().and_then(|c| c.write(checkpoint));
+    Error::Diverged(match written {
+        Ok(()) => format!("{why}\nwhat the last good step left is in {}", checkpoint.display()),
+        Err(Error::Diverged(_)) => why,
+        Err(e) => format!("{why}\nwhat the last good step left could not be kept: {e}"),
+    })
+}
+
+/// A run's directory.
+struct Output {
+    dir: PathBuf,
+}
+
+impl Output {
+    fn create(place: &Place, name: &str) -> Result<Output> {
+        let dir = match place.out {
+            Some(dir) if dir.exists() && !place.force => {
+                return Err(Error::Request(format!(
+                    "{} exists; give another --out, or --force to write into it",
+                    dir.display()
+                )));
+            }
+            Some(dir) => dir.to_owned(),
+            None => (1..)
+                .map(|i| PathBuf::from(format!("runs/{name}-{i:03}")))
+                .find(|d| !d.exists())
+                .expect("there is always a next number"),
+        };
+        std::fs::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        write_atomically(&dir.join("metrics.jsonl"), b"")?;
+        Ok(Output { dir })
+    }
+
+    fn log(&self, report: &EpochReport) -> Result<()> {
+        let path = self.dir.join("metrics.jsonl");
+        let line = serde_json::to_string(report).expect("a report is plain data") + "\n";
+        let file = std::fs::OpenOptions::new().append(true).open(&path);
+        file.and_then(|mut f| f.write_all(line.as_bytes())).map_err(Error::io("write", &path))
+    }
+}
