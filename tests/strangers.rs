@@ -208,7 +208,7 @@ fn constants_that_f16_loses_keep_their_node_wide() {
     assert!(!divided.is_empty(), "{}", text::print(&graph.graph));
     let narrowed = |id| matches!(graph.graph.op(id), Op::Convert(f) if f.is_low());
     for id in divided {
-        assert!(!graph.graph.inputs(id).into_iter().any(narrowed), "{}", text::print(&graph.graph));
+        assert!(!graph.graph.inputs(id).iter().copied().any(narrowed), "{}", text::print(&graph.graph));
     }
 }
 

@@ -57,3 +57,15 @@ proptest! {
         let _ = parse(&text, "fuzz");
     }
 }
+
+/// What a model's author calls `t0` keeps that name, whatever the graph makes up beside it.
+#[test]
+fn a_name_that_looks_made_up_is_kept_where_it_was_given() {
+    let source = "model m { input x: f32[2]  param t0: f32[2] = zeros  y = relu(x * t0) + t0  output y }";
+    let graph = parse(source, "m.mir").unwrap();
+    let given = graph.find("t0").expect("the parameter");
+    assert!(graph.op(given).is_source() && !graph.is_auto_named(given));
+    let made_up = graph.ids().filter(|&id| graph.is_auto_named(id)).count();
+    assert_eq!(made_up, 2, "{}", print(&graph));
+    assert_eq!(parse(&print(&graph), "again").unwrap(), graph);
+}

@@ -56,7 +56,7 @@ fn pull(
             }
             whole.insert(id, dy);
         }
-        let inputs = graph.inputs(id);
+        let inputs = graph.inputs(id).to_vec();
         if !inputs.iter().any(|i| needed[i.index()]) {
             continue;
         }

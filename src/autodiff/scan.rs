@@ -24,7 +24,7 @@ pub(super) fn vjp(
         return Err(Error::Graph(format!("the loop `{}` has no number of steps yet", graph.name_of(first))));
     };
     let derivative = Derivative::new(scan, taken, needed)?;
-    let operands = graph.inputs(first);
+    let operands = graph.inputs(first).to_vec();
     Transposed { graph, scan, steps, taken, operands, derivative, back: None }.append(needed)
 }
 
@@ -205,7 +205,7 @@ impl Transposed<'_> {
         }
         for id in self.derivative.body.ids().rev().filter(|&id| !self.derivative.is_read(id)) {
             if live[id.index()] {
-                self.derivative.body.inputs(id).into_iter().for_each(|i| live[i.index()] = true);
+                self.derivative.body.inputs(id).iter().copied().for_each(|i| live[i.index()] = true);
             }
         }
         let mut out = Graph::new(format!("{}.back", self.scan.body.graph().name));
@@ -230,12 +230,8 @@ impl Transposed<'_> {
                 true => Vec::new(),
                 false => self.derivative.body.inputs(id).iter().filter_map(|i| map[i.index()]).collect(),
             };
-            (out.stage, out.origin) = (node.stage, node.origin.clone());
-            let copy = out.add_named(node.name, op, &inputs)?;
-            if let Some(forward) = node.grad_of.and_then(|f| map[f.index()]) {
-                out.set_grad_of(copy, forward);
-            }
-            map[id.index()] = Some(copy);
+            let body = &self.derivative.body;
+            map[id.index()] = Some(out.transfer(body, id, op, &inputs, |f| map[f.index()])?);
         }
         for (state, next) in carried {
             let next = map[next.index()].expect("live");
@@ -313,7 +309,7 @@ impl Transposed<'_> {
 
     /// The sum over all steps of what [`Derivative::summands`] accepted.
     fn total(&mut self, id: NodeId) -> Result<NodeId> {
-        let (op, x) = (self.derivative.body.op(id).clone(), self.derivative.body.inputs(id));
+        let (op, x) = (self.derivative.body.op(id).clone(), self.derivative.body.inputs(id).to_vec());
         let shape = self.derivative.body.shape(id).clone();
         match op {
             Op::Binary(Binary::Add) => {

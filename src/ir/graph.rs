@@ -30,11 +30,22 @@ impl Stage {
     }
 }
 
+/// Who named a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// A model's author, or a pass that knows what the value is.
+    Given,
+    /// The graph, to have something to write.
+    MadeUp,
+}
+
 #[derive(Clone, Debug)]
 pub struct Node {
     pub op: Op,
     pub ty: Type,
+    inputs: Box<[NodeId]>,
     pub name: String,
+    pub named: Named,
     pub stage: Stage,
     /// The forward value this node is the whole gradient of.
     pub grad_of: Option<NodeId>,
@@ -61,13 +72,12 @@ pub struct Output {
 }
 
 /// A typed DAG. Nodes are only ever appended, operands first, so ascending ids are a topological order.
-/// Edge weights are operand positions.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
     pub name: String,
-    dag: DiGraph<Node, u32>,
+    dag: DiGraph<Node, ()>,
     names: FxHashMap<String, NodeId>,
-    known: FxHashMap<(Op, Vec<NodeId>), NodeId>,
+    known: FxHashMap<(Op, Box<[NodeId]>), NodeId>,
     outputs: Vec<Output>,
     fresh: usize,
     /// Stage given to nodes added from now on.
@@ -125,14 +135,8 @@ impl Graph {
     }
 
     /// Operands in order.
-    pub fn inputs(&self, id: NodeId) -> Vec<NodeId> {
-        let mut edges: Vec<_> = self
-            .dag
-            .edges_directed(id, Direction::Incoming)
-            .map(|e| (*e.weight(), petgraph::visit::EdgeRef::source(&e)))
-            .collect();
-        edges.sort_unstable();
-        edges.into_iter().map(|(_, from)| from).collect()
+    pub fn inputs(&self, id: NodeId) -> &[NodeId] {
+        &self.dag[id].inputs
     }
 
     /// Users, each once, in ascending order.
@@ -195,11 +199,40 @@ impl Graph {
 
     /// Adds an operation under a name of its own, even where an equal one exists.
     pub fn add_named(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> Result<NodeId> {
-        self.insert(op, inputs, Some(name.into()))
+        self.insert(op, inputs, Some((name.into(), Named::Given)))
     }
 
-    fn insert(&mut self, op: Op, inputs: &[NodeId], name: Option<String>) -> Result<NodeId> {
-        let key = (op, inputs.to_vec());
+    /// [`Graph::add_named`], of a name that was given or made up.
+    pub fn add_as(&mut self, name: String, named: Named, op: Op, inputs: &[NodeId]) -> Result<NodeId> {
+        self.insert(op, inputs, Some((name, named)))
+    }
+
+    /// Adds what becomes of a node of another graph: under its name, with its stage, its origin, and the value it is the
+    /// gradient of. `map` says where that graph's nodes are in this one.
+    pub fn transfer(
+        &mut self,
+        from: &Graph,
+        id: NodeId,
+        op: Op,
+        inputs: &[NodeId],
+        map: impl Fn(NodeId) -> Option<NodeId>,
+    ) -> Result<NodeId> {
+        let node = from.node(id);
+        self.follow(node);
+        let copy = self.insert(op, inputs, Some((node.name.clone(), node.named)))?;
+        if let Some(forward) = node.grad_of.and_then(map) {
+            self.set_grad_of(copy, forward);
+        }
+        Ok(copy)
+    }
+
+    /// Gives nodes added from now on the stage and the origin of another graph's.
+    pub fn follow(&mut self, node: &Node) {
+        (self.stage, self.origin) = (node.stage, node.origin.clone());
+    }
+
+    fn insert(&mut self, op: Op, inputs: &[NodeId], name: Option<(String, Named)>) -> Result<NodeId> {
+        let key = (op, inputs.into());
         let shareable = !key.0.is_source();
         // A constant is its own name: text writes it where it is used, and nothing finds it by name.
         let literal = if let Op::Const(c) = &key.0 { Some(c.to_string()) } else { None };
@@ -210,40 +243,20 @@ impl Graph {
         {
             return Ok(id);
         }
-        let types: Vec<&Type> = inputs.iter().map(|&i| self.ty(i)).collect();
-        let inferred = key.0.infer(&types).and_then(Type::countable);
-        let ty = inferred.map_err(|why| {
-            let of: Vec<String> = types.iter().map(|t| t.to_string()).collect();
-            let place = self.origin.as_ref().map_or(String::new(), |o| format!("{o}: "));
-            let what = name.as_ref().map_or(String::new(), |n| format!("`{n}`: "));
-            Error::Graph(format!("{place}{what}{}({}): {why}", key.0.name(), of.join(", ")))
-        })?;
-        let name = match name {
-            Some(name) => {
-                // A name that the graph made up gives way to one that somebody chose.
-                if let Some(&holder) = self.names.get(&name) {
-                    if !self.is_auto_named(holder) {
-                        return Err(Error::Graph(format!("the name `{name}` is defined twice")));
-                    }
-                    self.rename_freshly(holder);
-                }
-                name
-            }
-            None => literal.clone().unwrap_or_else(|| self.fresh_name()),
+        let ty = self.infer(&key.0, inputs, name.as_ref().map(|n| n.0.as_str()))?;
+        let (name, named) = match (name, literal) {
+            (Some((name, named)), _) => self.claim(name, named)?,
+            (None, Some(literal)) => (literal, Named::Given),
+            (None, None) => (self.fresh_name(), Named::MadeUp),
         };
-        let id = self.dag.add_node(Node {
-            op: key.0.clone(),
-            ty,
-            name: name.clone(),
-            stage: self.stage,
-            grad_of: None,
-            origin: self.origin.clone(),
-        });
-        for (position, &input) in inputs.iter().enumerate() {
-            self.dag.add_edge(input, id, position as u32);
+        if !matches!(key.0, Op::Const(_)) {
+            self.names.insert(name.clone(), NodeId::new(self.len()));
         }
-        if literal.is_none() {
-            self.names.insert(name, id);
+        let (op, inputs) = key.clone();
+        let (stage, origin) = (self.stage, self.origin.clone());
+        let id = self.dag.add_node(Node { op, ty, inputs, name, named, stage, grad_of: None, origin });
+        for &input in &key.1 {
+            self.dag.add_edge(input, id, ());
         }
         if shareable {
             self.known.entry(key).or_insert(id);
@@ -251,10 +264,31 @@ impl Graph {
         Ok(id)
     }
 
+    fn infer(&self, op: &Op, inputs: &[NodeId], name: Option<&str>) -> Result<Type> {
+        let types: Vec<&Type> = inputs.iter().map(|&i| self.ty(i)).collect();
+        op.infer(&types).and_then(Type::countable).map_err(|why| {
+            let of: Vec<String> = types.iter().map(|t| t.to_string()).collect();
+            let place = self.origin.as_ref().map_or(String::new(), |o| format!("{o}: "));
+            let what = name.map_or(String::new(), |n| format!("`{n}`: "));
+            Error::Graph(format!("{place}{what}{}({}): {why}", op.name(), of.join(", ")))
+        })
+    }
+
+    /// Makes a name free for a new node: one that the graph made up gives way to one that was chosen or kept.
+    fn claim(&mut self, name: String, named: Named) -> Result<(String, Named)> {
+        match self.names.get(&name) {
+            Some(&holder) if self.is_auto_named(holder) => self.rename_freshly(holder),
+            Some(_) if named == Named::MadeUp => return Ok((self.fresh_name(), named)),
+            Some(_) => return Err(Error::Graph(format!("the name `{name}` is defined twice"))),
+            None => {}
+        }
+        Ok((name, named))
+    }
+
     /// Gives a node a made-up name other than the one it has.
     pub(crate) fn rename_freshly(&mut self, id: NodeId) {
         let fresh = self.fresh_name();
-        self.rename(id, &fresh);
+        self.rename_as(id, &fresh, Named::MadeUp);
     }
 
     /// An unused name `t0`, `t1`, …
@@ -270,16 +304,22 @@ impl Graph {
 
     /// Was the node named by the graph rather than by somebody?
     pub fn is_auto_named(&self, id: NodeId) -> bool {
-        let name = self.name_of(id);
-        name.strip_prefix('t').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        self.dag[id].named == Named::MadeUp
     }
 
     /// Gives a node a better name, unless the name is taken. Returns whether it was given.
     pub fn rename(&mut self, id: NodeId, name: &str) -> bool {
+        self.rename_as(id, name, Named::Given)
+    }
+
+    /// [`Graph::rename`], to a name that was given or made up.
+    pub fn rename_as(&mut self, id: NodeId, name: &str, named: Named) -> bool {
         if self.names.contains_key(name) {
             return false;
         }
-        let old = std::mem::replace(&mut self.dag[id].name, name.to_owned());
+        let node = &mut self.dag[id];
+        node.named = named;
+        let old = std::mem::replace(&mut node.name, name.to_owned());
         self.names.remove(&old);
         self.names.insert(name.to_owned(), id);
         true
@@ -326,11 +366,8 @@ impl Graph {
     pub fn rebuild(&self, mut f: impl FnMut(NodeId, &Graph, &[NodeId]) -> Result<(Op, Vec<NodeId>)>) -> Result<Graph> {
         let mut out = Graph::new(&self.name);
         for id in self.ids() {
-            let node = self.node(id);
-            (out.stage, out.origin) = (node.stage, node.origin.clone());
-            let (op, inputs) = f(id, &out, &self.inputs(id))?;
-            let copy = out.add_named(node.name.clone(), op, &inputs)?;
-            out.dag[copy].grad_of = node.grad_of;
+            let (op, inputs) = f(id, &out, self.inputs(id))?;
+            out.transfer(self, id, op, &inputs, Some)?;
         }
         out.outputs = self.outputs.clone();
         (out.stage, out.origin, out.fresh) = (self.stage, self.origin.clone(), self.fresh);
@@ -345,18 +382,14 @@ impl Graph {
         }
         for id in self.ids().rev() {
             if live[id.index()] {
-                self.inputs(id).into_iter().for_each(|i| live[i.index()] = true);
+                self.inputs(id).iter().for_each(|i| live[i.index()] = true);
             }
         }
         let mut out = Graph::new(&self.name);
         let mut map: Vec<Option<NodeId>> = vec![None; self.len()];
         for id in self.ids().filter(|id| live[id.index()]) {
-            let node = self.node(id);
             let inputs: Vec<NodeId> = self.inputs(id).iter().filter_map(|i| map[i.index()]).collect();
-            (out.stage, out.origin) = (node.stage, node.origin.clone());
-            let copy = out.add_named(node.name.clone(), node.op.clone(), &inputs)?;
-            out.dag[copy].grad_of = node.grad_of.and_then(|f| map[f.index()]);
-            map[id.index()] = Some(copy);
+            map[id.index()] = Some(out.transfer(self, id, self.op(id).clone(), &inputs, |f| map[f.index()])?);
         }
         for o in outputs {
             out.add_output(&o.name, o.role, map[o.node.index()].expect("outputs are live"));

@@ -14,7 +14,7 @@ mod types;
 mod verify;
 
 pub use eval::{evaluate, evaluate_node};
-pub use graph::{Graph, Node, NodeId, Output, Role, Stage};
+pub use graph::{Graph, Named, Node, NodeId, Output, Role, Stage};
 pub(crate) use ops::standardise;
 pub use ops::{
     Attr, Attrs, Binary, Body, ConvKind, ConvSpec, Init, Loss, Num, Op, ReduceKind, Scan, ScatterKind, Take, Unary,

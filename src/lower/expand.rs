@@ -34,7 +34,7 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
             }
             Op::Loss(loss) => expand_loss(&mut out, *loss, x[0], x[1])?,
             Op::Normalise { axes, eps, centred } => standardise(&mut out, x[0], axes, eps.get(), *centred)?.0,
-            op if op.is_buffer() => out.add_named(node.name.clone(), op.clone(), &x)?,
+            op if op.is_buffer() => out.transfer(graph, id, op.clone(), &x, |f| map.get(f.index()).copied())?,
             op => out.add(op.clone(), &x)?,
         };
         map.push(copy);

@@ -47,7 +47,7 @@ impl Call {
 pub struct InLoop {
     /// The body's name.
     pub body: String,
-    /// How often the kernel runs: in an [`outline`], the steps of the loop.
+    /// How often the kernel runs: in an [`super::outline`], the steps of the loop.
     pub times: usize,
 }
 

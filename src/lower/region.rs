@@ -124,7 +124,7 @@ pub fn underlying(graph: &Graph, id: NodeId) -> NodeId {
 /// The region of scan nodes that run the same loop.
 pub(super) fn loop_region(graph: &Graph, roots: Vec<NodeId>) -> Result<Region, String> {
     let mut reads = BTreeSet::new();
-    for input in graph.inputs(roots[0]) {
+    for &input in graph.inputs(roots[0]) {
         if !graph.op(input).is_buffer() {
             return Err(format!("`{}` needs `{}` in memory", graph.name_of(roots[0]), graph.name_of(input)));
         }
@@ -139,7 +139,6 @@ pub(super) struct Analyser<'a> {
     graph: &'a Graph,
     /// The sources whose next value a buffer becomes.
     updates: BTreeMap<NodeId, Vec<NodeId>>,
-    inputs: Vec<Vec<NodeId>>,
     /// What [`resolve_view`] says of every value, found when it is asked for.
     views: Vec<OnceCell<Option<(NodeId, View)>>>,
     /// What must have been written before a value is read, for those that say so.
@@ -163,7 +162,6 @@ impl Cone<'_> {
 impl<'a> Analyser<'a> {
     /// `next` is each updated source with the buffer that becomes its next value.
     pub fn new(graph: &'a Graph, next: &BTreeMap<NodeId, NodeId>) -> Analyser<'a> {
-        let inputs = graph.ids().map(|id| graph.inputs(id)).collect();
         let mut updates: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
         next.iter().for_each(|(&source, &buffer)| updates.entry(buffer).or_default().push(source));
         let (views, seen) = (vec![OnceCell::new(); graph.len()], RefCell::new((vec![0; graph.len()], 0)));
@@ -180,13 +178,13 @@ impl<'a> Analyser<'a> {
                 waits.insert(id, all);
             }
         }
-        Analyser { graph, updates, inputs, views, waits, seen }
+        Analyser { graph, updates, views, waits, seen }
     }
 
     /// What must have been written before a cone's reads.
     fn waits<'s>(&'s self, cone: &'s Cone) -> impl Iterator<Item = NodeId> + 's {
         let read = |&(site, _): &(Site, &(NodeId, View))| match site {
-            Site::Read { user, operand } => self.waits.get(&self.inputs[user.index()][operand]),
+            Site::Read { user, operand } => self.waits.get(&self.graph.inputs(user)[operand]),
             Site::Value(_) => None,
         };
         cone.reads.iter().filter_map(read).flatten().copied()
@@ -247,7 +245,7 @@ impl<'a> Analyser<'a> {
             }
             cone.values.push(id);
             let op = graph.op(id);
-            for (operand, &input) in self.inputs[id.index()].iter().enumerate() {
+            for (operand, &input) in self.graph.inputs(id).iter().enumerate() {
                 let gathered = matches!(op, Op::Gather { .. }) && operand == 0;
                 let found = self.view(input).filter(|(_, v)| !gathered || v.guards.is_empty());
                 let needs_buffer = gathered || matches!(op, Op::Concat { .. }) || op.is_product();
@@ -287,10 +285,10 @@ impl<'a> Analyser<'a> {
         }
         for &(site, _) in &cone.reads {
             let Site::Read { user, operand } = site else { continue };
-            a.add(site, &graph.ty(self.inputs[user.index()][operand]).dims());
+            a.add(site, &graph.ty(self.graph.inputs(user)[operand]).dims());
         }
         for &user in &cone.values {
-            for (operand, &input) in self.inputs[user.index()].iter().enumerate() {
+            for (operand, &input) in self.graph.inputs(user).iter().enumerate() {
                 // Arithmetic on scalars has no axes.
                 if graph.op(user).is_elementwise() && graph.shape(user).rank() == 0 {
                     continue;
@@ -325,7 +323,7 @@ impl<'a> Analyser<'a> {
         for &v in &cone.values {
             let Op::Reduce { axes, .. } = graph.op(v) else { continue };
             let read = Site::Read { user: v, operand: 0 };
-            let site = if cone.is_read(read) { read } else { Site::Value(self.inputs[v.index()][0]) };
+            let site = if cone.is_read(read) { read } else { Site::Value(self.graph.inputs(v)[0]) };
             let reduced: Vec<usize> = axes.iter().flat_map(|&i| a.leaves_of(site, i)).collect();
             if reduced.is_empty() {
                 continue;

@@ -124,8 +124,7 @@ fn as_body(scan: &Scan, takes: &[Take], planned: &Graph) -> Result<Ready> {
             };
         }
         let inputs: Vec<NodeId> = planned.inputs(id).iter().map(|i| map[i.index()]).collect();
-        (out.stage, out.origin) = (node.stage, node.origin.clone());
-        map.push(out.add_named(node.name.clone(), op, &inputs)?);
+        map.push(out.transfer(planned, id, op, &inputs, |f| map.get(f.index()).copied())?);
     }
     for o in planned.outputs().iter().filter(|o| keep.contains(&o.node)) {
         if o.role == Role::Output || out.find(&o.name).is_some() {

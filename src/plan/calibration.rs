@@ -234,7 +234,7 @@ impl Calibration {
         let name = graph.name_of(product);
         let noise = |format: Format| -> Option<f64> {
             let mut sum = 0.0;
-            for x in graph.inputs(product) {
+            for &x in graph.inputs(product) {
                 if graph.ty(x).format.is_low() {
                     continue;
                 }

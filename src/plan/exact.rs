@@ -65,7 +65,7 @@ fn random_calibration(g: &Graph, formats: Formats, rng: &mut ChaCha8Rng) -> Cali
         evidence.add(g.name_of(id), &[1.0]);
         values.insert(g.name_of(id).to_owned(), shares());
         if g.op(id).is_product() {
-            let of = g.inputs(id).into_iter().map(|x| (g.name_of(x).to_owned(), shares()));
+            let of = g.inputs(id).iter().copied().map(|x| (g.name_of(x).to_owned(), shares()));
             operands.insert(g.name_of(id).to_owned(), of.collect());
         }
     }

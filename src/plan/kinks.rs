@@ -100,8 +100,7 @@ pub(super) fn spreads(passes: &Graph, kinks: &[Kink], formats: Formats) -> Resul
     let mut exact: Vec<NodeId> = Vec::with_capacity(passes.len());
     for id in passes.ids() {
         let inputs: Vec<NodeId> = passes.inputs(id).iter().map(|x| exact[x.index()]).collect();
-        out.stage = passes.node(id).stage;
-        exact.push(out.add_named(passes.name_of(id), passes.op(id).clone(), &inputs)?);
+        exact.push(out.transfer(passes, id, passes.op(id).clone(), &inputs, |f| exact.get(f.index()).copied())?);
     }
     let mut outputs = Vec::new();
     for format in formats.iter() {

@@ -2,7 +2,7 @@
 
 use super::calibration::Estimates;
 use crate::format::Format;
-use crate::ir::{Graph, Op, Stage};
+use crate::ir::{Graph, Named, Op, Stage};
 use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
 use egg::{Id, Language};
 use std::cmp::Reverse;
@@ -37,7 +37,7 @@ pub(super) struct Members<'a> {
     of: Vec<Vec<Term>>,
     /// Terms some rule made.
     made_by: HashMap<Term, String>,
-    names: HashMap<Id, String>,
+    names: HashMap<Id, (String, Named)>,
     /// Classes of values that belong to the optimizer and the scaler.
     updates: Vec<bool>,
     /// The first pass that computes a value of each class; none for values that only rules made.
@@ -53,7 +53,7 @@ impl<'a> Members<'a> {
         let (mut names, mut updates, mut passes) = (HashMap::new(), vec![false; ids], vec![None; ids]);
         for id in step.ids() {
             let class = egraph.find(encoded.classes[id.index()]);
-            names.entry(class).or_insert_with(|| step.name_of(id).to_owned());
+            names.entry(class).or_insert_with(|| (step.name_of(id).to_owned(), step.node(id).named));
             let stage = step.node(id).stage;
             updates[usize::from(class)] |= stage == Stage::Update;
             let first = &mut passes[usize::from(class)];
@@ -277,7 +277,12 @@ impl<'a> Members<'a> {
     }
 
     pub fn name(&self, class: Id) -> Option<&str> {
-        self.names.get(&class).map(String::as_str)
+        self.names.get(&class).map(|n| n.0.as_str())
+    }
+
+    /// Who named a class's value.
+    pub fn named(&self, class: Id) -> Named {
+        self.names.get(&class).map_or(Named::MadeUp, |n| n.1)
     }
 
     pub fn rule(&self, term: &Term) -> Option<&str> {

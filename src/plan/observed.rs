@@ -19,7 +19,7 @@ fn store_all(graph: &Graph, named: &BTreeMap<String, NodeId>) -> Result<Graph> {
     let mut bodies: BTreeMap<NodeId, Body> = BTreeMap::new();
     for id in graph.ids() {
         let node = graph.node(id);
-        (out.stage, out.origin) = (node.stage, node.origin.clone());
+        out.follow(node);
         let mut x: Vec<NodeId> = graph.inputs(id).iter().map(|i| map[i.index()]).collect();
         for (operand, at) in x.iter_mut().enumerate() {
             if !is_readable(&out, &node.op, operand, *at) {
@@ -45,7 +45,7 @@ fn store_all(graph: &Graph, named: &BTreeMap<String, NodeId>) -> Result<Graph> {
         {
             *input = stored(&mut out, *input)?;
         }
-        let copy = out.add_named(node.name.clone(), op, &x)?;
+        let copy = out.transfer(graph, id, op, &x, |f| map.get(f.index()).copied())?;
         let is_view = node.op.is_view() || matches!(node.op, Op::Const(_) | Op::Iota { .. });
         map.push(if is_view { copy } else { stored(&mut out, copy)? });
     }

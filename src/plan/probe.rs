@@ -130,7 +130,7 @@ struct Copied {
 fn with_readers(graph: &Graph) -> Result<Copied> {
     let mut readers = vec![0; graph.len()];
     for id in graph.ids() {
-        graph.inputs(id).into_iter().for_each(|x| readers[x.index()] += 1);
+        graph.inputs(id).iter().for_each(|x| readers[x.index()] += 1);
     }
     let mut out = Graph::new(&graph.name);
     let (mut map, mut subjects) = (Vec::with_capacity(graph.len()), Vec::new());
@@ -138,7 +138,7 @@ fn with_readers(graph: &Graph) -> Result<Copied> {
     for id in graph.ids() {
         let node = graph.node(id);
         let mut inputs = Vec::new();
-        for (position, x) in graph.inputs(id).into_iter().enumerate() {
+        for (position, x) in graph.inputs(id).iter().copied().enumerate() {
             let mut at = map[x.index()];
             if readers[x.index()] > 1 && node.op.multiplies_in().is_some() && graph.ty(x).format == Format::F32 {
                 // Equal to what it reads: the identity, with a derivative of its own.
@@ -148,8 +148,7 @@ fn with_readers(graph: &Graph) -> Result<Copied> {
             }
             inputs.push(at);
         }
-        out.stage = node.stage;
-        let copy = out.add_named(node.name.clone(), node.op.clone(), &inputs)?;
+        let copy = out.transfer(&graph, id, node.op.clone(), &inputs, |f| map.get(f.index()).copied())?;
         if is_subject(graph, id) {
             subjects.push(Subject { node: copy, value: node.name.clone(), product: None });
         }

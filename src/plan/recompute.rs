@@ -156,7 +156,7 @@ impl<'a> Passes<'a> {
         let (forward, end) = forward_pass(graph, &kernels, values);
         let mut constant = vec![false; graph.len()];
         for id in graph.ids() {
-            let inputs = graph.inputs(id).into_iter().all(|x| constant[x.index()]);
+            let inputs = graph.inputs(id).iter().copied().all(|x| constant[x.index()]);
             constant[id.index()] = !graph.op(id).is_source() && inputs;
         }
         let mut under: Vec<Vec<NodeId>> = vec![Vec::new(); graph.len()];
@@ -165,7 +165,7 @@ impl<'a> Passes<'a> {
                 op if op.is_source() => Vec::new(),
                 op if is_root(op) => vec![id],
                 _ => {
-                    let all = graph.inputs(id).into_iter().flat_map(|x| under[x.index()].clone());
+                    let all = graph.inputs(id).iter().copied().flat_map(|x| under[x.index()].clone());
                     all.collect::<BTreeSet<_>>().into_iter().collect()
                 }
             };
@@ -188,7 +188,7 @@ impl<'a> Passes<'a> {
         }
         for id in g.ids() {
             let kernel = self.kernels.get(&id).copied();
-            let inputs = g.inputs(id).into_iter().filter(|x| self.forward[x.index()]);
+            let inputs = g.inputs(id).iter().copied().filter(|x| self.forward[x.index()]);
             for b in inputs.flat_map(|x| &self.under[x.index()]) {
                 let Some(w) = written.get_mut(b) else { continue };
                 if !self.forward[id.index()] {
@@ -274,7 +274,7 @@ impl<'a> Passes<'a> {
                 let again = self.under[x.index()].iter().filter(|&&b| self.is_again(cuts, b));
                 again.map(|b| cuts.segment(self.written[b].at)).min().unwrap_or(usize::MAX)
             };
-            reached[id.index()] = g.inputs(id).into_iter().map(of).min().unwrap_or(usize::MAX);
+            reached[id.index()] = g.inputs(id).iter().copied().map(of).min().unwrap_or(usize::MAX);
         }
         let updates: HashSet<NodeId> = g.outputs().iter().filter(|o| o.role == Role::Update).map(|o| o.node).collect();
         // The same of all that is computed in a kernel.
@@ -288,7 +288,7 @@ impl<'a> Passes<'a> {
         for id in g.ids().filter(|id| reached[id.index()] < cuts.again) {
             let segment = reached[id.index()];
             // What this node reads of the backward pass of later segments.
-            let mut stack: Vec<NodeId> = g.inputs(id);
+            let mut stack: Vec<NodeId> = g.inputs(id).to_vec();
             while let Some(x) = stack.pop() {
                 if self.forward[x.index()] || reached[x.index()] <= segment || !seen.insert((segment, x)) {
                     continue;
@@ -325,7 +325,7 @@ fn forward_pass(
     values.for_each(|v| forward[v.index()] = true);
     for id in graph.ids().rev() {
         if forward[id.index()] {
-            graph.inputs(id).into_iter().for_each(|x| forward[x.index()] = true);
+            graph.inputs(id).iter().for_each(|x| forward[x.index()] = true);
         }
     }
     let last = graph.ids().filter(|id| forward[id.index()]).filter_map(|id| kernels.get(&id)).max().copied();
@@ -333,7 +333,7 @@ fn forward_pass(
     for id in graph.ids().filter(|&id| !graph.op(id).is_source()) {
         let in_time = !is_root(graph.op(id)) || kernels.get(&id).copied() <= last;
         let known = |x: NodeId| forward[x.index()] || matches!(graph.op(x), Op::Param { .. } | Op::Input { .. });
-        forward[id.index()] |= in_time && graph.inputs(id).into_iter().all(known);
+        forward[id.index()] |= in_time && graph.inputs(id).iter().copied().all(known);
     }
     (forward, last.map_or(0, |l| l + 1))
 }
@@ -382,8 +382,8 @@ impl Builder<'_> {
     fn operands(&self, key: Key) -> Vec<Key> {
         let p = self.passes;
         match key {
-            Key::Own(id) if p.forward[id.index()] => p.graph.inputs(id).into_iter().map(Key::Own).collect(),
-            Key::Own(id) => p.graph.inputs(id).into_iter().map(|x| self.read(x, None)).collect(),
+            Key::Own(id) if p.forward[id.index()] => p.graph.inputs(id).iter().copied().map(Key::Own).collect(),
+            Key::Own(id) => p.graph.inputs(id).iter().copied().map(|x| self.read(x, None)).collect(),
             Key::Again(id, by) => {
                 let inputs = p.graph.inputs(id);
                 // What is computed from sources alone waits for its time at these.
@@ -393,7 +393,7 @@ impl Builder<'_> {
                     Some(_) if bare && !p.constant[x.index()] => Key::Again(x, by),
                     _ => self.read(x, by),
                 };
-                inputs.into_iter().map(read).collect()
+                inputs.iter().copied().map(read).collect()
             }
             Key::After(id, segment) => vec![Key::Own(id), Key::Own(self.tokens[segment])],
         }
@@ -410,7 +410,7 @@ impl Builder<'_> {
                 Key::After(id, _) => (id, Op::After),
             };
             let node = old.node(id);
-            (graph.stage, graph.origin) = (node.stage, node.origin.clone());
+            graph.follow(node);
             let made = match key {
                 Key::Own(_) if op.is_source() || !old.is_auto_named(id) => graph.add_named(&node.name, op, inputs),
                 Key::Again(..) if is_root(&op) => graph.add_named(format!("{AGAIN}{}", node.name), op, inputs),

@@ -286,7 +286,7 @@ impl<'a> Sketch<'a> {
                         Op::Const(_) => {}
                         _ => {
                             if let Some(name) = m.name(class) {
-                                graph.rename(id, name);
+                                graph.rename_as(id, name, m.named(class));
                             }
                         }
                     }

@@ -66,7 +66,7 @@ impl Encoder<'_> {
                 let word = format!("scan.{}", self.egraph.analysis.scans.len());
                 self.egraph.analysis.scans.push(op.clone());
                 let mut children = vec![self.word(&word)];
-                for (input, source) in self.graph.inputs(id).into_iter().zip(scan.body.graph().sources()) {
+                for (input, source) in self.graph.inputs(id).iter().copied().zip(scan.body.graph().sources()) {
                     children.push(self.operand(input, scan.body.graph().ty(source).format));
                 }
                 self.egraph.add(Term::op(op.name(), children))
@@ -76,7 +76,7 @@ impl Encoder<'_> {
             Op::Const(c) => self.egraph.add(Term { head: Head::Num(*c), children: Vec::new() }),
             _ => {
                 let mut children: Vec<Id> = op.attrs().iter().map(|(k, a)| self.word(&attr_leaf(k, a))).collect();
-                for input in self.graph.inputs(id) {
+                for &input in self.graph.inputs(id) {
                     let child = match op {
                         Op::Cast(_) => self.buffer(input, None),
                         op if op.is_product() => self.buffer(input, None),

@@ -365,7 +365,7 @@ impl<'a> Laboratory<'a> {
         self.subject.results.values().filter_map(|g| self.subject.step.find(g)).for_each(|g| read[g.index()] = true);
         for id in self.subject.step.ids().rev() {
             if read[id.index()] {
-                self.subject.step.inputs(id).into_iter().for_each(|x| read[x.index()] = true);
+                self.subject.step.inputs(id).iter().for_each(|x| read[x.index()] = true);
             }
         }
         for id in

@@ -179,7 +179,7 @@ fn product_inside(step: &Graph, value: NodeId) -> Option<NodeId> {
         if step.op(id).multiplies_in().is_some() {
             return Some(id);
         }
-        stack.extend(step.inputs(id).into_iter().filter(|&x| step.is_auto_named(x)));
+        stack.extend(step.inputs(id).iter().copied().filter(|&x| step.is_auto_named(x)));
     }
     None
 }

@@ -208,7 +208,7 @@ pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
 /// with is then x itself, and no tensor of whole windows is ever stored.
 fn unwindow_into(g: &mut Graph, dy: NodeId, spread: &Op, window: &Op, x: NodeId) -> Result<NodeId> {
     let Op::Unwindow { axis, .. } = spread else { unreachable!("made by the caller") };
-    let (op, inputs, full) = (g.op(dy).clone(), g.inputs(dy), g.shape(dy).clone());
+    let (op, inputs, full) = (g.op(dy).clone(), g.inputs(dy).to_vec(), g.shape(dy).clone());
     let enters = match &op {
         Op::Select => true,
         Op::Binary(b) => b.is_comparison(),

@@ -3,7 +3,7 @@
 use super::lex::{Token, lex};
 use crate::error::{Error, Result, Spanned};
 use crate::format::Format;
-use crate::ir::graph::{Graph, NodeId, Role};
+use crate::ir::graph::{Graph, Named, NodeId, Role};
 use crate::ir::ops::{Attr, Attrs, Binary, Body, Init, Num, Op, ReduceKind, Scan, Take, Unary};
 use crate::ir::types::{Dim, Shape, Type};
 use std::collections::{HashMap, HashSet};
@@ -25,6 +25,14 @@ pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
     let mut p = Parser { tokens: lex(text)?, at: 0, depth: 0, scope: Scope::default() };
     let attr = p.attr()?;
     if *p.peek() == Token::End { Ok(attr) } else { Err(p.unexpected("the end of the attribute")) }
+}
+
+/// A value `t3 = …` was named by a graph that was printed; parameters and inputs are named by somebody always.
+fn named(value: &str) -> Named {
+    match value.strip_prefix('t') {
+        Some(number) if !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) => Named::MadeUp,
+        _ => Named::Given,
+    }
 }
 
 struct Parser {
@@ -209,7 +217,7 @@ impl Parser {
         // A fresh node takes the name; a value that already had one is also known by this one.
         let fresh = value.index() >= before && !matches!(self.scope.graph.op(value), Op::Const(_));
         if fresh && self.scope.chosen.insert(value) {
-            self.scope.graph.rename(value, &name);
+            self.scope.graph.rename_as(value, &name, named(&name));
         } else {
             self.scope.aliases.insert(name, value);
         }

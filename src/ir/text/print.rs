@@ -39,7 +39,7 @@ fn block(out: &mut String, graph: &Graph, word: &str, name: &str, pad: &str) {
                 writeln!(out, "{pad}  {} {name}: {ty} = {init}", op.name())
             }
             _ => {
-                let mut parts: Vec<String> = graph.inputs(id).into_iter().map(operand).collect();
+                let mut parts: Vec<String> = graph.inputs(id).iter().copied().map(operand).collect();
                 parts.extend(op.attrs().into_iter().map(|(k, v)| match k {
                     "body" => format!("body={body}"),
                     _ => format!("{k}={v}"),

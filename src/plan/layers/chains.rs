@@ -47,7 +47,7 @@ pub(super) struct Chains {
 
 /// What each node reads; a source reads what replaces it.
 pub(super) fn links(graph: &Graph) -> Vec<Vec<NodeId>> {
-    let mut links: Vec<Vec<NodeId>> = graph.ids().map(|id| graph.inputs(id)).collect();
+    let mut links: Vec<Vec<NodeId>> = graph.ids().map(|id| graph.inputs(id).to_vec()).collect();
     for o in graph.outputs().iter().filter(|o| o.role == Role::Update) {
         links[graph.find(&o.name).expect("what is updated exists").index()].push(o.node);
     }

@@ -40,7 +40,7 @@ pub(super) struct Resize<'a> {
 /// What a node of the new graph is.
 pub(super) struct Made {
     pub op: Op,
-    /// None for one that the graph makes up.
+    /// None for one that the graph makes up anew.
     pub name: Option<String>,
 }
 
@@ -142,10 +142,10 @@ impl Resize<'_> {
             let (old, later) = self.old(key);
             let Some(Made { op, name }) = make(old, later) else { return Ok(None) };
             let node = self.graph.node(old);
-            (graph.stage, graph.origin) = (node.stage, node.origin.clone());
+            graph.follow(node);
             match name {
                 Some(name) if op.is_source() || graph.find(&name).is_none_or(|id| graph.is_auto_named(id)) => {
-                    graph.add_named(name, op, inputs).map(Some)
+                    graph.add_as(name, node.named, op, inputs).map(Some)
                 }
                 _ => graph.add(op, inputs).map(Some),
             }
