@@ -704,3 +704,30 @@ fn rules_directory_without_rules() {
     p.put("mine/simplify.txt", "");
     p.refuses("plan small.mir --rules mine -o plan.json", WRONG, &["mine", "no rule files", "simplify.rules"]);
 }
+
+/// A rule whose right side has no type, or another than its left, is told by name, and rewrites nothing.
+#[test]
+fn rules_that_make_no_sense() {
+    let p = Place::new();
+    p.put("deep.mir", OTHER_MODEL);
+    for (rule, parts) in [
+        ("(relu ?x) => (sum axes=[7] keep=true ?x)", ["builds a `sum`", "axis"]),
+        ("(relu ?x) => (sum axes=[0] keep=false ?x)", ["makes f32[5]", "of f32[4, 5]"]),
+        ("(relu ?x) => (transpose perm=[2, 1, 0] ?x)", ["builds a `transpose`", "perm=[2, 1, 0]"]),
+        ("(relu ?x) => (reshape dims=[3] ?x)", ["builds a `reshape`", "[3]"]),
+    ] {
+        p.put("mine/simplify.rules", &format!("(rule odd \"odd.\" {rule})"));
+        let parts = [&parts[..], &["rule `odd` (simplify.rules)", "condition"]].concat();
+        p.refuses("plan deep.mir --batch 4 --rules mine -o plan.json", WRONG, &parts);
+        p.refuses("rules check --rules mine", FAILED, &["1 rules failed"]);
+    }
+}
+
+#[test]
+fn a_file_of_rules_that_is_no_phase() {
+    let p = Place::new();
+    p.put("mine/simplify.rules", "");
+    p.put("mine/simplifi.rules", "");
+    let parts = ["simplifi.rules", "a file of rules is a phase", "`simplify` meant"];
+    p.refuses("plan small.mir --batch 4 --rules mine -o plan.json", WRONG, &parts);
+}

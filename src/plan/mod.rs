@@ -194,7 +194,7 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
         ..Facts::default()
     };
     let mut encoded = encode(verify(graph)?, facts, &vec![Allow::ALL; graph.len()])?;
-    let (egraph, phases) = saturate(std::mem::take(&mut encoded.egraph), rules, &RECOGNITION);
+    let (egraph, phases) = saturate(std::mem::take(&mut encoded.egraph), rules, &RECOGNITION)?;
     let named = plainest(graph, &encoded, &egraph)?;
     verify(&named)?;
     Ok((named, phases))
@@ -226,7 +226,7 @@ impl Saturated {
         };
         let mut encoded = encode(verified, facts, &allow)?;
         let egraph = std::mem::take(&mut encoded.egraph);
-        let (egraph, phases) = saturate(egraph, rules, &PHASES);
+        let (egraph, phases) = saturate(egraph, rules, &PHASES)?;
         Ok(Saturated { step, encoded, egraph, phases })
     }
 }

@@ -7,7 +7,7 @@
 //! avoid.
 
 use super::EGraph;
-use super::language::{Facts, Head, Sort, Term, decode_op};
+use super::language::{Facts, Head, Sort, Term, decode_op, makes_sense};
 use super::rules::{Arrow, Rule};
 use crate::format::{Format, Formats, Overflow};
 use crate::ir::{Num, Op, Shape, Tensor, Type};
@@ -55,6 +55,8 @@ struct Instance {
     /// The term that the left side was.
     left: Term,
     tensors: BTreeMap<String, Tensor>,
+    /// What the rule made that has no type.
+    fault: Option<String>,
 }
 
 /// What tensors hold.
@@ -116,7 +118,7 @@ fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance
             ENodeOrVar::Var(v) => variable(&mut egraph, &v.to_string(), rule, &chosen),
             ENodeOrVar::ENode(t) => {
                 let t = t.clone().map_children(|c| ids[usize::from(c)]);
-                type_checks(&egraph, &t)?;
+                makes_sense(&egraph, &t)?;
                 left = Some(t.clone());
                 egraph.add(t)
             }
@@ -129,13 +131,14 @@ fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance
     let runner =
         Runner::<_, _, ()>::new(Default::default()).with_egraph(egraph).with_iter_limit(1).run(&[rule.rewrite()]);
     let (egraph, root) = (runner.egraph, runner.iterations);
+    let fault = egraph.analysis.fault.clone();
     let applied: usize = root.iter().flat_map(|i| i.applied.values()).sum();
     let root = egraph.find(*ids.last().expect("checked above"));
-    if applied == 0 && egraph[root].nodes.len() == before {
+    if fault.is_none() && applied == 0 && egraph[root].nodes.len() == before {
         return Err("its conditions never hold".into());
     }
     let left = left.ok_or("a left side without an operation")?.map_children(|c| egraph.find(c));
-    Ok(Instance { egraph, root, left, tensors })
+    Ok(Instance { egraph, root, left, tensors, fault })
 }
 
 /// A word for a variable: a format where one is called for, an attribute that the operation takes, or a source's name.
@@ -248,18 +251,11 @@ fn computed_in(rule: &Rule, format: &str) -> bool {
     rule.conditions.iter().any(|c| c.name == "computed-in" && c.args.iter().any(is_it))
 }
 
-fn type_checks(egraph: &EGraph, t: &Term) -> Result<(), String> {
-    if matches!(t.name(), "pass" | "get" | "param" | "state" | "input" | "carried" | "staged" | "") {
-        return Ok(());
-    }
-    let (op, operands) = decode_op(egraph, t)?;
-    let types: Vec<&Type> =
-        operands.iter().map(|&c| egraph[c].data.ty.as_ref().ok_or("not a tensor")).collect::<Result<_, _>>()?;
-    op.infer(&types).map(|_| ())
-}
-
 impl Instance {
     fn check(&self, rule: &Rule, kind: Numbers) -> Result<(), String> {
+        if let Some(fault) = &self.fault {
+            return Err(fault.clone());
+        }
         let mut has_nan = false;
         let Some(left) = self.eval(&self.left, 0, &mut has_nan) else {
             return Err("the left side has no value".into());

@@ -169,6 +169,8 @@ pub struct Facts {
     pub scans: Vec<Op>,
     /// The rule that made a term, by the term as it was made.
     pub made_by: HashMap<Term, Symbol>,
+    /// What a rule would have made that has no type, or another than what it replaces: nothing more is rewritten.
+    pub fault: Option<String>,
 }
 
 impl Analysis<Term> for Facts {
@@ -217,7 +219,7 @@ impl Analysis<Term> for Facts {
         }
     }
 
-    /// Equal classes must agree in sort, shape and format: an unsound rule dies here, at once.
+    /// Equal classes must agree in sort, shape and format; rules are asked before they unite any.
     fn merge(&mut self, a: &mut Fact, b: Fact) -> DidMerge {
         assert!(a.sort == b.sort && a.ty == b.ty, "a rule equates {a:?} and {b:?}");
         let merged = Fact {
@@ -279,6 +281,30 @@ pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> 
         }
     }
     Op::build(name, &attrs).map(|op| (op, operands))
+}
+
+/// Can a term be made of these operands?
+///
+/// # Errors
+/// Why not, in words.
+pub(super) fn makes_sense(egraph: &EGraph, term: &Term) -> Result<(), String> {
+    let word = |i: usize| {
+        let child = term.children.get(i).and_then(|&c| egraph[c].data.word);
+        child.map(|w| w.as_str()).ok_or_else(|| format!("`{term}` lacks a word"))
+    };
+    let source = |name: &str| {
+        let known = egraph.analysis.sources.contains_key(name);
+        if known { Ok(()) } else { Err(format!("nothing is called `{name}`")) }
+    };
+    match term.name() {
+        "" | "step" | "pass" | "get" => Ok(()),
+        "param" | "state" | "input" => source(word(0)?),
+        "carried" | "staged" => {
+            word(0)?.parse::<Format>().map_err(|e| e.to_string())?;
+            source(word(1)?)
+        }
+        _ => infer(egraph, term).map(|_| ()),
+    }
 }
 
 fn infer(egraph: &EGraph, term: &Term) -> Result<Type, String> {

@@ -10,14 +10,14 @@
 //! products by congruence too.
 
 use super::conditions::{CONDITIONS, holds};
-use super::language::{Allow, Facts, Head, Sort, Term};
+use super::language::{Allow, Fact, Facts, Head, Sort, Term, makes_sense};
 use super::sexpr::{Sexpr, read};
 use super::{EGraph, PHASES};
 use crate::error::{Error, Result, Spanned};
-use crate::hint::nearest;
+use crate::hint::{is_meant, nearest};
 use crate::ir::{Attrs, Num, Op};
 use egg::{Applier, ENodeOrVar, Id, Pattern, PatternAst, Rewrite, Subst, Symbol, Var};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,23 +73,34 @@ impl RuleSet {
     }
 
     /// The rules of a directory: the files `PHASE.rules` that are there.
+    ///
+    /// # Errors
+    /// Where there are none, one is called after no phase, or one does not read: with the place.
     pub fn from_dir(dir: &Path) -> Result<RuleSet> {
         let mut set = RuleSet::default();
-        let mut found = false;
-        for phase in PHASES {
-            let path = dir.join(format!("{phase}.rules"));
-            if path.exists() {
-                let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-                set.load(phase, &text, &path.display().to_string())?;
-                found = true;
+        let names = format!("they are named {}.rules", PHASES.join(".rules, "));
+        let mut files = BTreeSet::new();
+        for entry in std::fs::read_dir(dir).map_err(Error::io("read", dir))? {
+            let path = entry.map_err(Error::io("read", dir))?.path();
+            if path.extension().is_some_and(|e| e == "rules") {
+                let phase = path.file_stem().and_then(|p| p.to_str()).unwrap_or("");
+                if !PHASES.contains(&phase) {
+                    let hint = is_meant(phase, PHASES.into_iter());
+                    return Err(Error::Request(format!(
+                        "{}: a file of rules is a phase; {names}{hint}",
+                        path.display()
+                    )));
+                }
+                files.insert(phase.to_owned());
             }
         }
-        if !found {
-            return Err(Error::Request(format!(
-                "{}: no rule files; they are named {}.rules",
-                dir.display(),
-                PHASES.join(".rules, ")
-            )));
+        if files.is_empty() {
+            return Err(Error::Request(format!("{}: no rule files; {names}", dir.display())));
+        }
+        for phase in PHASES.into_iter().filter(|&p| files.contains(p)) {
+            let path = dir.join(format!("{phase}.rules"));
+            let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+            set.load(phase, &text, &path.display().to_string())?;
         }
         Ok(set)
     }
@@ -389,6 +400,18 @@ struct RuleApplier {
     name: Symbol,
 }
 
+impl RuleApplier {
+    /// Ends the rewriting: the rule is not what its author meant.
+    fn fault(&self, egraph: &mut EGraph, what: &str) -> Vec<Id> {
+        let Rule { name, phase, text, .. } = &self.rule;
+        egraph.analysis.fault.get_or_insert_with(|| {
+            format!("rule `{name}` ({phase}.rules) {what}\n  {text}\nthe right side must have the type of the left for every match: add a condition, or convert")
+        });
+        egraph.analysis.allow = Allow::ALL;
+        Vec::new()
+    }
+}
+
 impl Applier<Term, Facts> for RuleApplier {
     fn apply_one(
         &self,
@@ -427,6 +450,9 @@ impl Applier<Term, Facts> for RuleApplier {
                     let mut t = t.clone();
                     t.children.iter_mut().for_each(|c| *c = ids[usize::from(*c)]);
                     if egraph.lookup(t.clone()).is_none() && t.head != Head::Word(self.name) {
+                        if let Err(why) = makes_sense(egraph, &t) {
+                            return self.fault(egraph, &format!("builds a `{}` that is none: {why}", t.name()));
+                        }
                         egraph.analysis.made_by.insert(t.clone(), self.name);
                     }
                     egraph.add(t)
@@ -435,6 +461,12 @@ impl Applier<Term, Facts> for RuleApplier {
         }
         egraph.analysis.allow = Allow::ALL;
         let last = *ids.last().expect("a right side has a root");
+        let (left, right) = (&egraph[class].data, &egraph[last].data);
+        if left.sort != right.sort || left.ty != right.ty {
+            let ty = |f: &Fact| f.ty.as_ref().map_or_else(|| "no tensor".to_owned(), |ty| ty.to_string());
+            let why = format!("makes {} ({:?}) of {} ({:?})", ty(right), right.sort, ty(left), left.sort);
+            return self.fault(egraph, &why);
+        }
         if egraph.union_trusted(class, last, self.name) { vec![last] } else { Vec::new() }
     }
 }
