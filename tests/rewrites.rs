@@ -1,56 +1,75 @@
-//! Snapshots of rewrites, for people to review: the step, the graph chosen from the e-graph, its kernels, its CUDA.
+//! Snapshots of rewrites, for people to review: the step, the plan chosen from the e-graph, its table, kernels and CUDA.
 //!
-//! Each file in `tests/rewrites/` is a model under a header line `# test rewrite policy=o1 format=f16 target=sm_90`.
+//! `tests/rewrites` has the models and what becomes of them; `mantissa snapshot tests/rewrites --accept` keeps what is new.
 
-mod common;
+use std::path::Path;
+use std::process::{Command, Output};
 
-use mantissa::format::Format;
-use mantissa::ir::{text, verify};
-use mantissa::lower::{cuda::generate, lower, print_program};
-use mantissa::model::Model;
-use mantissa::plan::{Policy, print_table};
-use mantissa::rewrite::RuleSet;
-use mantissa::train::{Optimizer, Settings};
+const MODEL: &str = "# plan: --policy o1 --format f16 --batch 64
+model m { input x: f32[batch, 512]  param w: f32[512, 512] = xavier_uniform  loss = mean(relu(x @ w)) }
+";
 
-/// Settings from a header's `key=value` words.
-fn settings(header: &str) -> Settings {
-    let get = |key: &str| header.split_whitespace().find_map(|w| w.strip_prefix(key).and_then(|w| w.strip_prefix('=')));
-    let mut s = Settings::default();
-    s.sizes.insert("batch".into(), 16);
-    s.policy = get("policy").map_or(s.policy, |p| p.parse::<Policy>().unwrap());
-    s.low = get("format").map_or(s.low, |f| f.parse::<Format>().unwrap());
-    s.target = get("target").map_or(s.target, str::to_owned);
-    if get("optimizer") == Some("sgd") {
-        s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
-    }
-    s
+fn snapshot(dir: &Path, args: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mantissa"));
+    command.arg("snapshot").arg(dir).args(args.split_whitespace()).output().unwrap()
+}
+
+fn said(o: &Output) -> String {
+    String::from_utf8_lossy(&o.stdout).into_owned() + &String::from_utf8_lossy(&o.stderr)
 }
 
 #[test]
-fn rewrites() {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rewrites");
-    let mut files: Vec<_> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .filter(|p| p.extension().is_some_and(|e| e == "mir"))
-        .collect();
-    files.sort();
-    assert!(files.len() >= 4, "the corpus is there");
-    let rules = RuleSet::builtin().unwrap();
-    for path in files {
-        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
-        let source = std::fs::read_to_string(&path).unwrap();
-        let settings = settings(source.lines().next().unwrap());
-        let model = Model::from_graph(text::parse(&source, &name).unwrap_or_else(|e| panic!("{}", e.render(false))));
-        let compiled = settings.compile(&model, &rules, None).unwrap();
-        let program = lower(verify(&compiled.planned.graph).unwrap()).unwrap();
-        insta::assert_snapshot!(format!("{name}.1_step"), text::print(&compiled.step));
-        insta::assert_snapshot!(format!("{name}.2_plan"), text::print(&compiled.planned.graph));
-        insta::assert_snapshot!(
-            format!("{name}.3_table"),
-            print_table(&compiled.planned, &settings.request().unwrap()).unwrap()
-        );
-        insta::assert_snapshot!(format!("{name}.4_kernels"), print_program(&program));
-        insta::assert_snapshot!(format!("{name}.5_cuda"), generate(&program).unwrap().source);
-    }
+fn what_becomes_of_models_is_what_it_was() {
+    let o = snapshot(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rewrites"), "");
+    assert!(o.status.success(), "{}", said(&o));
+    assert!(said(&o).contains("20 snapshots as they were"), "{}", said(&o));
+}
+
+/// A folder of a user's: nothing is kept until it is accepted, what differs is shown and left for `cargo insta review`.
+#[test]
+fn snapshots_of_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    std::fs::write(file("m.mir"), MODEL).unwrap();
+    let o = snapshot(dir.path(), "");
+    assert_eq!(o.status.code(), Some(1));
+    assert!(said(&o).contains("new") && file("snapshots/m.2_plan.snap.new").exists(), "{}", said(&o));
+    assert!(snapshot(dir.path(), "--accept").status.success());
+    assert!(file("snapshots/m.2_plan.snap").exists() && !file("snapshots/m.2_plan.snap.new").exists());
+    assert!(snapshot(dir.path(), "").status.success());
+    // insta reads what is kept.
+    let kept = std::fs::read_to_string(file("snapshots/m.2_plan.snap")).unwrap();
+    assert!(kept.starts_with("---\nsource: m.mir\nexpression: mantissa plan m.mir --emit plan\n---\nmodel m {"), "{kept}");
+
+    std::fs::write(file("m.mir"), MODEL.replace("--format f16", "--format bf16")).unwrap();
+    let o = snapshot(dir.path(), "");
+    assert_eq!(o.status.code(), Some(1));
+    assert!(said(&o).lines().any(|l| l.starts_with("- ") && l.contains("f16[")), "{}", said(&o));
+    assert!(said(&o).lines().any(|l| l.starts_with("+ ") && l.contains("bf16[")), "{}", said(&o));
+    assert_eq!(std::fs::read_to_string(file("snapshots/m.2_plan.snap")).unwrap(), kept, "nothing is overwritten");
+
+    std::fs::rename(file("m.mir"), file("other.mir")).unwrap();
+    let o = snapshot(dir.path(), "");
+    assert!(said(&o).contains("its model is gone"), "{}", said(&o));
+    assert!(snapshot(dir.path(), "--accept").status.success());
+    assert!(!file("snapshots/m.2_plan.snap").exists() && file("snapshots/other.2_plan.snap").exists());
+}
+
+#[test]
+fn snapshots_of_rules_and_mistakes() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    assert!(said(&snapshot(dir.path(), "")).contains("no models"));
+    std::fs::write(file("m.mir"), MODEL).unwrap();
+    assert!(snapshot(dir.path(), "--accept").status.success());
+    // Without rules that store, nothing can be narrow.
+    std::fs::create_dir(file("mine")).unwrap();
+    let rule = "(rule twice \"x + x = 2 x.\" (add ?x ?x) => (mul ?x 2))";
+    std::fs::write(file("mine/simplify.rules"), rule).unwrap();
+    let o = snapshot(dir.path(), &format!("--rules {}", file("mine").display()));
+    assert_eq!(o.status.code(), Some(1));
+
+    std::fs::write(file("m.mir"), MODEL.replace("--policy o1", "--polcy o1")).unwrap();
+    let o = snapshot(dir.path(), "");
+    assert!(said(&o).contains("m.mir:1: unexpected argument '--polcy'"), "{}", said(&o));
 }

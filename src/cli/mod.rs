@@ -12,6 +12,7 @@ mod plan;
 mod profile;
 mod rules;
 mod show;
+mod snapshot;
 mod train;
 mod trainer;
 mod what;
@@ -59,6 +60,8 @@ enum Command {
         #[command(subcommand)]
         action: rules::RulesCommand,
     },
+    /// Keep what becomes of models as text, and show what is different now
+    Snapshot(snapshot::SnapshotArgs),
     /// Say what this machine can run on
     Doctor(doctor::DoctorArgs),
 }
@@ -206,6 +209,12 @@ impl StepArgs {
         Ok(())
     }
 
+    /// With files named from a folder.
+    fn within(&self, dir: &std::path::Path) -> StepArgs {
+        let file = |path: &Option<PathBuf>| path.as_ref().map(|p| dir.join(p));
+        StepArgs { policy_file: file(&self.policy_file), rules: file(&self.rules), ..self.clone() }
+    }
+
     /// The sizes that were given, and no others.
     fn sizes(&self, s: &Settings) -> BTreeMap<String, usize> {
         let given = |name: &str| {
@@ -291,6 +300,7 @@ pub fn main() -> ExitCode {
             Command::Compile(args) => compile::run(&args),
             Command::Export(args) => export::run(&args),
             Command::Rules { action } => rules::run(&action),
+            Command::Snapshot(args) => snapshot::run(&args),
             Command::Doctor(args) => doctor::run(&args),
         },
         Err(e) => Err(e),

@@ -1,9 +1,10 @@
 //! `mantissa rules`.
 
 use super::out;
+use super::what::WhatArgs;
 use crate::error::{Error, Result};
 use crate::rewrite::{Arrow, CONDITIONS, PHASES, RuleSet, check};
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 #[derive(Subcommand)]
@@ -13,6 +14,8 @@ pub enum RulesCommand {
         #[arg(long, value_name = "DIR")]
         rules: Option<PathBuf>,
     },
+    /// Plan a model and say which rule fired, where it made something, and what of that was chosen
+    Trace(TraceArgs),
     /// Test every rule on random tensors in f64
     Check {
         #[arg(long, value_name = "DIR")]
@@ -23,6 +26,18 @@ pub enum RulesCommand {
         #[arg(long, default_value_t = 0)]
         seed: u64,
     },
+}
+
+#[derive(Args)]
+pub struct TraceArgs {
+    /// A model (.mir, .onnx), or a run file (.toml) for the step that `train` would run
+    #[arg(value_name = "MODEL|RUN.toml")]
+    model: PathBuf,
+    #[command(flatten)]
+    what: WhatArgs,
+    /// Print the trace as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 fn load(dir: &Option<PathBuf>) -> Result<RuleSet> {
@@ -43,6 +58,16 @@ pub fn run(command: &RulesCommand) -> Result<()> {
             out("conditions\n");
             for (name, _, doc) in CONDITIONS {
                 out(&format!("  {name:<26}   {doc}\n"));
+            }
+            Ok(())
+        }
+        RulesCommand::Trace(args) => {
+            let asked = args.what.read(&args.model, false)?;
+            let trace = asked.settings.trace(&asked.model, &asked.rules)?;
+            if args.json {
+                out(&(serde_json::to_string_pretty(&trace).expect("a trace is plain data") + "\n"));
+            } else {
+                out(&trace.print());
             }
             Ok(())
         }

@@ -32,6 +32,7 @@ mod search;
 mod sketch;
 mod start;
 mod table;
+mod trace;
 mod units;
 mod window;
 
@@ -53,6 +54,7 @@ pub use recompute::Again;
 pub use report::report;
 pub use sketch::copy_name;
 pub use table::{clip, print_summary, print_table};
+pub use trace::{Trace, Traced, trace};
 pub use units::seconds;
 
 use crate::cost::{Estimate, Target};

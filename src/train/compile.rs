@@ -10,7 +10,9 @@ use crate::format::Format;
 use crate::hint::is_meant;
 use crate::ir::{Graph, Op, text};
 use crate::model::{Frozen, Layers, Model, Modes, Purpose, Weights};
-use crate::plan::{Calibration, Overrides, PlanFile, Planned, Policy, Request, observed, plan, recognise};
+use crate::plan::{
+    Calibration, Overrides, PlanFile, Planned, Policy, Request, Trace, observed, plan, recognise, trace,
+};
 use crate::rewrite::{PhaseReport, RuleSet};
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
@@ -162,6 +164,15 @@ impl Settings {
     pub fn build(&self, model: &Model, rules: &RuleSet) -> Result<(Task, Graph)> {
         let p = self.prepare(model, rules)?;
         Ok((p.task, p.step))
+    }
+
+    /// Plans the model's step and says what each rule did.
+    ///
+    /// # Errors
+    /// Those of [`Settings::compile`].
+    pub fn trace(&self, model: &Model, rules: &RuleSet) -> Result<Trace> {
+        let Prepared { step, recognition, .. } = self.prepare(model, rules)?;
+        trace(&step, &self.request()?, rules, &recognition)
     }
 
     fn prepare(&self, model: &Model, rules: &RuleSet) -> Result<Prepared> {
