@@ -80,7 +80,8 @@ impl Error {
         let mut out = Vec::new();
         // Writing to a Vec cannot fail, and a lost rendering must not hide the message.
         match report.finish().write((file.as_str(), Source::from(text)), &mut out) {
-            Ok(()) => String::from_utf8_lossy(&out).into_owned(),
+            Ok(()) if color => String::from_utf8_lossy(&out).into_owned(),
+            Ok(()) => console::strip_ansi_codes(&String::from_utf8_lossy(&out)).into_owned(),
             Err(_) => format!("error: {self}\n"),
         }
     }

@@ -124,3 +124,42 @@ fn a_profile_names_the_first_value_that_is_not_finite() {
     let out = mantissa(dir.path(), &["profile", "m.mir", "--data", "d.csv", "--batch", "8"]);
     assert!(text_of(&out.stderr).contains("fewer than a batch of 8") && out.status.code() == Some(2));
 }
+
+#[test]
+fn the_version_says_what_it_was_built_from() {
+    let o = Command::new(env!("CARGO_BIN_EXE_mantissa")).arg("--version").output().unwrap();
+    let said = String::from_utf8(o.stdout).unwrap();
+    assert!(said.starts_with(&format!("mantissa {} (", env!("CARGO_PKG_VERSION"))), "{said}");
+    assert!(said.contains(std::env::consts::ARCH), "{said}");
+}
+
+#[test]
+fn shells_and_manuals_know_the_commands() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| Command::new(env!("CARGO_BIN_EXE_mantissa")).args(args).output().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let said = String::from_utf8(run(&["completions", shell]).stdout).unwrap();
+        assert!(said.contains("snapshot") && said.contains("policy-file"), "{shell}");
+    }
+    assert!(run(&["man", dir.path().to_str().unwrap()]).status.success());
+    let page = std::fs::read_to_string(dir.path().join("mantissa-rules-trace.1")).unwrap();
+    assert!(page.contains("Plan a model and say which rule fired"), "{page}");
+}
+
+/// Progress and hints go to stderr; that nobody reads it is no reason to lose the result.
+#[cfg(unix)]
+#[test]
+fn a_closed_stderr_ends_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("m.mir");
+    std::fs::write(&model, "model m { input x: f32[4, 8]  param w: f32[8, 2] = zeros  loss = mean(x @ w) }").unwrap();
+    let data = dir.path().join("d.csv");
+    std::fs::write(&data, "1,2,3,4,5,6,7,8,0\n".repeat(8)).unwrap();
+    let (binary, dir) = (env!("CARGO_BIN_EXE_mantissa"), dir.path().display());
+    // The reader ends before the first line is written.
+    let script = format!(
+        "(sleep 0.2; {binary} train {dir}/m.mir --data {dir}/d.csv --policy fp32 --epochs 2 --device cpu --out {dir}/run; echo $? > {dir}/rc) 2>&1 >/dev/null | true; while [ ! -s {dir}/rc ]; do sleep 0.1; done; cat {dir}/rc"
+    );
+    let o = Command::new("bash").args(["-c", &script]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&o.stdout).trim(), "0");
+}

@@ -39,7 +39,10 @@ fn snapshots_of_a_folder() {
     assert!(snapshot(dir.path(), "").status.success());
     // insta reads what is kept.
     let kept = std::fs::read_to_string(file("snapshots/m.2_plan.snap")).unwrap();
-    assert!(kept.starts_with("---\nsource: m.mir\nexpression: mantissa plan m.mir --emit plan\n---\nmodel m {"), "{kept}");
+    assert!(
+        kept.starts_with("---\nsource: m.mir\nexpression: mantissa plan m.mir --emit plan\n---\nmodel m {"),
+        "{kept}"
+    );
 
     std::fs::write(file("m.mir"), MODEL.replace("--format f16", "--format bf16")).unwrap();
     let o = snapshot(dir.path(), "");

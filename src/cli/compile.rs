@@ -34,13 +34,13 @@ pub fn run(args: &CompileArgs) -> Result<()> {
     let cubins = if archs.is_empty() || cuda::nvrtc_present() {
         trainer::compile_kernels(&compiled, &archs)?
     } else {
-        eprintln!(
+        say!(
             "note: NVRTC was not found (see `mantissa doctor`), so the trainer carries no compiled kernels; on a GPU it will need NVRTC"
         );
         Default::default()
     };
     let bytes = trainer::build(&compiled, &cubins)?;
     write_executable(&args.output, &bytes)?;
-    eprintln!("written to {} ({:.1} MB)", args.output.display(), bytes.len() as f64 / 1e6);
+    say!("written to {} ({:.1} MB)", args.output.display(), bytes.len() as f64 / 1e6);
     Ok(())
 }

@@ -65,7 +65,7 @@ fn measured(args: &DoctorArgs) -> Result<()> {
             100.0 * (corrected - 1.0)
         ));
     }
-    eprintln!("written to {0}; plan for it with --target {0}", path.display());
+    say!("written to {0}; plan for it with --target {0}", path.display());
     Ok(())
 }
 

@@ -77,7 +77,7 @@ fn told<T>(effort: &Effort, settings: &Settings, run: impl FnOnce(&dyn Fn(Stage)
         Stage::Planning => bar.set_message("planning;"),
         Stage::Measuring => bar.set_message("measuring the plan;"),
         Stage::Tightening => {
-            bar.suspend(|| eprintln!("the plan adds more noise than it may; planning again, more strictly"));
+            bar.suspend(|| say!("the plan adds more noise than it may; planning again, more strictly"));
             bar.inc_length((effort.batches * effort.draws * settings.probed().len()) as u64);
         }
     })?;

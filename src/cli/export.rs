@@ -52,8 +52,8 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let written = model.to_onnx(&values, &sizes, prediction.as_deref(), &data_name(&args.output))?;
     write_onnx(&args.output, &written, args.force)?;
     if args.output.extension().is_none_or(|e| e != "onnx") {
-        eprintln!("note: ONNX files are called .onnx by most tools");
+        say!("note: ONNX files are called .onnx by most tools");
     }
-    eprintln!("written to {}", args.output.display());
+    say!("written to {}", args.output.display());
     Ok(())
 }

@@ -41,18 +41,18 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         && let Some(mixed) = planned.mixed(&model, &notes(&planned, &request), &data_name(path))?
     {
         write_onnx(path, &mixed.written, args.force)?;
-        eprintln!("written to {}", path.display());
+        say!("written to {}", path.display());
         written = Some(mixed);
     }
     if let Some(path) = &args.output {
         write_atomically(path, file.to_json().as_bytes())?;
-        eprintln!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     let wide = || f32_plan(&planned, &rules);
     if let Some(path) = &args.report {
         let others = vec![("everything f32 (fp32)".to_owned(), wide()?.estimate.seconds)];
         write_atomically(path, report(&planned.model.graph, &planned.planned, &request, others)?.as_bytes())?;
-        eprintln!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     for stage in &args.emit {
         let text = match stage.as_str() {

@@ -2,12 +2,18 @@
 //!
 //! Results go to stdout, progress and diagnostics to stderr. Exit code 0, 1 (the work failed) or 2 (the request was wrong).
 
+/// Prints a line on stderr. A reader that has gone away ends nothing.
+macro_rules! say {
+    ($($text:tt)*) => { $crate::cli::show::told(&format!($($text)*), "\n") };
+}
+
 mod compile;
 mod doctor;
 mod evidence;
 mod explain;
 mod export;
 mod inference;
+mod pages;
 mod plan;
 mod profile;
 mod rules;
@@ -25,17 +31,19 @@ use crate::plan::{Overrides, Policy};
 use crate::rewrite::RuleSet;
 use crate::train::{Optimizer, Settings};
 use bytesize::ByteSize;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use show::{Reporter, out};
 
+/// What the binary was built from.
+const VERSION: &str = env!("MANTISSA_VERSION");
+
 /// A compiler for mixed-precision training: plans a number format for every value of a training step, and trains.
 #[derive(Parser)]
-#[command(name = "mantissa", version, arg_required_else_help = true)]
+#[command(name = "mantissa", version = VERSION, arg_required_else_help = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -64,6 +72,10 @@ enum Command {
     Snapshot(snapshot::SnapshotArgs),
     /// Say what this machine can run on
     Doctor(doctor::DoctorArgs),
+    /// Print what completes this command's arguments in a shell
+    Completions(pages::CompletionsArgs),
+    /// Write manual pages into a folder
+    Man(pages::ManArgs),
 }
 
 /// Options that decide what is compiled.
@@ -283,7 +295,7 @@ fn read_model(path: &std::path::Path, args: &StepArgs) -> Result<Model> {
 /// Reads a model that is about to be trained, and says what about it may be not as expected.
 fn read_to_train(path: &std::path::Path, args: &StepArgs) -> Result<Model> {
     let model = read_model(path, args)?;
-    model.hints().iter().for_each(|hint| eprintln!("hint: {hint}"));
+    model.hints().iter().for_each(|hint| say!("hint: {hint}"));
     Ok(model)
 }
 
@@ -302,13 +314,15 @@ pub fn main() -> ExitCode {
             Command::Rules { action } => rules::run(&action),
             Command::Snapshot(args) => snapshot::run(&args),
             Command::Doctor(args) => doctor::run(&args),
+            Command::Completions(args) => pages::completions(&args, Cli::command()),
+            Command::Man(args) => pages::man(&args, Cli::command()),
         },
         Err(e) => Err(e),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprint!("{}", e.render(std::io::stderr().is_terminal()));
+            say!("{}", e.render(console::colors_enabled_stderr()).trim_end());
             ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(1))
         }
     }

@@ -77,13 +77,13 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let file = PlanFile::new(&compiled.step, &compiled.planned, &request);
     if let Some(path) = &args.output {
         write_atomically(path, file.to_json().as_bytes())?;
-        eprintln!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     let others = others?;
     if let Some(path) = &args.report {
         let times = others.iter().map(|(label, p)| ((*label).to_owned(), p.estimate.seconds)).collect();
         write_atomically(path, report(&compiled.step, &compiled.planned, &request, times)?.as_bytes())?;
-        eprintln!("written to {}", path.display());
+        say!("written to {}", path.display());
     }
     if !args.emit.is_empty() {
         for stage in &args.emit {

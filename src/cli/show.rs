@@ -11,9 +11,14 @@ pub fn out(text: &str) {
         if e.kind() == std::io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
-        eprintln!("error: cannot write the result to standard output: {e}");
+        say!("error: cannot write the result to standard output: {e}");
         std::process::exit(1);
     }
+}
+
+/// Prints on stderr, as far as anybody reads it.
+pub fn told(text: &str, end: &str) {
+    let _ = std::io::stderr().write_all(format!("{text}{end}").as_bytes());
 }
 
 /// A bar on stderr; hidden where that is no terminal. `text` says what stands beside it, in indicatif's placeholders.
@@ -42,7 +47,7 @@ impl Reporter {
 impl Progress for Reporter {
     fn begins(&self, session: &Session, samples: usize) {
         let settings = &session.compiled.settings;
-        eprintln!(
+        say!(
             "{}: {} parameters, {samples} samples, batch {}, {} {} for {}, on {}",
             session.compiled.planned.graph.name,
             session.compiled.parameters(),
@@ -52,7 +57,7 @@ impl Progress for Reporter {
             settings.target,
             session.device()
         );
-        eprint!("{}", session.compiled.layers);
+        told(&session.compiled.layers.to_string(), "");
         self.bar.reset_elapsed();
         self.bar.enable_steady_tick(Duration::from_millis(200));
     }
@@ -67,7 +72,7 @@ impl Progress for Reporter {
         if !self.bar.is_hidden() {
             self.bar.set_message(line);
         } else if r.epoch.is_multiple_of(self.epochs.div_ceil(20)) || r.epoch == 1 || r.epoch == self.epochs {
-            eprintln!("{line}");
+            say!("{line}");
         }
     }
 

@@ -53,6 +53,8 @@ struct Tally {
     differ: usize,
     accepted: usize,
     failed: usize,
+    /// What is said in the end: a reader that goes away must not keep files from being written.
+    text: String,
 }
 
 /// Compares what becomes of each model with what was kept.
@@ -77,13 +79,14 @@ pub fn run(args: &SnapshotArgs) -> Result<()> {
             }
             Err(e) => {
                 tally.failed += 1;
-                eprint!("{}", e.render(console::colors_enabled_stderr()));
+                say!("{}", e.render(console::colors_enabled_stderr()).trim_end());
             }
         }
     }
     orphans(&kept, &known, args.accept, &mut tally)?;
     out(&format!(
-        "{} models: {} snapshots as they were, {} accepted, {} differ, {} models failed\n",
+        "{}{} models: {} snapshots as they were, {} accepted, {} differ, {} models failed\n",
+        tally.text,
         models.len(),
         tally.same,
         tally.accepted,
@@ -179,11 +182,8 @@ fn compare(path: &Path, header: &str, text: &str, accept: bool, tally: &mut Tall
         (false, true) => tally.accepted += 1,
         (false, false) => {
             tally.differ += 1;
-            out(&format!("{}\n", style(path.display()).bold()));
-            match &kept {
-                Some(kept) => out(&difference(contents(kept), text.trim_end())),
-                None => out("  new\n"),
-            }
+            tally.text += &format!("{}\n", style(path.display()).bold());
+            tally.text += &kept.as_deref().map_or("  new\n".into(), |k| difference(contents(k), text.trim_end()));
         }
     }
     if (is_same || accept) && pending.exists() {
@@ -224,7 +224,7 @@ fn orphans(kept: &Path, known: &BTreeSet<String>, accept: bool, tally: &mut Tall
             std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             tally.accepted += 1;
         } else {
-            out(&format!("{}\n  its model is gone\n", style(path.display()).bold()));
+            tally.text += &format!("{}\n  its model is gone\n", style(path.display()).bold());
             tally.differ += 1;
         }
     }

@@ -150,9 +150,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?
     };
     if let (Some(m), Some(c)) = (&compiled.planned.measured, &compiled.settings.calibration) {
-        eprintln!("{}; the plan adds {} of that, measured on {}", c.budget_text(), percent(m.overall()), m.on());
+        say!("{}; the plan adds {} of that, measured on {}", c.budget_text(), percent(m.overall()), m.on());
         if let Some(line) = m.given_up_text() {
-            eprintln!("{line}");
+            say!("{line}");
         }
     }
     to_the_end(compiled, &data, &run, &args.run, &HashMap::new())

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// Trains the model this executable was compiled for.
 #[derive(Parser)]
-#[command(version)]
+#[command(version = super::VERSION)]
 struct TrainerCli {
     #[command(flatten)]
     run: RunArgs,
