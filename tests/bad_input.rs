@@ -716,7 +716,7 @@ fn rules_that_make_no_sense() {
         ("(relu ?x) => (transpose perm=[2, 1, 0] ?x)", ["builds a `transpose`", "perm=[2, 1, 0]"]),
         ("(relu ?x) => (reshape dims=[3] ?x)", ["builds a `reshape`", "[3]"]),
     ] {
-        p.put("mine/simplify.rules", &format!("(rule odd \"odd.\" {rule})"));
+        p.put("mine/simplify.rules", format!("(rule odd \"odd.\" {rule})"));
         let parts = [&parts[..], &["rule `odd` (simplify.rules)", "condition"]].concat();
         p.refuses("plan deep.mir --batch 4 --rules mine -o plan.json", WRONG, &parts);
         p.refuses("rules check --rules mine", FAILED, &["1 rules failed"]);

@@ -14,7 +14,7 @@ pub(super) fn divisors(graph: &Graph) -> Vec<bool> {
         let x = graph.inputs(id);
         let operands: &[NodeId] = match graph.op(id) {
             Op::Binary(Binary::Div) => &x[1..],
-            Op::Unary(Unary::Recip | Unary::Rsqrt) => &x,
+            Op::Unary(Unary::Recip | Unary::Rsqrt) => x,
             // Other powers than constant positive ones divide where the exponent is negative.
             Op::Binary(Binary::Pow) => match graph.op(x[1]) {
                 Op::Const(c) if c.get() >= 0.0 => &[],
@@ -22,7 +22,7 @@ pub(super) fn divisors(graph: &Graph) -> Vec<bool> {
             },
             _ => &[],
         };
-        let passed: &[NodeId] = if out[id.index()] { passed_on(graph, id, &x) } else { &[] };
+        let passed: &[NodeId] = if out[id.index()] { passed_on(graph, id, x) } else { &[] };
         for i in operands.iter().chain(passed) {
             out[i.index()] |= !is_end(graph.op(*i));
         }

@@ -148,7 +148,7 @@ fn with_readers(graph: &Graph) -> Result<Copied> {
             }
             inputs.push(at);
         }
-        let copy = out.transfer(&graph, id, node.op.clone(), &inputs, |f| map.get(f.index()).copied())?;
+        let copy = out.transfer(graph, id, node.op.clone(), &inputs, |f| map.get(f.index()).copied())?;
         if is_subject(graph, id) {
             subjects.push(Subject { node: copy, value: node.name.clone(), product: None });
         }

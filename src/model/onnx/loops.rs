@@ -93,7 +93,7 @@ fn rename(graph: &Graph, name: impl Fn(&str) -> String) -> crate::error::Result<
     for id in graph.ids() {
         match graph.op(id) {
             op @ Op::Const(_) => out.add(op.clone(), &[])?,
-            op => out.add_named(name(graph.name_of(id)), op.clone(), &graph.inputs(id))?,
+            op => out.add_named(name(graph.name_of(id)), op.clone(), graph.inputs(id))?,
         };
     }
     Ok(out)
