@@ -15,7 +15,7 @@ pub enum RulesCommand {
         rules: Option<PathBuf>,
     },
     /// Plan a model and say which rule fired, where it made something, and what of that was chosen
-    Trace(TraceArgs),
+    Trace(Box<TraceArgs>),
     /// Test every rule on random tensors in f64
     Check {
         #[arg(long, value_name = "DIR")]
