@@ -4,8 +4,8 @@
 //! end, where that leads out of the other chain, it may be any node: what comes before the first layer or after the last.
 //! A graph of such chains is one of a family, which differ only in how many layers they have.
 
+use super::matching::Matching;
 use crate::ir::{Graph, NodeId, Role};
-use crate::plan::matching::Matching;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 

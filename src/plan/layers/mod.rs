@@ -1,6 +1,6 @@
 //! Repeated layers are planned once: a step of many layers is planned with few, and the plan given the rest.
 //!
-//! What follows from parameters being alike tells which values are the same in one layer and the next ([`super::matching`]). They
+//! What follows from parameters being alike tells which values are the same in one layer and the next ([`matching`]). They
 //! form chains ([`chains`]), and taking layers out of the chains leaves a smaller step of the same kind ([`resize`]). That
 //! one is planned; in its plan chains are looked for again, and put in where layers had been taken out. Where any of this
 //! fails, as where layers are not alike or not planned alike, the step is planned as it is.
@@ -8,13 +8,14 @@
 //! Evidence differs from layer to layer, so plans by evidence are made for the whole step.
 
 mod chains;
+mod matching;
 mod resize;
 
-use super::matching::{Matching, Numbers};
 use super::{Request, Verdict};
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, Role};
 use chains::Chains;
+pub(super) use matching::{Matching, Numbers};
 use resize::{Change, Key, Made, Resize};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;

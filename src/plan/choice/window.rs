@@ -12,10 +12,10 @@ const WINDOW: usize = 100;
 /// A flip that reaches more kernels than this many classes is not tried.
 const CORE: usize = 600;
 /// Readers beyond which a window does not follow a buffer.
-pub(super) const READERS: usize = 5;
+pub(in crate::plan) const READERS: usize = 5;
 
 /// Values and edges of a window that something outside it takes from registers: what they are computed from is read outside.
-pub(super) fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &FxHashSet<Id>) -> FxHashSet<Id> {
+pub(in crate::plan) fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &FxHashSet<Id>) -> FxHashSet<Id> {
     let in_registers = |c: Id| m.sort(c) != Sort::Buffer;
     let leaves = |&&c: &&Id| in_registers(c) && live.users(c).iter().any(|u| !inside.contains(u));
     let mut stack: Vec<Id> = window.iter().filter(leaves).copied().collect();
@@ -33,7 +33,7 @@ pub(super) fn cut_off(m: &Members, live: &Live, window: &[Id], inside: &FxHashSe
 ///
 /// A walk from the flipped classes. Up, towards what is stored, it stays in the kernels the flip changes; down, it adds
 /// what those compute. Leaving a kernel, through memory or to another user of what it computes, is done once.
-pub(super) fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
+pub(in crate::plan) fn window(m: &Members, live: &Live, flip: &Flip) -> Option<Vec<Id>> {
     // Twice the kernels left behind, plus one on the way down.
     let mut rank: FxHashMap<Id, usize> = FxHashMap::default();
     let mut queue: VecDeque<(Id, usize)> = VecDeque::new();

@@ -5,11 +5,11 @@
 //! the noise they have anyway, from one batch to the next: that is what the budget is a share of. Noise adds up over a
 //! plan, so it is the search that keeps it within the budget; here only what would break the budget alone is refused.
 
-use super::evidence::{Evidence, Spread};
-use super::policy::Verdict;
+use super::ranges::{Evidence, Spread};
 use crate::error::{Error, Result};
 use crate::format::{FloatSpec, Format, Formats};
 use crate::ir::{Graph, NodeId, Op, Stage};
+use crate::plan::policy::Verdict;
 use crate::rewrite::Allow;
 use egg::Id;
 use serde::{Deserialize, Serialize};
@@ -97,7 +97,7 @@ impl FromStr for Budget {
 pub type Shares = BTreeMap<Format, f64>;
 
 /// What a calibration says, by e-class.
-pub(super) struct Estimates {
+pub(in crate::plan) struct Estimates {
     /// By the class of a value or of a source.
     pub values: HashMap<Id, Shares>,
     /// By the classes of a product and of the value it reads.
@@ -153,7 +153,7 @@ impl Calibration {
     }
 
     /// What storing a value adds to the gradients' noise, for all its readers. In other formats it is only multiplied.
-    pub(super) fn stored(&self, name: &str) -> Shares {
+    pub(in crate::plan) fn stored(&self, name: &str) -> Shares {
         let shares = self.values.get(name).into_iter().flatten();
         shares.filter(|(f, _)| Format::STORED.contains(f)).map(|(&f, &x)| (f, x)).collect()
     }

@@ -1,11 +1,11 @@
 //! A plan as a terminal shows it: a row per kernel, what it computes, in which formats and why.
 
-use super::recompute::{Again, first_of};
-use super::units::{bytes, seconds};
-use super::{Planned, Request};
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
 use crate::lower::{InLoop, Kernel, Program, lower, outline};
+use crate::plan::recompute::{Again, first_of};
+use crate::plan::units::{bytes, seconds};
+use crate::plan::{Planned, Request};
 use std::fmt::Write;
 
 /// Plans in a line each: time, bytes moved, memory taken, launches. `run` is what the numbers are of.
@@ -66,7 +66,7 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
 }
 
 /// What a kernel is, and the format it multiplies in.
-pub(super) fn kind_of(kernel: &Kernel) -> String {
+pub(in crate::plan) fn kind_of(kernel: &Kernel) -> String {
     match kernel {
         Kernel::Product(p) if let Some(f) = p.contraction.format() => format!("{} {f}", kernel.kind()),
         _ => kernel.kind().to_owned(),
@@ -74,7 +74,7 @@ pub(super) fn kind_of(kernel: &Kernel) -> String {
 }
 
 /// The value behind a stored buffer's name, with the loop it is computed in.
-pub(super) fn label(planned: &Planned, in_loop: Option<&InLoop>, buffer: &str) -> String {
+pub(in crate::plan) fn label(planned: &Planned, in_loop: Option<&InLoop>, buffer: &str) -> String {
     let Some(l) = in_loop else { return describe(planned, buffer).0 };
     let value = describe(planned.body(&l.body).unwrap_or(planned), buffer).0;
     let times = if l.times > 1 { format!("{} × ", l.times) } else { String::new() };

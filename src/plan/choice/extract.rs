@@ -5,19 +5,20 @@
 //! [`super::search`] how it goes on.
 
 use super::alike::Alike;
-use super::calibration::Estimates;
-use super::layers::{Grown, LAYERS, Layers};
 use super::live::Live;
 use super::members::{Choice, Members};
 use super::noise::rounding;
+use super::saturated::Saturated;
 use super::search::{Costed, SMALL, Search};
 use super::sketch::Sketch;
 use super::start::{start, widest};
-use super::{Policy, Request, Saturated, Verdict};
 use crate::cost::Estimate;
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Output};
+use crate::plan::evidence::Estimates;
+use crate::plan::layers::{Grown, LAYERS, Layers};
+use crate::plan::{Policy, Request, Verdict};
 use crate::rewrite::{EGraph, Encoded, PhaseReport, RuleSet};
 use egg::Id;
 use std::collections::BTreeMap;
@@ -72,7 +73,7 @@ pub fn extract(step: &Graph, verdicts: &[Verdict], request: &Request, rules: &Ru
 }
 
 /// What the search found for a step.
-pub(super) struct Found<'a> {
+pub(in crate::plan) struct Found<'a> {
     /// What was planned: the step, or the same with few of its layers.
     pub saturated: &'a Saturated,
     pub search: Search<'a>,
@@ -90,7 +91,7 @@ pub(super) struct Found<'a> {
 }
 
 /// Plans a step, by few of its layers if it has many, and hands the plan to `read`.
-pub(super) fn with_plan<T>(
+pub(in crate::plan) fn with_plan<T>(
     step: &Graph,
     verdicts: &[Verdict],
     request: &Request,
@@ -131,7 +132,7 @@ fn searched<'a>(
 }
 
 /// What there is to choose, with its noise where that was measured.
-pub(super) fn members<'a>(saturated: &'a Saturated, request: &Request) -> Members<'a> {
+pub(in crate::plan) fn members<'a>(saturated: &'a Saturated, request: &Request) -> Members<'a> {
     let Saturated { step, encoded, egraph, .. } = saturated;
     let mut members = Members::new(step, encoded, egraph);
     if let Some(calibration) = request.calibration.as_ref().filter(|_| request.policy == Policy::Auto) {
@@ -155,7 +156,7 @@ const NEAR: f64 = 1.1;
 const PAYS: f64 = 0.99;
 
 /// The best choice that a search finds.
-pub(super) fn cheapest(search: &mut Search) -> Result<Costed> {
+pub(in crate::plan) fn cheapest(search: &mut Search) -> Result<Costed> {
     let members = search.members;
     let (starts, failed): (Vec<_>, Vec<_>) = [true, false]
         .map(|pass| search.alike.in_all_layers(members, start(members, pass)))

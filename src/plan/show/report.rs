@@ -2,13 +2,13 @@
 //!
 //! What is shown is data that other programs could read too: a JSON object inside `report.html`, which draws it.
 
-use super::evidence::Spread;
-use super::recompute::first_of;
 use super::table::{kind_of, label};
-use super::{Planned, Request};
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, Op, Stage, verify};
 use crate::lower::{Program, outline};
+use crate::plan::evidence::Spread;
+use crate::plan::recompute::first_of;
+use crate::plan::{Planned, Request};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,8 +100,8 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
         budget: c.budget_text(),
         loss_scale: c.loss_scale,
         estimated: planned.estimated_noise(),
-        measured: planned.measured.as_ref().map(super::Measured::overall),
-        measured_on: planned.measured.as_ref().map_or(String::new(), super::Measured::on),
+        measured: planned.measured.as_ref().map(crate::plan::Measured::overall),
+        measured_on: planned.measured.as_ref().map_or(String::new(), crate::plan::Measured::on),
         frontier: planned.frontier.clone(),
     });
     let range = |f: crate::format::Format| {

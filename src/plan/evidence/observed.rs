@@ -1,10 +1,10 @@
 //! A step in which every value can be looked at: each is stored as f32, whatever that costs.
 
-use super::copy_name;
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Body, Graph, NodeId, Op, Role, Scan, Stage, Take};
 use crate::lower::{resolve_view, view_through};
+use crate::plan::copy_name;
 use std::collections::BTreeMap;
 
 /// The same step with every computed value in memory, in the format its registers have. Views stay views.
@@ -95,7 +95,7 @@ fn observed_body(graph: &Graph, scan: &Scan, nodes: &[NodeId]) -> Result<Body> {
 }
 
 /// Is this a value that a plan might store in a narrow format?
-pub(super) fn is_subject(graph: &Graph, id: NodeId) -> bool {
+pub(in crate::plan) fn is_subject(graph: &Graph, id: NodeId) -> bool {
     let node = graph.node(id);
     let spread = matches!(node.op, Op::Broadcast { .. } | Op::Window { .. } | Op::Unwindow { .. });
     let known = matches!(node.op, Op::Const(_) | Op::Iota { .. } | Op::Input { label: true, .. });

@@ -6,7 +6,6 @@
 //! cannot see everything (launches shared across the step, for one), so every sweep ends with the whole step lowered;
 //! moves that save much less together than each promised are tried in halves. Small steps end with flips costed whole.
 
-use super::Request;
 use super::alike::Alike;
 use super::live::{Flip, Live};
 use super::members::{Choice, Members};
@@ -16,6 +15,7 @@ use crate::cost::{Estimate, Target};
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::Graph;
+use crate::plan::Request;
 use crate::rewrite::Sort;
 use egg::Id;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -29,11 +29,11 @@ const SWEEPS: usize = 4;
 /// Moves are taken together if they save this share of what each promised.
 const KEPT: f64 = 0.5;
 /// Steps of up to so many values are searched from two starts, and flip by flip.
-pub(super) const SMALL: usize = 250;
+pub(in crate::plan) const SMALL: usize = 250;
 /// Steps of up to so many values are searched in pairs of flips.
 const TINY: usize = 64;
 
-pub(super) struct Search<'a> {
+pub(in crate::plan) struct Search<'a> {
     pub members: &'a Members<'a>,
     target: &'a Target,
     /// What is chosen in one layer is chosen in all that are like it.
@@ -56,7 +56,7 @@ pub(super) struct Search<'a> {
 }
 
 /// A choice costed whole.
-pub(super) struct Costed {
+pub(in crate::plan) struct Costed {
     pub choice: Choice,
     pub graph: Graph,
     pub estimate: Estimate,

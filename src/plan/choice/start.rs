@@ -12,7 +12,7 @@ const VIEWS: [&str; 8] = ["transpose", "slice", "pad", "concat", "gather", "resh
 
 /// "Pass what is pointwise, get the rest in the narrowest format", or everything stored. A value computed from a
 /// product or a reduction is passed only to a single user: nobody computes those twice.
-pub(super) fn start(members: &Members, pass_pointwise: bool) -> Choice {
+pub(in crate::plan) fn start(members: &Members, pass_pointwise: bool) -> Choice {
     let mut choice = members.cheapest();
     let live = members.reachable(&choice);
     let mut s = Start { members, users: BTreeMap::new(), heavy: BTreeMap::new() };
@@ -41,7 +41,7 @@ pub(super) fn start(members: &Members, pass_pointwise: bool) -> Choice {
 }
 
 /// The same choice with nothing rounded: what is narrow is f32.
-pub(super) fn widest(members: &Members, from: &Choice) -> Choice {
+pub(in crate::plan) fn widest(members: &Members, from: &Choice) -> Choice {
     let live = Live::new(members, from.clone());
     let mut choice = from.clone();
     for class in members.open() {

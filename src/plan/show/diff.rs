@@ -1,8 +1,8 @@
 //! Two plans side by side: what is stored otherwise, and what that does to time and noise.
 
-use super::file::{PlanFile, PlannedValue};
 use super::table::clip;
-use super::units::{bytes, seconds};
+use crate::plan::file::{PlanFile, PlannedValue};
+use crate::plan::units::{bytes, seconds};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 

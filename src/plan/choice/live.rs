@@ -5,9 +5,9 @@ use super::noise::added;
 use egg::Id;
 
 /// Members taken at once: classes, and what is taken in each.
-pub(super) type Flip = Vec<(Id, usize)>;
+pub(in crate::plan) type Flip = Vec<(Id, usize)>;
 
-pub(super) struct Live<'a> {
+pub(in crate::plan) struct Live<'a> {
     members: &'a Members<'a>,
     pub choice: Choice,
     /// Classes whose chosen terms read each class, once for each operand; empty where a class is not reached.

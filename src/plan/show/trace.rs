@@ -1,12 +1,12 @@
 //! What each rule did to a step: how often it changed the e-graph, where it made something, and what of that was chosen.
 
-use super::bodies::plan_bodies;
-use super::extract::{Found, with_plan};
-use super::members::Members;
 use super::table::clip;
-use super::{Request, paint};
 use crate::error::Result;
 use crate::ir::Graph;
+use crate::plan::bodies::plan_bodies;
+use crate::plan::choice::Members;
+use crate::plan::choice::{Found, with_plan};
+use crate::plan::{Request, paint};
 use crate::rewrite::{PhaseReport, RuleSet};
 use egg::Id;
 use serde::Serialize;

@@ -28,7 +28,7 @@ struct Raise {
 
 impl Search<'_> {
     /// The choice with formats raised until the noise is within `limit`, or nothing more can be raised.
-    pub(super) fn raised(&mut self, choice: Choice, limit: f64) -> Choice {
+    pub(in crate::plan) fn raised(&mut self, choice: Choice, limit: f64) -> Choice {
         let m = self.members;
         let edges = m.edges();
         let mut live = Live::new(m, choice);
@@ -69,7 +69,7 @@ impl Search<'_> {
 impl Search<'_> {
     /// Times of the step at less and less noise, as (noise in budgets, seconds), from a choice to where nothing is rounded: formats
     /// raised for limits that halve. Points that another beats in both are left out.
-    pub(super) fn frontier(&mut self, from: Choice) -> Vec<(f64, f64)> {
+    pub(in crate::plan) fn frontier(&mut self, from: Choice) -> Vec<(f64, f64)> {
         let mut choice = from;
         let mut points: Vec<(f64, f64)> = Vec::new();
         for _ in 0..POINTS {

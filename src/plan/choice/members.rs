@@ -1,8 +1,8 @@
 //! The members of every e-class, cheapest first, and a choice among them.
 
-use super::calibration::Estimates;
 use crate::format::Format;
 use crate::ir::{Graph, Named, Op, Stage};
+use crate::plan::evidence::Estimates;
 use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
 use egg::{Id, Language};
 use std::cmp::Reverse;
@@ -10,7 +10,7 @@ use std::collections::{BinaryHeap, HashMap};
 
 /// The member taken in every class, by class id; 0 is the cheapest.
 #[derive(Clone, Debug)]
-pub(super) struct Choice(Vec<u16>);
+pub(in crate::plan) struct Choice(Vec<u16>);
 
 impl Choice {
     pub fn of(&self, class: Id) -> usize {
@@ -28,7 +28,7 @@ impl Choice {
 }
 
 /// A saturated e-graph seen as a set of choices. Class ids handed out and taken are canonical.
-pub(super) struct Members<'a> {
+pub(in crate::plan) struct Members<'a> {
     pub step: &'a Graph,
     pub encoded: &'a Encoded,
     pub root: Id,

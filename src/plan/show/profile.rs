@@ -1,10 +1,10 @@
 //! What every kernel took beside what it was predicted to take.
 
-use super::Planned;
 use super::table::{clip, kind_of, label};
-use super::units::{bytes, seconds};
 use crate::cost::{Estimate, Target};
 use crate::lower::Program;
+use crate::plan::Planned;
+use crate::plan::units::{bytes, seconds};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 

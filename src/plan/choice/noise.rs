@@ -5,10 +5,10 @@
 //! Optimization with Rewriting*, 2018). A buffer that operations of all kinds read counts as its value's rounding; one
 //! that only products read counts as theirs. A product in tf32 rounds what it reads itself.
 
-use super::calibration::{Calibration, Estimates, Shares};
 use super::members::{Choice, Members};
 use crate::format::Format;
 use crate::ir::Graph;
+use crate::plan::evidence::{Calibration, Estimates, Shares};
 use crate::rewrite::{Encoded, is_product};
 use egg::Id;
 use std::collections::{BTreeMap, HashMap};
@@ -79,7 +79,7 @@ impl Estimates {
 
 /// What a buffer or a product adds under a choice, as a share of the budget; nothing where noise does not count, or where
 /// nobody uses it.
-pub(super) fn added(members: &Members, choice: &Choice, users: &[Id], class: Id) -> f64 {
+pub(in crate::plan) fn added(members: &Members, choice: &Choice, users: &[Id], class: Id) -> f64 {
     let Some(estimates) = members.noise.as_ref().filter(|_| !users.is_empty()) else { return 0.0 };
     let Some((format, value)) = rounding(members, choice, class) else { return 0.0 };
     let share = |shares: Option<&Shares>| -> Option<f64> {
@@ -111,7 +111,7 @@ pub(super) fn added(members: &Members, choice: &Choice, users: &[Id], class: Id)
 
 /// The narrow format that a buffer is rounded to and the class of the value or source it holds; of a product, the one
 /// that it rounds to, and the product.
-pub(super) fn rounding(members: &Members, choice: &Choice, class: Id) -> Option<(Format, Id)> {
+pub(in crate::plan) fn rounding(members: &Members, choice: &Choice, class: Id) -> Option<(Format, Id)> {
     let term = members.chosen(choice, class);
     let is_product = is_product(term.name());
     if !is_product && !matches!(term.name(), "put" | "cast" | "carried" | "staged") {

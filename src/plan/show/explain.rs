@@ -3,19 +3,19 @@
 //! The step is planned, and every other way the value could travel is put in its place and costed with the whole step: in
 //! registers, in memory in each format, and, where products read it or make it, multiplied in each format.
 
-use super::bodies::plan_bodies;
-use super::calibration::{Shares, percent};
-use super::evidence::Spread;
-use super::extract::{Found, with_plan};
-use super::live::{Flip, Live};
-use super::members::{Choice, Members};
-use super::search::Search;
-use super::units::seconds;
-use super::{Request, paint};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
 use crate::ir::{Graph, NodeId, Op, text};
+use crate::plan::bodies::plan_bodies;
+use crate::plan::choice::Search;
+use crate::plan::choice::{Choice, Members};
+use crate::plan::choice::{Flip, Live};
+use crate::plan::choice::{Found, with_plan};
+use crate::plan::evidence::Spread;
+use crate::plan::evidence::{Shares, percent};
+use crate::plan::units::seconds;
+use crate::plan::{Request, paint};
 use crate::rewrite::RuleSet;
 use egg::Id;
 use serde::Serialize;
@@ -63,7 +63,7 @@ pub struct Explanation {
 }
 
 /// Plans a step and explains one of its values. A limit of memory changes nothing here, for what is computed again has the
-/// formats that it had; [`super::Planned::computes_again`] tells what is.
+/// formats that it had; [`crate::plan::Planned::computes_again`] tells what is.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
     let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
     let step = &plan_bodies(step, request, rules)?.graph;

@@ -12,7 +12,7 @@ use std::hash::Hash;
 const FOLLOWING: usize = 4;
 
 /// Nodes are numbers from 0.
-pub(super) struct Matching {
+pub(in crate::plan) struct Matching {
     /// What each node links to, by label; labels differ.
     links: Vec<Vec<(u32, usize)>>,
     /// The same the other way.
@@ -135,7 +135,7 @@ impl Matching {
 }
 
 /// Numbers for things, the same for what is equal.
-pub(super) struct Numbers<T>(FxHashMap<T, u32>);
+pub(in crate::plan) struct Numbers<T>(FxHashMap<T, u32>);
 
 impl<T> Default for Numbers<T> {
     fn default() -> Self {

@@ -31,7 +31,7 @@ pub struct Kink {
 
 impl Kink {
     /// The kink at a node, if it is one.
-    pub(super) fn at(graph: &Graph, id: NodeId, number: usize) -> Option<Kink> {
+    pub(in crate::plan) fn at(graph: &Graph, id: NodeId, number: usize) -> Option<Kink> {
         if !matches!(graph.op(id), Op::Select) || graph.ty(id).format != Format::F32 {
             return None;
         }
@@ -74,7 +74,12 @@ fn operand(graph: &mut Graph, kink: &Kink, map: &[NodeId]) -> Result<NodeId> {
 }
 
 /// The choice plus nothing, but with the kink's slope; and the node to be held constant.
-pub(super) fn smoothed(graph: &mut Graph, kink: &Kink, choice: NodeId, map: &[NodeId]) -> Result<(NodeId, NodeId)> {
+pub(in crate::plan) fn smoothed(
+    graph: &mut Graph,
+    kink: &Kink,
+    choice: NodeId,
+    map: &[NodeId],
+) -> Result<(NodeId, NodeId)> {
     let mut scalar = |name: &str| {
         let ty = Type::new(Shape::scalar(), Format::F32);
         graph.add_named(name, Op::State { init: Init::zeros(), ty }, &[])
@@ -94,7 +99,7 @@ pub(super) fn smoothed(graph: &mut Graph, kink: &Kink, choice: NodeId, map: &[No
 }
 
 /// A graph that yields, for every kink and format, the mean square of what rounding everything moves its operand by.
-pub(super) fn spreads(passes: &Graph, kinks: &[Kink], formats: Formats) -> Result<Graph> {
+pub(in crate::plan) fn spreads(passes: &Graph, kinks: &[Kink], formats: Formats) -> Result<Graph> {
     let mut out = Graph::new(&passes.name);
     let sources: Vec<NodeId> = passes.sources().collect();
     let mut exact: Vec<NodeId> = Vec::with_capacity(passes.len());

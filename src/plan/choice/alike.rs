@@ -1,16 +1,16 @@
 //! Classes that are the same in different layers: what is chosen in one is chosen in all of them.
 
 use super::live::Flip;
-use super::matching::{Matching, Numbers};
 use super::members::{Choice, Members};
 use crate::format::Format;
+use crate::plan::layers::{Matching, Numbers};
 use crate::rewrite::{Sort, Term};
 use egg::Id;
 use std::collections::HashSet;
 
 /// By class id; everything stands for itself where a step has no layers.
 #[derive(Default)]
-pub(super) struct Alike {
+pub(in crate::plan) struct Alike {
     /// The same class in the next layer, and in the one before.
     next: Vec<Option<Id>>,
     previous: Vec<Option<Id>>,

@@ -35,12 +35,12 @@ enum Use {
 
 /// Equal for parts of a step that differ in nothing but names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Key {
+pub(in crate::plan) struct Key {
     nodes: Vec<Node>,
     uses: Vec<(u32, Use)>,
 }
 
-pub(super) struct Sketch<'a> {
+pub(in crate::plan) struct Sketch<'a> {
     members: &'a Members<'a>,
     choice: &'a Choice,
     key: Key,

@@ -4,17 +4,18 @@
 //! within the budget is what the search is measured by.
 
 use super::alike::Alike;
-use super::calibration::{Budget, Calibration, Shares};
-use super::evidence::Evidence;
 use super::extract::{cheapest, members};
 use super::live::Live;
 use super::members::{Choice, Members};
+use super::saturated::Saturated;
 use super::search::Search;
 use super::sketch::{Key, Sketch};
-use super::{Policy, Request, Saturated, paint};
 use crate::cost::Target;
 use crate::format::{Format, Formats};
 use crate::ir::{Graph, text};
+use crate::plan::evidence::Evidence;
+use crate::plan::evidence::{Budget, Calibration, Shares};
+use crate::plan::{Policy, Request, paint};
 use crate::rewrite::{RuleSet, Sort};
 use egg::Id;
 use rand::{Rng, SeedableRng};

@@ -1,0 +1,37 @@
+//! A step with everything that it equals.
+
+use crate::error::Result;
+use crate::ir::{Graph, NodeId, Op, Role, verify};
+use crate::plan::{Request, Verdict};
+use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RuleSet, encode, saturate};
+
+/// A step with everything that it equals.
+pub(in crate::plan) struct Saturated {
+    pub step: Graph,
+    pub encoded: Encoded,
+    pub egraph: EGraph,
+    pub phases: Vec<PhaseReport>,
+}
+
+impl Saturated {
+    /// `step`'s loops have planned bodies.
+    pub fn new(step: Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Saturated> {
+        let allow: Vec<Allow> = verdicts.iter().map(|v| v.allow).collect();
+        let verified = verify(&step)?;
+        let updates = step.outputs().iter().filter(|o| o.role == Role::Update);
+        let updated = updates.map(|o| o.name.clone()).collect();
+        let is_staged =
+            |&id: &NodeId| matches!(step.op(id), Op::Input { label: false, .. }) && step.ty(id).format.is_float();
+        let facts = Facts {
+            sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
+            updated,
+            staged: step.sources().filter(is_staged).map(|id| step.name_of(id).to_owned()).collect(),
+            formats: request.allowed(),
+            ..Facts::default()
+        };
+        let mut encoded = encode(verified, facts, &allow)?;
+        let egraph = std::mem::take(&mut encoded.egraph);
+        let (egraph, phases) = saturate(egraph, rules, &PHASES)?;
+        Ok(Saturated { step, encoded, egraph, phases })
+    }
+}

@@ -1,0 +1,49 @@
+//! What a plan is asked to be.
+
+use super::evidence::Calibration;
+use super::{Overrides, Policy};
+use crate::cost::Target;
+use crate::format::{Format, Formats};
+use std::sync::Arc;
+
+/// What to plan for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub policy: Policy,
+    /// The narrow format that lists of operations lower to.
+    pub low: Format,
+    /// The narrow formats that evidence may choose from.
+    pub formats: Formats,
+    pub target: Target,
+    pub calibration: Option<Arc<Calibration>>,
+    pub overrides: Overrides,
+    /// Find out what other budgets would cost.
+    pub frontier: bool,
+    /// Whole steps that the search may lower at most; none: as many as a step of its size is worth.
+    pub search: Option<usize>,
+}
+
+impl Request {
+    /// A plan by a policy's lists, with one narrow format.
+    pub fn by_lists(policy: Policy, low: Format, target: Target) -> Request {
+        Request {
+            policy,
+            low,
+            formats: Formats::from_iter([low]),
+            target,
+            calibration: None,
+            overrides: Overrides::default(),
+            frontier: false,
+            search: None,
+        }
+    }
+
+    /// The narrow formats that a plan may use.
+    pub fn allowed(&self) -> Formats {
+        match self.policy {
+            Policy::Fp32 => Formats::NONE,
+            Policy::Auto if self.calibration.is_some() => self.formats,
+            _ => Formats::from_iter([self.low]),
+        }
+    }
+}
