@@ -476,3 +476,17 @@ fn a_model_that_yields_classes_is_calibrated_by_its_scores() {
         assert!((error / expected - 1.0).abs() < 0.1, "{line}");
     }
 }
+
+/// Values are shown behind the module that the exporter notes, gradients too, and are found by that name; where a value comes
+/// from is not forgotten when the model is recognised.
+#[test]
+fn values_are_shown_with_their_modules() {
+    let plan = stdout("plan merged_norms.onnx --loss cross_entropy --batch 4");
+    for value in ["l.0/t0 ", "n.0/layer_norm ", "l.2/d.linear_2 "] {
+        assert!(plan.contains(value), "no `{value}` in\n{plan}");
+    }
+    for name in ["l.0/linear", "linear"] {
+        let said = stdout(&format!("explain merged_norms.onnx {name} --loss cross_entropy --batch 4"));
+        assert!(said.contains("module      l.0") && said.contains("from        Gemm"), "{said}");
+    }
+}

@@ -63,7 +63,9 @@ fn pull(
         let op = graph.op(id).clone();
         let node = graph.node(id);
         let through = || format!("the gradient through {} `{}`", node.op.name(), node.name);
+        let module = node.module.clone();
         graph.origin = Some(node.origin.clone().unwrap_or_else(through));
+        graph.module = module;
         let parts = if let Op::Scan(s) = &op {
             let first = graph.same_loop(id)[0];
             let taken = loops.entry(first).or_default();
@@ -86,7 +88,7 @@ fn pull(
             }
         }
     }
-    graph.origin = None;
+    (graph.origin, graph.module) = (None, None);
     Ok(wrt.iter().filter_map(|w| whole.get(w).map(|&g| (*w, g))).collect())
 }
 

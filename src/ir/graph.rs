@@ -7,6 +7,7 @@ use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub type NodeId = NodeIndex;
 
@@ -51,6 +52,8 @@ pub struct Node {
     pub grad_of: Option<NodeId>,
     /// Where the node came from, for messages: an ONNX node or a line of text.
     pub origin: Option<String>,
+    /// The module of the model that it belongs to, as `layer1.0.conv1`, where the model says.
+    pub module: Option<Arc<str>>,
 }
 
 /// What becomes of a value when the graph has run.
@@ -84,6 +87,8 @@ pub struct Graph {
     pub stage: Stage,
     /// Origin given to nodes added from now on.
     pub origin: Option<String>,
+    /// Module given to nodes added from now on.
+    pub module: Option<Arc<str>>,
 }
 
 impl Graph {
@@ -145,6 +150,13 @@ impl Graph {
         out.sort_unstable();
         out.dedup();
         out
+    }
+
+    /// The module that a node belongs to; a gradient belongs to that of its value.
+    pub fn module_of(&self, id: NodeId) -> Option<&str> {
+        let node = self.node(id);
+        let forward = node.grad_of.and_then(|f| self.dag[f].module.as_deref());
+        forward.or(node.module.as_deref())
     }
 
     pub fn find(&self, name: &str) -> Option<NodeId> {
@@ -226,9 +238,9 @@ impl Graph {
         Ok(copy)
     }
 
-    /// Gives nodes added from now on the stage and the origin of another graph's.
+    /// Gives nodes added from now on the stage, the origin and the module of another graph's.
     pub fn follow(&mut self, node: &Node) {
-        (self.stage, self.origin) = (node.stage, node.origin.clone());
+        (self.stage, self.origin, self.module) = (node.stage, node.origin.clone(), node.module.clone());
     }
 
     fn insert(&mut self, op: Op, inputs: &[NodeId], name: Option<(String, Named)>) -> Result<NodeId> {
@@ -253,8 +265,8 @@ impl Graph {
             self.names.insert(name.clone(), NodeId::new(self.len()));
         }
         let (op, inputs) = key.clone();
-        let (stage, origin) = (self.stage, self.origin.clone());
-        let id = self.dag.add_node(Node { op, ty, inputs, name, named, stage, grad_of: None, origin });
+        let (stage, origin, module) = (self.stage, self.origin.clone(), self.module.clone());
+        let id = self.dag.add_node(Node { op, ty, inputs, name, named, stage, grad_of: None, origin, module });
         for &input in &key.1 {
             self.dag.add_edge(input, id, ());
         }
@@ -371,6 +383,7 @@ impl Graph {
         }
         out.outputs = self.outputs.clone();
         (out.stage, out.origin, out.fresh) = (self.stage, self.origin.clone(), self.fresh);
+        out.module.clone_from(&self.module);
         Ok(out)
     }
 

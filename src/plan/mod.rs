@@ -64,10 +64,13 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
     let verdicts = paint(&step, request);
     let extracted = extract(&step, &verdicts, request, rules)?;
     let reasons = step.ids().map(|id| (step.name_of(id).to_owned(), verdicts[id.index()].why.clone())).collect();
+    let module = |id| Some((step.name_of(id).to_owned(), step.module_of(id)?.to_owned()));
+    let modules = step.ids().filter_map(module).collect();
     Ok(Planned {
         graph: extracted.graph,
         estimate: extracted.estimate,
         reasons,
+        modules,
         places: extracted.places,
         rules: extracted.rules,
         phases: extracted.phases,

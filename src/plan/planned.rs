@@ -18,6 +18,8 @@ pub struct Planned {
     pub estimate: Estimate,
     /// The policy's reason for each value, by name.
     pub reasons: BTreeMap<String, String>,
+    /// The module of the model that each value belongs to, by name, where the model says.
+    pub modules: BTreeMap<String, String>,
     /// Where each value of the step is in the graph; none where the plan does without it.
     pub places: Vec<Option<NodeId>>,
     /// The rule behind each choice, by value name.
@@ -47,6 +49,12 @@ impl Planned {
         self.bodies.get(name).or_else(|| self.bodies.values().find_map(|b| b.body(name)))
     }
 
+    /// A value's name with the module it belongs to, as `layer1.0.conv1/conv2d_3`.
+    pub fn full_name(&self, value: &str) -> String {
+        let bare = value.split(' ').next().unwrap_or(value);
+        self.modules.get(bare).map_or_else(|| value.to_owned(), |module| format!("{module}/{value}"))
+    }
+
     /// What all roundings were estimated to add, in budgets: noise adds as squares.
     pub fn estimated_noise(&self) -> f64 {
         self.noise.iter().map(|n| n.2).sum::<f64>().sqrt()
@@ -74,6 +82,7 @@ impl Planned {
             graph,
             estimate,
             reasons: BTreeMap::new(),
+            modules: BTreeMap::new(),
             places: Vec::new(),
             rules: BTreeMap::new(),
             phases: Vec::new(),

@@ -13,7 +13,7 @@ use super::proto::tensor_shape_proto::{Dimension, dimension::Value as DimValue};
 use super::proto::type_proto::Value as TypeValue;
 use super::proto::{AttributeProto, FunctionProto, GraphProto, NodeProto, ValueInfoProto};
 use super::tensor::{Files, format_of};
-use super::trained::Notes;
+use super::trained::{Notes, module_of};
 use super::{File, Given, ops, sequences};
 use crate::error::{Error, Result};
 use crate::format::{Format, Overflow};
@@ -127,7 +127,7 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
         im.values.insert(input.name().to_owned(), value);
     }
     im.nodes(&proto.node).map_err(bad)?;
-    im.graph.origin = None;
+    (im.graph.origin, im.graph.module) = (None, None);
     if proto.output.is_empty() {
         return Err(bad("has no outputs, so there is nothing to compute or to train".into()));
     }
@@ -235,6 +235,7 @@ impl<'a> Importer<'a> {
         for node in order {
             let place = describe(node);
             self.graph.origin = Some(place.clone());
+            self.graph.module = module_of(node);
             if node.output.is_empty() {
                 return Err(format!("{place}: has no output"));
             }
@@ -360,6 +361,7 @@ impl<'a> Importer<'a> {
             formats: self.formats,
         };
         inner.graph.origin = self.graph.origin.clone();
+        inner.graph.module = self.graph.module.clone();
         for name in node.input.iter().filter(|i| !i.is_empty()) {
             inner.values.insert(name.clone(), self.values[name].clone());
         }

@@ -3,10 +3,11 @@
 //! A file does not tell a parameter from a causal mask or a rotary table. `torch.onnx.export` leaves notes: what the
 //! module's parameters were, and, of every tensor that it computed while exporting, what it was computed from.
 
-use super::proto::{GraphProto, StringStringEntryProto};
+use super::proto::{GraphProto, NodeProto, StringStringEntryProto};
 use crate::model::Weight;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::sync::Arc;
 
 const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
 const FOLDED_FROM: &str = "pkg.onnxscript.optimizer.folded_from";
@@ -103,6 +104,16 @@ fn target<'a>(line: &'a str, kind: &str) -> Option<(&'a str, &'a str)> {
 /// The words of a list such as "['a', 'b']".
 fn quoted(list: &str) -> impl Iterator<Item = &str> {
     list.split('\'').skip(1).step_by(2)
+}
+
+/// The module that a node is of, as the present exporter notes it: a list of names from the model's own, which is empty, to
+/// the operation's.
+pub fn module_of(node: &NodeProto) -> Option<Arc<str>> {
+    let scopes = note(&node.metadata_props, "pkg.torch.onnx.name_scopes")?;
+    let names = scopes.strip_prefix('[')?.strip_suffix(']')?.split(", ");
+    let names: Vec<&str> = names.map(|n| n.trim_matches(['\'', '"'])).collect();
+    let (_, modules) = names.split_last()?;
+    modules.last().filter(|m| !m.is_empty()).map(|&m| m.into())
 }
 
 #[cfg(test)]

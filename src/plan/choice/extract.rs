@@ -217,6 +217,10 @@ pub fn plainest(step: &Graph, encoded: &Encoded, egraph: &EGraph) -> Result<Grap
     let mut map: Vec<NodeId> = Vec::with_capacity(built.len());
     for id in built.ids() {
         let x: Vec<NodeId> = built.inputs(id).iter().map(|i| map[i.index()]).collect();
+        // What rules made stands where the value before it stood.
+        if let Some(old) = step.find(built.name_of(id)) {
+            graph.follow(step.node(old));
+        }
         map.push(match built.op(id) {
             Op::Put(_) => x[0],
             Op::Alias { dims } => graph.reshape(x[0], dims)?,

@@ -45,6 +45,9 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub planned_as: Option<String>,
     pub origin: Option<String>,
+    /// The module of the model that it belongs to, where the model says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
     pub stage: &'static str,
     pub readers: Vec<String>,
     /// Not kept for the backward pass, to keep to a limit of memory.
@@ -65,7 +68,11 @@ pub struct Explanation {
 /// Plans a step and explains one of its values. A limit of memory changes nothing here, for what is computed again has the
 /// formats that it had; [`crate::plan::Planned::computes_again`] tells what is.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
-    let Some(id) = step.find(name) else { return Err(unknown(step, name)) };
+    // As plans show it, behind the module it belongs to.
+    let bare = name.rsplit('/').next().unwrap_or(name);
+    let Some(id) = step.find(name).or_else(|| step.find(bare)) else { return Err(unknown(step, name)) };
+    let name = step.name_of(id).to_owned();
+    let name = name.as_str();
     let step = &plan_bodies(step, request, rules)?.graph;
     let verdicts = paint(step, request);
     let judged = with_plan(step, &verdicts, request, rules, &|found| Ok(judge(found, id, rules)))?;
@@ -84,6 +91,7 @@ pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> 
         line: line.unwrap_or(name).to_owned(),
         planned_as: Some(judged.planned_as).filter(|other| other != name),
         origin: step.node(id).origin.clone(),
+        module: step.module_of(id).map(str::to_owned),
         stage: step.node(id).stage.name(),
         readers: step.users(id).into_iter().map(|u| format!("{} ({})", step.name_of(u), step.op(u).name())).collect(),
         computed_again: false,
@@ -235,6 +243,9 @@ impl Explanation {
         // Writing to a String cannot fail.
         if let Some(origin) = &self.origin {
             let _ = writeln!(out, "{:<12}{origin}", "from");
+        }
+        if let Some(module) = &self.module {
+            let _ = writeln!(out, "{:<12}{module}", "module");
         }
         let _ = writeln!(out, "{:<12}{} pass, read by {}", "where", self.stage, join(&self.readers));
         if self.computed_again {

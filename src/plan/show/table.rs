@@ -40,7 +40,7 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
             let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
             let (_, format, why) = describe(owner, name);
             let value = label(planned, body, name);
-            let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip(&value, 34));
+            let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip_path(&value, 34));
             head = " ".repeat(head.chars().count());
         }
     }
@@ -75,7 +75,7 @@ pub(in crate::plan) fn kind_of(kernel: &Kernel) -> String {
 
 /// The value behind a stored buffer's name, with the loop it is computed in.
 pub(in crate::plan) fn label(planned: &Planned, in_loop: Option<&InLoop>, buffer: &str) -> String {
-    let Some(l) = in_loop else { return describe(planned, buffer).0 };
+    let Some(l) = in_loop else { return planned.full_name(&describe(planned, buffer).0) };
     let value = describe(planned.body(&l.body).unwrap_or(planned), buffer).0;
     let times = if l.times > 1 { format!("{} × ", l.times) } else { String::new() };
     format!("{times}{}: {value}", clip(&l.body, 16))
@@ -87,6 +87,16 @@ pub fn clip(s: &str, width: usize) -> String {
         s.to_owned()
     } else {
         format!("{}…", s.chars().take(width - 1).collect::<String>())
+    }
+}
+
+/// At most `width` characters; of a module's path, the last.
+fn clip_path(s: &str, width: usize) -> String {
+    let skipped = (s.chars().count() + 1).saturating_sub(width);
+    if skipped > 1 && s.contains('/') {
+        format!("…{}", s.chars().skip(skipped).collect::<String>())
+    } else {
+        clip(s, width)
     }
 }
 
