@@ -1,6 +1,6 @@
 //! `mantissa export`.
 
-use super::{StepArgs, data_name, new_file, read_model, write_onnx};
+use super::{LossArgs, SizeArgs, data_name, new_file, read_model, write_onnx};
 use crate::error::Result;
 use crate::format::Format;
 use crate::model::{Checkpoint, Purpose, Weight};
@@ -22,14 +22,17 @@ pub struct ExportArgs {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
-    step: StepArgs,
+    sizes: SizeArgs,
+    #[command(flatten)]
+    loss: LossArgs,
 }
 
 pub fn run(args: &ExportArgs) -> Result<()> {
     let mut settings = Settings::default();
-    args.step.apply(&mut settings)?;
+    args.sizes.apply(&mut settings)?;
+    args.loss.apply(&mut settings);
     new_file(&args.output, args.force)?;
-    let model = read_model(&args.model, &args.step)?;
+    let model = read_model(&args.model, &args.sizes)?;
     let checkpoint = Checkpoint::read(&args.checkpoint)?;
     let name = args.model.display().to_string();
     checkpoint.require_model(&model.fingerprint(), &name, &args.checkpoint)?;
@@ -48,7 +51,7 @@ pub fn run(args: &ExportArgs) -> Result<()> {
         let task = Task::new(bound.graph, settings.loss.as_deref(), &settings.objective, &mut bound.weights)?;
         task.head.map(|h| task.graph.name_of(h.prediction).to_owned())
     };
-    let sizes = args.step.sizes(&settings);
+    let sizes = args.sizes.given(&settings);
     let written = model.to_onnx(&values, &sizes, prediction.as_deref(), &data_name(&args.output))?;
     write_onnx(&args.output, &written, args.force)?;
     if args.output.extension().is_none_or(|e| e != "onnx") {

@@ -22,7 +22,7 @@ pub fn planned(args: &WhatArgs, what: &Path, onnx: Option<&Path>) -> Result<(Pla
             settings.formats = vec![settings.low];
         }
     }
-    let model = read_model(&model_path, &args.step)?;
+    let model = read_model(&model_path, &args.step.sizes)?;
     if settings.policy != Policy::Fp32 {
         settings.request()?.target.require(settings.low)?;
     }

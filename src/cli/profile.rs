@@ -55,7 +55,7 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
             settings.batch()
         )));
     }
-    let (model, rules) = (read_model(&model_path, &args.step)?, args.step.rule_set()?);
+    let (model, rules) = (read_model(&model_path, &args.step.sizes)?, args.step.rule_set()?);
     let bar = bar(args.batches, "step {pos} of {len}");
     let start = Instant::now();
     let tick = || bar.inc(1);

@@ -1,6 +1,6 @@
 //! Progress of training on a terminal, or line by line where there is none.
 
-use crate::train::{EpochReport, Progress, Session};
+use crate::train::{EpochReport, Progress, Seen, Session};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
@@ -26,7 +26,7 @@ pub fn bar(length: usize, text: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template(&format!("{{bar:24.cyan/dim}} {text}  {{elapsed}}"));
+    let style = ProgressStyle::with_template(&format!("{{bar:16.cyan/dim}} {text}  {{elapsed}}"));
     ProgressBar::new(length as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
@@ -39,7 +39,7 @@ pub struct Reporter {
 
 impl Reporter {
     pub fn new(epochs: usize, samples: usize) -> Reporter {
-        let bar = bar(epochs * samples, "{percent:>3}%  {msg}");
+        let bar = bar(epochs * samples, "{percent:>3}%  {msg}  eta {eta}");
         Reporter { bar, epochs, samples }
     }
 }
@@ -62,18 +62,23 @@ impl Progress for Reporter {
         self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
-    fn seen(&self, epoch: usize, samples: usize) {
-        self.bar.set_position((epoch * self.samples + samples) as u64);
+    fn seen(&self, epoch: usize, seen: Seen) {
+        self.bar.set_position((epoch * self.samples + seen.samples) as u64);
+        if let Some(loss) = seen.loss {
+            self.bar.set_message(format!("{}  loss {loss:.4}", count(epoch + 1, self.epochs)));
+        }
     }
 
-    /// Without a terminal, about twenty lines are printed over the whole run.
+    /// About twenty lines are kept over the whole run.
     fn epoch(&self, r: &EpochReport) {
+        let is_kept = r.epoch.is_multiple_of(self.epochs.div_ceil(20)) || r.epoch == 1 || r.epoch == self.epochs;
         let line = epoch_line(r, self.epochs);
-        if !self.bar.is_hidden() {
-            self.bar.set_message(line);
-        } else if r.epoch.is_multiple_of(self.epochs.div_ceil(20)) || r.epoch == 1 || r.epoch == self.epochs {
-            say!("{line}");
+        match (self.bar.is_hidden(), is_kept) {
+            (true, true) => say!("{line}"),
+            (false, true) => self.bar.println(line),
+            _ => {}
         }
+        self.bar.set_message(format!("{}  loss {:.4}", count(r.epoch, self.epochs), r.loss));
     }
 
     fn ends(&self) {
@@ -81,17 +86,31 @@ impl Progress for Reporter {
     }
 }
 
-/// An epoch in a line.
+/// "epoch  3/60", as wide for every epoch.
+fn count(epoch: usize, epochs: usize) -> String {
+    let width = epochs.to_string().len();
+    format!("epoch {epoch:>width$}/{epochs}")
+}
+
+/// A loss scale: dynamic ones are powers of two.
+fn power(scale: f64) -> String {
+    let exponent = scale.log2();
+    if exponent.fract() == 0.0 && exponent.abs() >= 10.0 { format!("2^{exponent}") } else { scale.to_string() }
+}
+
+/// An epoch in a line of at most 80 columns, but where steps were skipped.
 pub fn epoch_line(r: &EpochReport, epochs: usize) -> String {
-    let test = match r.test {
-        Some(t) => match t.accuracy {
-            Some(a) => format!("  test {:.4}  accuracy {:5.2} %", t.loss, 100.0 * a),
-            None => format!("  test {:.4}", t.loss),
-        },
-        None => String::new(),
-    };
-    format!(
-        "epoch {:>3}/{epochs}  loss {:.4}{test}  {:>8.0} samples/s  scale {}  skipped {}",
-        r.epoch, r.loss, r.samples_per_s, r.scale, r.skipped
-    )
+    let mut line = format!("{}  loss {:.4}", count(r.epoch, epochs), r.loss);
+    if let Some(t) = r.test {
+        line += &format!("  test {:.4}", t.loss);
+        line += &t.accuracy.map_or(String::new(), |a| format!("  accuracy {:5.2} %", 100.0 * a));
+    }
+    line += &format!("  {:.0}/s", r.samples_per_s);
+    if r.scale != 1.0 {
+        line += &format!("  scale {}", power(r.scale));
+    }
+    if r.skipped > 0 {
+        line += &format!("  skipped {}", r.skipped);
+    }
+    line
 }

@@ -141,7 +141,7 @@ fn stages(model: &Path, rules: &RuleSet) -> Result<Vec<String>> {
     })?;
     let mut settings = Settings::default();
     header.step.within(model.parent().unwrap_or(Path::new("."))).apply(&mut settings)?;
-    let compiled = settings.compile(&read_model(model, &header.step)?, rules, None)?;
+    let compiled = settings.compile(&read_model(model, &header.step.sizes)?, rules, None)?;
     let text = |stage: &&str| match *stage {
         "table" => print_table(&compiled.planned, &settings.request()?),
         stage => compiled.emit(stage).map_or_else(|| emit_planned(&compiled.planned.graph, stage), Ok),

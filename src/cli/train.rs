@@ -89,6 +89,14 @@ impl DataArgs {
     }
 }
 
+/// Refuses `--set` where there is no run file.
+pub(super) fn require_none(set: &[String]) -> Result<()> {
+    match set {
+        [] => Ok(()),
+        _ => Err(Error::Request("--set changes values of a run file; with a model, use the options themselves".into())),
+    }
+}
+
 /// What to train, how, and on what: by a run file, or by a model and options.
 pub(super) fn prepare(what: &Path, set: &[String], args: &DataArgs) -> Result<(PathBuf, Settings, Run, Dataset)> {
     let is_run_file = what.extension().is_some_and(|e| e == "toml");
@@ -114,11 +122,7 @@ pub(super) fn prepare(what: &Path, set: &[String], args: &DataArgs) -> Result<(P
                 what.display()
             )));
         };
-        if !set.is_empty() {
-            return Err(Error::Request(
-                "--set changes values of a run file; with a model, use the options themselves".into(),
-            ));
-        }
+        require_none(set)?;
         let name = what.file_stem().map_or("run".into(), |n| n.to_string_lossy().into_owned());
         let run = Run { name, train: Source::find(path, "train")?, test: None, scale: 1.0, epochs: 10, seed: 0 };
         let run = args.change(run)?;

@@ -1,7 +1,7 @@
 //! What is planned: a model and settings, or a run file; read, and the stages that can be printed.
 
 use super::evidence::EvidenceArgs;
-use super::train::{DataArgs, prepare};
+use super::train::{DataArgs, prepare, require_none};
 use super::{StepArgs, read_to_train};
 use crate::data::{Dataset, load_features};
 use crate::error::Result;
@@ -27,6 +27,9 @@ pub struct WhatArgs {
     /// Multiply the features of --calibrate by this
     #[arg(long, value_name = "X", requires = "calibrate")]
     scale: Option<f64>,
+    /// Change a value of the run file, as in train.epochs=5
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
 }
 
 /// What is to be planned, read.
@@ -71,6 +74,7 @@ impl WhatArgs {
     pub fn of_inference(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>)> {
         let (model, mut settings, data, _) = match &self.calibrate {
             Some(path) if what.extension().is_none_or(|e| e != "toml") => {
+                require_none(&self.set)?;
                 let data = load_features(path, self.scale.unwrap_or(1.0))?;
                 (what.to_owned(), Settings::default(), Some(data), 0)
             }
@@ -83,10 +87,11 @@ impl WhatArgs {
     /// The model, settings and data that are asked for, and the seed.
     fn request(&self, what: &Path) -> Result<(PathBuf, Settings, Option<Dataset>, u64)> {
         if self.calibrate.is_none() && what.extension().is_none_or(|e| e != "toml") {
+            require_none(&self.set)?;
             return Ok((what.to_owned(), Settings::default(), None, 0));
         }
         let data = DataArgs { data: self.calibrate.clone(), test: None, scale: self.scale, seed: None };
-        let (model, settings, plan, data) = prepare(what, &[], &data)?;
+        let (model, settings, plan, data) = prepare(what, &self.set, &data)?;
         Ok((model, settings, Some(data), plan.seed))
     }
 }

@@ -30,7 +30,7 @@ pub use observe::{Observed, observe};
 pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
 pub use run::{Outcome, Place, Progress, Run, train};
 pub use runfile::{DataSection, RunFile};
-pub use session::{EpochReport, EvalReport, Session};
+pub use session::{EpochReport, EvalReport, Seen, Session};
 pub use step::{Built, build_step, names};
 pub use subject::Subject;
 pub use task::{Head, Task};

@@ -1,7 +1,7 @@
 //! A run from its first epoch to its last, and the files it leaves: metrics line by line, and a checkpoint.
 
 use super::compile::Compiled;
-use super::session::{EpochReport, Session};
+use super::session::{EpochReport, Seen, Session};
 use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
@@ -42,8 +42,8 @@ pub struct Place<'a> {
 pub trait Progress {
     /// Everything is ready.
     fn begins(&self, session: &Session, samples: usize);
-    /// So many samples of an epoch, counted from 0, have been trained on.
-    fn seen(&self, epoch: usize, samples: usize);
+    /// How far an epoch, counted from 0, has come.
+    fn seen(&self, epoch: usize, seen: Seen);
     /// An epoch is over.
     fn epoch(&self, report: &EpochReport);
     /// The last epoch is over, or there will be no more.

@@ -22,6 +22,18 @@ use std::time::{Duration, Instant};
 /// How often a run that has no loss scale is asked whether its gradients are finite.
 const LOOK: Duration = Duration::from_millis(50);
 
+/// How often the loss is read while an epoch runs.
+const SHOW: Duration = Duration::from_millis(500);
+
+/// How far an epoch has come.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seen {
+    /// Samples trained on in this epoch.
+    pub samples: usize,
+    /// Mean loss of the epoch so far, where it was looked at: about twice a second.
+    pub loss: Option<f64>,
+}
+
 /// What an epoch came to.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct EpochReport {
@@ -207,7 +219,7 @@ impl Session {
     /// [`Error::Diverged`] where training cannot go on, with what it was that was not finite: at once where a gradient is not
     /// and no loss scale could come down for it, and at the end of an epoch in which no step was good and none will be. The
     /// parameters are then as the last good step left them.
-    pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(usize)) -> Result<EpochReport> {
+    pub fn train_epoch(&mut self, data: &Dataset, mut tick: impl FnMut(Seen)) -> Result<EpochReport> {
         let batch = self.compiled.settings.batch();
         let steps = data.samples / batch;
         self.check(data, true)?;
@@ -221,7 +233,7 @@ impl Session {
         }
         let skipped_before = self.scalar(names::SKIPPED, 0.0)?;
         let start = Instant::now();
-        let mut looked = start;
+        let (mut looked, mut shown) = (start, start);
         for i in 0..steps {
             feed(self.step.as_mut(), &self.feeds, data, &order[i * batch..(i + 1) * batch])?;
             self.step.run()?;
@@ -232,7 +244,13 @@ impl Session {
                 }
                 looked = Instant::now();
             }
-            tick((i + 1) * batch);
+            let loss = if shown.elapsed() > SHOW {
+                shown = Instant::now();
+                Some(self.mean_loss(i + 1)?)
+            } else {
+                None
+            };
+            tick(Seen { samples: (i + 1) * batch, loss });
         }
         let seconds = start.elapsed().as_secs_f64();
         let (sum, bad) = (self.scalar(names::LOSS_SUM, 0.0)?, self.scalar(names::BAD_LOSSES, 0.0)?);
@@ -263,6 +281,12 @@ impl Session {
             samples_per_s: (steps * batch) as f64 / seconds,
             test: None,
         })
+    }
+
+    /// Mean loss over the epoch's first steps, as far as it was finite.
+    fn mean_loss(&mut self, steps: usize) -> Result<f64> {
+        let (sum, bad) = (self.scalar(names::LOSS_SUM, 0.0)?, self.scalar(names::BAD_LOSSES, 0.0)?);
+        Ok(sum / (steps as f64 - bad))
     }
 
     /// A scalar of the step's state, where the step has it.
