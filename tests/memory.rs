@@ -149,3 +149,15 @@ fn a_plan_that_computes_again_reads_back() {
     let again: Vec<String> = printed.lines().filter_map(value).collect();
     assert!(!again.is_empty() && again.iter().all(|v| planned.computes_again(v)) && !planned.computes_again("loss"));
 }
+
+/// All steps of a loop count, not the first that is costed for all.
+#[test]
+fn a_limit_holds_for_loops() {
+    let source = std::fs::read_to_string("examples/digits/gru.mir").unwrap();
+    let whole = program(&compiled(&source, Policy::O1, 32, None).unwrap()).memory().total();
+    let limit = whole * 85 / 100;
+    match compiled(&source, Policy::O1, 32, Some(limit)) {
+        Ok(less) => assert!(program(&less).memory().total() <= limit),
+        Err(e) => assert!(e.to_string().contains("--memory-limit"), "{e}"),
+    }
+}

@@ -490,3 +490,10 @@ fn values_are_shown_with_their_modules() {
         assert!(said.contains("module      l.0") && said.contains("from        Gemm"), "{said}");
     }
 }
+
+/// A batch norm's count of batches is a scalar, and no loss.
+#[test]
+fn a_model_without_a_loss_is_told_so() {
+    let said = refused("plan batch_norm.onnx --batch 4");
+    assert!(said.contains("has no loss") && said.contains("--loss"), "{said}");
+}

@@ -84,7 +84,11 @@ pub fn run(command: &RulesCommand) -> Result<()> {
                 }
             }
             out(&format!("{} rules, {failed} failed\n", set.rules.len()));
-            if failed > 0 { Err(Error::Diverged(format!("{failed} rules failed the numerical check"))) } else { Ok(()) }
+            if failed > 0 {
+                Err(Error::Diverged(format!("the numerical check failed {failed} of the rules")))
+            } else {
+                Ok(())
+            }
         }
     }
 }

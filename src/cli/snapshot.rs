@@ -93,13 +93,14 @@ pub fn run(args: &SnapshotArgs) -> Result<()> {
         tally.differ,
         tally.failed
     ));
-    if tally.differ + tally.failed > 0 {
-        return Err(Error::Diverged(format!(
-            "what becomes of the models in {} is not what it was; where it is right, --accept keeps it",
-            args.dir.display()
-        )));
+    let dir = args.dir.display();
+    match (tally.differ, tally.failed) {
+        (0, 0) => Ok(()),
+        (0, _) => Err(Error::Diverged(format!("not every model in {dir} could be planned"))),
+        _ => Err(Error::Diverged(format!(
+            "what becomes of the models in {dir} is not what it was; where it is right, --accept keeps it"
+        ))),
     }
-    Ok(())
 }
 
 /// The models of a folder, by name.

@@ -12,7 +12,7 @@ use super::units::bytes;
 use crate::cost::{Estimate, Target};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, NodeId, Op, Role, Stage, verify};
-use crate::lower::{Program, outline};
+use crate::lower::{Memory, Program, lower, outline};
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What a plan computes again to keep to a limit of memory.
@@ -34,7 +34,7 @@ impl Planned {
     /// Where there is none: says what it would take.
     pub fn within(self, limit: usize, step: &Graph, target: &Target) -> Result<Planned> {
         let program = outline(verify(&self.graph)?)?;
-        let memory = program.memory();
+        let memory = memory_of(&self.graph, &program)?;
         if memory.total() <= limit {
             return Ok(self);
         }
@@ -75,6 +75,12 @@ impl Planned {
         let places = self.places.iter().map(|p| p.and_then(|p| best.made.places[p.index()])).collect();
         Ok(Planned { graph: best.made.graph, places, estimate: best.estimate, again: Some(again), ..self })
     }
+}
+
+/// What a plan takes, with all steps of its loops; `outline` is what it is but for these.
+fn memory_of(graph: &Graph, outline: &Program) -> Result<Memory> {
+    let has_loops = graph.ids().any(|id| matches!(graph.op(id), Op::Scan(_)));
+    if has_loops { Ok(lower(verify(graph)?)?.memory()) } else { Ok(outline.memory()) }
 }
 
 impl Planned {
@@ -243,7 +249,7 @@ impl<'a> Passes<'a> {
         let Some(made) = self.again(&cuts)? else { return Ok(None) };
         // What waits for something may not be cut into kernels.
         let Ok(program) = outline(verify(&made.graph)?) else { return Ok(None) };
-        let (memory, estimate) = (program.memory().total(), target.estimate_program(&program));
+        let (memory, estimate) = (memory_of(&made.graph, &program)?.total(), target.estimate_program(&program));
         Ok(Some(Tried { cuts, made, memory, estimate }))
     }
 

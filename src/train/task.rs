@@ -39,8 +39,9 @@ impl Task {
         if let Some(label) = &options.label {
             graph = with_label(&graph, label)?;
         }
-        let scalars: Vec<NodeId> =
-            graph.outputs().iter().map(|o| o.node).filter(|&n| graph.shape(n).rank() == 0).collect();
+        // What a batch norm counts is no loss.
+        let yielded = graph.outputs().iter().filter(|o| o.role != Role::Update);
+        let scalars: Vec<NodeId> = yielded.map(|o| o.node).filter(|&n| graph.shape(n).rank() == 0).collect();
         let own = graph.find("loss").filter(|&n| graph.shape(n).rank() == 0);
         let node = match loss {
             None => own.or(if scalars.len() == 1 { Some(scalars[0]) } else { None }),
