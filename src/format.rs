@@ -43,14 +43,17 @@ pub enum Overflow {
 
 /// A set of formats.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub struct Formats(u16);
+pub struct Formats(u32);
+
+/// A format more than the set has bits does not compile.
+const _: () = assert!(Format::ALL.len() <= u32::BITS as usize);
 
 impl Formats {
     pub const NONE: Formats = Formats(0);
-    pub const ALL: Formats = Formats(u16::MAX);
+    pub const ALL: Formats = Formats(u32::MAX);
 
     pub fn contains(self, format: Format) -> bool {
-        self.0 & (1 << format as u16) != 0
+        self.0 & (1 << format as u32) != 0
     }
 
     /// The formats in both sets.
@@ -66,7 +69,7 @@ impl Formats {
 
 impl FromIterator<Format> for Formats {
     fn from_iter<I: IntoIterator<Item = Format>>(formats: I) -> Formats {
-        Formats(formats.into_iter().fold(0, |bits, f| bits | 1 << f as u16))
+        Formats(formats.into_iter().fold(0, |bits, f| bits | 1 << f as u32))
     }
 }
 

@@ -84,7 +84,7 @@ fn gpu() -> Result<Target> {
 
 /// Says what this machine can run on, and where libraries were looked for.
 fn survey() -> Result<()> {
-    out(&format!("mantissa {}\n", env!("CARGO_PKG_VERSION")));
+    out(&format!("mantissa {}\n", super::VERSION));
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     out(&format!("cpu      {threads} threads: always available\n"));
     for f in cuda::survey() {
