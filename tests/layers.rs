@@ -181,3 +181,18 @@ proptest! {
         check_places(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
     }
 }
+
+/// tanh(h0), which the first layer and the next compute alike, was said to be where tanh(h2) is.
+#[test]
+fn what_the_ends_share_with_the_middle_is_not_said_to_be_elsewhere() {
+    for layers in 7..11 {
+        let (e, f) = ("((h0) + (tanh((h@@ + b#))))", "h@@");
+        let before = format!("{START} param z: f32[16] = ones g0 = h0 * 0.3");
+        let layer = format!(
+            "param a#: f32[16, 16] = xavier_uniform param c#: f32[16, 16] = xavier_uniform param b#: f32[16] = zeros
+             h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f}) + 0.2 * g@@"
+        );
+        let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
+        check_places(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
+    }
+}

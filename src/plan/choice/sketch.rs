@@ -29,6 +29,8 @@ enum Node {
 enum Use {
     /// Read outside.
     Kept,
+    /// Read outside, and made by the forward pass: before late boundaries.
+    Forward,
     /// Replaces the source at this position.
     Updates(u32),
 }
@@ -47,8 +49,6 @@ pub(in crate::plan) struct Sketch<'a> {
     /// The class behind each node.
     classes: Vec<Id>,
     at: FxHashMap<Id, u32>,
-    /// So many of the uses, the first, are what the forward pass keeps.
-    forward: usize,
     /// Carried copies that are read, and their nodes.
     carried: BTreeMap<(String, Format), u32>,
     /// Names and roles for the graph's outputs, one for each use.
@@ -84,10 +84,10 @@ impl<'a> Sketch<'a> {
         let mut s = Sketch::empty(members, choice);
         let is_forward = |c: &Id| members.pass_of(choice, *c) == Some(Stage::Forward);
         let (forward, rest): (Vec<Id>, Vec<Id>) = kept.iter().partition(|c| is_forward(c));
-        s.forward = forward.len();
-        for (i, class) in forward.into_iter().chain(rest).enumerate() {
+        let uses = forward.into_iter().map(|c| (c, Use::Forward)).chain(rest.into_iter().map(|c| (c, Use::Kept)));
+        for (i, (class, used)) in uses.enumerate() {
             let node = s.class(class, outside)?;
-            s.key.uses.push((node, Use::Kept));
+            s.key.uses.push((node, used));
             s.outputs.push((format!("kept.{i}"), Role::Output));
         }
         s.outputs_of_step(outputs.iter().copied(), outside)?;
@@ -98,7 +98,7 @@ impl<'a> Sketch<'a> {
     fn empty(members: &'a Members<'a>, choice: &'a Choice) -> Sketch<'a> {
         let key = Key { nodes: Vec::new(), uses: Vec::new() };
         let (classes, at) = (Vec::new(), FxHashMap::default());
-        Sketch { members, choice, key, classes, at, forward: 0, carried: BTreeMap::new(), outputs: Vec::new() }
+        Sketch { members, choice, key, classes, at, carried: BTreeMap::new(), outputs: Vec::new() }
     }
 
     pub fn key(&self) -> &Key {
@@ -255,7 +255,7 @@ impl<'a> Sketch<'a> {
                 Node::Boundary { ty, is_late } => {
                     let op = Op::Input { label: false, ty: ty.clone(), copy_of: None };
                     let mut at = graph.add_named(format!("boundary.{i}"), op, &[])?;
-                    let first = self.key.uses[..self.forward].iter().map(|u| u.0 as usize);
+                    let first = self.key.uses.iter().filter(|u| u.1 == Use::Forward).map(|u| u.0 as usize);
                     for token in first.filter(|&token| *is_late && token < i) {
                         at = graph.add(Op::After, &[at, made[token]])?;
                     }

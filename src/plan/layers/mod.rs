@@ -13,7 +13,7 @@ mod resize;
 
 use super::{Request, Verdict};
 use crate::error::Result;
-use crate::ir::{Graph, NodeId, Role};
+use crate::ir::{Graph, NodeId, Op, Role};
 use chains::Chains;
 pub(super) use matching::{Matching, Numbers};
 use resize::{Change, Key, Made, Resize};
@@ -130,7 +130,29 @@ impl<'a> Layers<'a> {
             made.get(&key).copied()
         };
         let places = stand_ins.iter().map(place).collect();
+        let places = self.consistent(&graph, places);
         Ok(Some(Grown { graph, places, planned_as: stand_ins.into_iter().map(|s| s.0).collect() }))
+    }
+
+    /// Places without those that compute as their value does, but of something else: of a value that the ends of a run share
+    /// with its middle there is no telling which layer's is meant.
+    fn consistent(&self, planned: &Graph, places: Vec<Option<NodeId>>) -> Vec<Option<NodeId>> {
+        let held = |mut id: NodeId| {
+            while matches!(planned.op(id), Op::Put(_) | Op::Cast(_) | Op::Alias { .. } | Op::After) {
+                id = planned.inputs(id)[0];
+            }
+            id
+        };
+        let mut wrong = vec![false; self.full.len()];
+        for id in self.full.ids() {
+            let Some(place) = places[id.index()] else { continue };
+            let (x, y) = (self.full.inputs(id), planned.inputs(place));
+            let is_same = self.full.op(id).name() == planned.op(place).name() && x.len() == y.len();
+            let is_other =
+                |(x, &y): (&NodeId, &NodeId)| wrong[x.index()] || places[x.index()].is_some_and(|x| held(x) != held(y));
+            wrong[id.index()] = is_same && x.iter().zip(y).any(is_other);
+        }
+        places.into_iter().zip(wrong).map(|(place, wrong)| place.filter(|_| !wrong)).collect()
     }
 
     /// The layers of a plan, counted as the step counts them.
