@@ -51,10 +51,15 @@ fn snapshots_of_a_folder() {
     assert!(said(&o).lines().any(|l| l.starts_with("+ ") && l.contains("bf16[")), "{}", said(&o));
     assert_eq!(std::fs::read_to_string(file("snapshots/m.2_plan.snap")).unwrap(), kept, "nothing is overwritten");
 
+    // Somebody else's, of a crate's tests.
+    let theirs = "---\nsource: tests/a.rs\nexpression: value\n---\n1\n";
+    std::fs::write(file("snapshots/theirs.snap"), theirs).unwrap();
     std::fs::rename(file("m.mir"), file("other.mir")).unwrap();
     let o = snapshot(dir.path(), "");
     assert!(said(&o).contains("its model is gone"), "{}", said(&o));
     assert!(snapshot(dir.path(), "--accept").status.success());
+    assert_eq!(std::fs::read_to_string(file("snapshots/theirs.snap")).unwrap(), theirs);
+    assert!(!file("snapshots/m.2_plan.snap.new").exists(), "what is pending of a model that is gone goes with it");
     assert!(!file("snapshots/m.2_plan.snap").exists() && file("snapshots/other.2_plan.snap").exists());
 }
 

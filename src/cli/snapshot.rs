@@ -213,15 +213,26 @@ fn difference(before: &str, after: &str) -> String {
     text
 }
 
+/// Was a snapshot written here? The folder may be shared with the tests of a crate.
+fn is_ours(path: &Path) -> bool {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let head = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n"));
+    head.is_some_and(|(head, _)| head.lines().any(|l| l.starts_with("expression: mantissa plan ")))
+}
+
 /// Snapshots of models that are there no more.
 fn orphans(kept: &Path, known: &BTreeSet<String>, accept: bool, tally: &mut Tally) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(kept) else { return Ok(()) };
     for path in entries.filter_map(|e| Some(e.ok()?.path())) {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.ends_with(".snap") || known.contains(&name) {
+        if !name.ends_with(".snap") || known.contains(&name) || !is_ours(&path) {
             continue;
         }
         if accept {
+            let pending = PathBuf::from(format!("{}.new", path.display()));
+            if pending.exists() {
+                std::fs::remove_file(&pending).map_err(Error::io("remove", &pending))?;
+            }
             std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             tally.accepted += 1;
         } else {
