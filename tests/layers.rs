@@ -166,19 +166,24 @@ fn expression() -> impl Strategy<Value = String> {
     })
 }
 
+/// Checks a network whose layers compute `e` and `f`, as [`expression`] makes them.
+fn check_expressions(e: &str, f: &str, layers: usize) {
+    let before = format!("{START} param z: f32[16] = ones g0 = h0 * 0.3");
+    // A part of what comes in goes on, so that nothing that is squared again and again leaves f32's range.
+    let layer = format!(
+        "param a#: f32[16, 16] = xavier_uniform param c#: f32[16, 16] = xavier_uniform param b#: f32[16] = zeros
+         h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f}) + 0.2 * g@@"
+    );
+    let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
+    check_places(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 8, failure_persistence: None, max_shrink_iters: 16, ..ProptestConfig::default() })]
 
     #[test]
     fn any_network_of_layers_computes_what_its_step_says(e in expression(), f in expression(), layers in 7usize..11) {
-        let before = format!("{START} param z: f32[16] = ones g0 = h0 * 0.3");
-        // A part of what comes in goes on, so that nothing that is squared again and again leaves f32's range.
-        let layer = format!(
-            "param a#: f32[16, 16] = xavier_uniform param c#: f32[16, 16] = xavier_uniform param b#: f32[16] = zeros
-             h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f}) + 0.2 * g@@"
-        );
-        let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
-        check_places(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
+        check_expressions(&e, &f, layers);
     }
 }
 
@@ -186,13 +191,6 @@ proptest! {
 #[test]
 fn what_the_ends_share_with_the_middle_is_not_said_to_be_elsewhere() {
     for layers in 7..11 {
-        let (e, f) = ("((h0) + (tanh((h@@ + b#))))", "h@@");
-        let before = format!("{START} param z: f32[16] = ones g0 = h0 * 0.3");
-        let layer = format!(
-            "param a#: f32[16, 16] = xavier_uniform param c#: f32[16, 16] = xavier_uniform param b#: f32[16] = zeros
-             h# = 0.5 * tanh({e} + b#) + 0.1 * (h@@ @ (a# + c#)) g# = 0.5 * tanh({f}) + 0.2 * g@@"
-        );
-        let source = model(layers, &before, &layer, "param v: f32[16, 4] = xavier_uniform logits = (h@@ + g@@) @ v");
-        check_places(&source, &compile(&source, Policy::Fp32, Format::F16, |_| {}), 2e-2);
+        check_expressions("((h0) + (tanh((h@@ + b#))))", "h@@", layers);
     }
 }

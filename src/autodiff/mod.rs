@@ -63,9 +63,7 @@ fn pull(
         let op = graph.op(id).clone();
         let node = graph.node(id);
         let through = || format!("the gradient through {} `{}`", node.op.name(), node.name);
-        let module = node.module.clone();
-        graph.origin = Some(node.origin.clone().unwrap_or_else(through));
-        graph.module = module;
+        (graph.origin, graph.module) = (Some(node.origin.clone().unwrap_or_else(through)), node.module.clone());
         let parts = if let Op::Scan(s) = &op {
             let first = graph.same_loop(id)[0];
             let taken = loops.entry(first).or_default();

@@ -145,17 +145,14 @@ impl StepArgs {
         Ok(())
     }
 
-    /// With files named from a folder.
-    pub fn within(&self, dir: &Path) -> StepArgs {
-        let file = |path: &Option<PathBuf>| path.as_ref().map(|p| dir.join(p));
-        StepArgs { policy_file: file(&self.policy_file), rules: file(&self.rules), ..self.clone() }
+    /// With the policy file named from a folder.
+    pub fn within(mut self, dir: &Path) -> StepArgs {
+        self.policy_file = self.policy_file.map(|path| dir.join(path));
+        self
     }
 
     pub fn rule_set(&self) -> Result<RuleSet> {
-        match &self.rules {
-            Some(dir) => RuleSet::from_dir(dir),
-            None => RuleSet::builtin(),
-        }
+        RuleSet::load_from(self.rules.as_deref())
     }
 }
 

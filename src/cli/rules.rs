@@ -40,14 +40,10 @@ pub struct TraceArgs {
     json: bool,
 }
 
-fn load(dir: &Option<PathBuf>) -> Result<RuleSet> {
-    dir.as_ref().map_or_else(RuleSet::builtin, |d| RuleSet::from_dir(d))
-}
-
 pub fn run(command: &RulesCommand) -> Result<()> {
     match command {
         RulesCommand::List { rules } => {
-            let set = load(rules)?;
+            let set = RuleSet::load_from(rules.as_deref())?;
             for phase in PHASES {
                 out(&format!("{phase}\n"));
                 for r in set.phase(phase) {
@@ -72,7 +68,7 @@ pub fn run(command: &RulesCommand) -> Result<()> {
             Ok(())
         }
         RulesCommand::Check { rules, trials, seed } => {
-            let set = load(rules)?;
+            let set = RuleSet::load_from(rules.as_deref())?;
             let mut failed = 0;
             for r in &set.rules {
                 match check::check_rule(r, *trials, *seed) {

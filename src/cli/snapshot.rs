@@ -62,7 +62,7 @@ struct Tally {
 /// # Errors
 /// Where there is no model, something differs, or a model cannot be planned.
 pub fn run(args: &SnapshotArgs) -> Result<()> {
-    let rules = args.rules.as_ref().map_or_else(RuleSet::builtin, |dir| RuleSet::from_dir(dir))?;
+    let rules = RuleSet::load_from(args.rules.as_deref())?;
     let models = models(&args.dir)?;
     let kept = args.dir.join("snapshots");
     let (mut tally, mut known) = (Tally::default(), BTreeSet::new());
@@ -135,14 +135,15 @@ fn flags(model: &Path) -> Result<(String, PathBuf, usize)> {
 /// The text of each stage.
 fn stages(model: &Path, rules: &RuleSet) -> Result<Vec<String>> {
     let (flags, file, line) = flags(model)?;
-    let header = Header::try_parse_from(flags.split_whitespace()).map_err(|e| {
+    let Header { step } = Header::try_parse_from(flags.split_whitespace()).map_err(|e| {
         let said = e.to_string();
         let first = said.lines().next().unwrap_or("").trim_start_matches("error: ").to_owned();
         Error::Request(format!("{}:{line}: {first}; flags are those of `mantissa plan`", file.display()))
     })?;
+    let step = step.within(model.parent().unwrap_or(Path::new(".")));
     let mut settings = Settings::default();
-    header.step.within(model.parent().unwrap_or(Path::new("."))).apply(&mut settings)?;
-    let compiled = settings.compile(&read_model(model, &header.step.sizes)?, rules, None)?;
+    step.apply(&mut settings)?;
+    let compiled = settings.compile(&read_model(model, &step.sizes)?, rules, None)?;
     let text = |stage: &&str| match *stage {
         "table" => print_table(&compiled.planned, &settings.request()?),
         stage => compiled.emit(stage).map_or_else(|| emit_planned(&compiled.planned.graph, stage), Ok),
@@ -160,13 +161,30 @@ fn header(source: &str, expression: &str) -> String {
     format!("---\nsource: {source}\nexpression: {expression}\n---\n")
 }
 
+/// A snapshot's header and what stands below it; no header where there is none.
+fn parted(text: &str) -> (&str, &str) {
+    let parts = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n"));
+    let (head, contents) = parts.unwrap_or(("", text));
+    (head, contents.trim_end())
+}
+
 /// What a snapshot holds, below its header.
 fn contents(text: &str) -> &str {
-    text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n")).map_or(text, |parts| parts.1).trim_end()
+    parted(text).1
+}
+
+/// Where what a snapshot would be now waits for review.
+fn pending(path: &Path) -> PathBuf {
+    PathBuf::from(format!("{}.new", path.display()))
+}
+
+/// Removes what waits for review, if anything does.
+fn settle(path: &Path) -> Result<()> {
+    let pending = pending(path);
+    if pending.exists() { std::fs::remove_file(&pending).map_err(Error::io("remove", &pending)) } else { Ok(()) }
 }
 
 fn compare(path: &Path, header: &str, text: &str, accept: bool, tally: &mut Tally) -> Result<()> {
-    let pending = PathBuf::from(format!("{}.new", path.display()));
     let kept = match std::fs::read_to_string(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         read => Some(read.map_err(Error::io("read", path))?),
@@ -175,8 +193,8 @@ fn compare(path: &Path, header: &str, text: &str, accept: bool, tally: &mut Tall
     if !is_same {
         let dir = path.parent().unwrap_or(Path::new("."));
         std::fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        let to = if accept { path } else { &pending };
-        write_atomically(to, format!("{header}{}\n", text.trim_end()).as_bytes())?;
+        let to = if accept { path.to_owned() } else { pending(path) };
+        write_atomically(&to, format!("{header}{}\n", text.trim_end()).as_bytes())?;
     }
     match (is_same, accept) {
         (true, _) => tally.same += 1,
@@ -187,10 +205,7 @@ fn compare(path: &Path, header: &str, text: &str, accept: bool, tally: &mut Tall
             tally.text += &kept.as_deref().map_or("  new\n".into(), |k| difference(contents(k), text.trim_end()));
         }
     }
-    if (is_same || accept) && pending.exists() {
-        std::fs::remove_file(&pending).map_err(Error::io("remove", &pending))?;
-    }
-    Ok(())
+    if is_same || accept { settle(path) } else { Ok(()) }
 }
 
 /// Lines that went and came, with some around them.
@@ -216,8 +231,7 @@ fn difference(before: &str, after: &str) -> String {
 /// Was a snapshot written here? The folder may be shared with the tests of a crate.
 fn is_ours(path: &Path) -> bool {
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let head = text.strip_prefix("---\n").and_then(|rest| rest.split_once("\n---\n"));
-    head.is_some_and(|(head, _)| head.lines().any(|l| l.starts_with("expression: mantissa plan ")))
+    parted(&text).0.lines().any(|l| l.starts_with("expression: mantissa plan "))
 }
 
 /// Snapshots of models that are there no more.
@@ -229,10 +243,7 @@ fn orphans(kept: &Path, known: &BTreeSet<String>, accept: bool, tally: &mut Tall
             continue;
         }
         if accept {
-            let pending = PathBuf::from(format!("{}.new", path.display()));
-            if pending.exists() {
-                std::fs::remove_file(&pending).map_err(Error::io("remove", &pending))?;
-            }
+            settle(&path)?;
             std::fs::remove_file(&path).map_err(Error::io("remove", &path))?;
             tally.accepted += 1;
         } else {

@@ -124,8 +124,7 @@ pub(super) fn prepare(what: &Path, set: &[String], args: &DataArgs) -> Result<(P
         };
         require_none(set)?;
         let name = what.file_stem().map_or("run".into(), |n| n.to_string_lossy().into_owned());
-        let run = Run { name, train: Source::find(path, "train")?, test: None, scale: 1.0, epochs: 10, seed: 0 };
-        let run = args.change(run)?;
+        let run = args.change(Run::on(name, Source::find(path, "train")?))?;
         let data = data::load(&run.train, run.scale)?;
         Ok((what.to_owned(), Settings::default(), run, data))
     }

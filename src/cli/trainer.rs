@@ -25,7 +25,7 @@ pub fn main(mut payload: Payload) -> Result<()> {
     }
     let none = Source { features: PathBuf::new(), labels: None };
     let name = compiled.planned.graph.name.clone();
-    let mut run = args.data.change(Run { name, train: none, test: None, scale: 1.0, epochs: 10, seed: 0 })?;
+    let mut run = args.data.change(Run::on(name, none))?;
     run.epochs = args.epochs.unwrap_or(run.epochs);
     let data = load(&run.train, run.scale)?;
     to_the_end(compiled, &data, &run, &args, &cubins)

@@ -72,6 +72,14 @@ impl RuleSet {
         Ok(set)
     }
 
+    /// The rules of a directory where one is given, else those in the binary.
+    ///
+    /// # Errors
+    /// Those of [`RuleSet::from_dir`].
+    pub fn load_from(dir: Option<&Path>) -> Result<RuleSet> {
+        dir.map_or_else(RuleSet::builtin, RuleSet::from_dir)
+    }
+
     /// The rules of a directory: the files `PHASE.rules` that are there.
     ///
     /// # Errors

@@ -25,6 +25,13 @@ pub struct Run {
     pub seed: u64,
 }
 
+impl Run {
+    /// A run of ten epochs on data as it is.
+    pub fn on(name: String, train: Source) -> Run {
+        Run { name, train, test: None, scale: 1.0, epochs: 10, seed: 0 }
+    }
+}
+
 /// Where a run happens.
 pub struct Place<'a> {
     pub device: DeviceKind,

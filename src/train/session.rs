@@ -253,7 +253,7 @@ impl Session {
             tick(Seen { samples: (i + 1) * batch, loss });
         }
         let seconds = start.elapsed().as_secs_f64();
-        let (sum, bad) = (self.scalar(names::LOSS_SUM, 0.0)?, self.scalar(names::BAD_LOSSES, 0.0)?);
+        let (sum, bad) = self.losses()?;
         let skipped_in_all = self.scalar(names::SKIPPED, 0.0)?;
         let skipped = skipped_in_all - skipped_before;
         if skipped > 0.0 && !self.is_scaled() {
@@ -283,9 +283,14 @@ impl Session {
         })
     }
 
+    /// The sum of the epoch's finite losses so far, and how many were not finite.
+    fn losses(&mut self) -> Result<(f64, f64)> {
+        Ok((self.scalar(names::LOSS_SUM, 0.0)?, self.scalar(names::BAD_LOSSES, 0.0)?))
+    }
+
     /// Mean loss over the epoch's first steps, as far as it was finite.
     fn mean_loss(&mut self, steps: usize) -> Result<f64> {
-        let (sum, bad) = (self.scalar(names::LOSS_SUM, 0.0)?, self.scalar(names::BAD_LOSSES, 0.0)?);
+        let (sum, bad) = self.losses()?;
         Ok(sum / (steps as f64 - bad))
     }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 const SIGNATURE: &str = "pkg.torch.export.ExportedProgram.graph_signature";
 const FOLDED_FROM: &str = "pkg.onnxscript.optimizer.folded_from";
+const NAME_SCOPES: &str = "pkg.torch.onnx.name_scopes";
 
 /// What an exporter noted about the module's parameters.
 #[derive(Debug, PartialEq)]
@@ -109,9 +110,7 @@ fn quoted(list: &str) -> impl Iterator<Item = &str> {
 /// The module that a node is of, as the present exporter notes it: a list of names from the model's own, which is empty, to
 /// the operation's.
 pub fn module_of(node: &NodeProto) -> Option<Arc<str>> {
-    let scopes = note(&node.metadata_props, "pkg.torch.onnx.name_scopes")?;
-    let names = scopes.strip_prefix('[')?.strip_suffix(']')?.split(", ");
-    let names: Vec<&str> = names.map(|n| n.trim_matches(['\'', '"'])).collect();
+    let names: Vec<&str> = quoted(note(&node.metadata_props, NAME_SCOPES)?).collect();
     let (_, modules) = names.split_last()?;
     modules.last().filter(|m| !m.is_empty()).map(|&m| m.into())
 }
