@@ -435,6 +435,14 @@ fn mir_shape_error() {
     refuses_mir("f32[4, 3]", "f32[5, 3]", &["bad.mir:6:24", "differ: 4 and 5"]);
 }
 
+/// What an operation does not know is not passed over: `sum(x, axis=1)` would be the sum of everything.
+#[test]
+fn mir_unknown_attribute() {
+    let p = Place::new();
+    p.put("a.mir", "model a { input x: f32[batch, 4]  output y = sum(x, axis=1) }");
+    p.refuses("plan a.mir --inference", WRONG, &["a.mir:1:46", "no attribute `axis`", "it takes axes, keep"]);
+}
+
 #[test]
 fn mir_loss_of_no_parameter() {
     let p = Place::new();

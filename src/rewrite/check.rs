@@ -7,9 +7,10 @@
 //! avoid.
 
 use super::EGraph;
-use super::language::{Facts, Head, Sort, Term, decode_op, makes_sense};
+use super::language::{Facts, Head, Sort, Term, decode_op, forms, makes_sense};
 use super::rules::{Arrow, Rule};
 use crate::format::{Format, Formats, Overflow};
+use crate::ir::ops::{Signature, names};
 use crate::ir::{Num, Op, Shape, Tensor, Type};
 use egg::{ENodeOrVar, Id, Language, Runner};
 use rand::seq::IndexedRandom;
@@ -80,10 +81,16 @@ fn hard(dims: &[usize], rng: &mut ChaCha8Rng, moderate: impl Fn(&mut ChaCha8Rng)
     t
 }
 
+/// Is it a convolution, which takes operands with a spatial axis?
+fn is_convolution(n: &ENodeOrVar<Term>) -> bool {
+    let strides = |name| Signature::find(name).is_some_and(|row| row.attributes.iter().any(|a| a.key == "strides"));
+    matches!(n, ENodeOrVar::ENode(t) if strides(t.name()))
+}
+
 fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
     let mut facts = Facts { formats: Formats::from_iter(Format::MULTIPLIED), ..Facts::default() };
     let mut tensors = BTreeMap::new();
-    let convolves = rule.left.iter().any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name().starts_with("conv")));
+    let convolves = rule.left.iter().any(is_convolution);
     let shapes: &[&[usize]] = match convolves {
         true => &[&[2, 2, 3], &[2, 1, 2], &[1, 2, 2], &[2, 2, 1], &[2, 2, 2]],
         false => &[&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]],
@@ -141,46 +148,19 @@ fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance
     Ok(Instance { egraph, root, left, tensors, fault })
 }
 
-/// A word for a variable: a format where one is called for, an attribute that the operation takes, or a source's name.
+/// A word for a variable: a value of the attribute where it stands, a format of a copy, or a source's name.
 fn word_for(rule: &Rule, var: &str, name: &str, rng: &mut ChaCha8Rng) -> String {
-    let pick = |rng: &mut ChaCha8Rng, words: &[&str]| words.choose(rng).map_or(String::new(), |w| (*w).to_owned());
     for node in rule.left.iter() {
         let ENodeOrVar::ENode(t) = node else { continue };
-        for (i, &c) in t.children.iter().enumerate() {
-            let here = matches!(&rule.left[c], ENodeOrVar::Var(v) if v.to_string() == var);
-            if !here {
-                continue;
-            }
-            return match (t.name(), i) {
-                ("param" | "input" | "state", _) => name.to_owned(),
-                ("conv" | "conv_input" | "conv_weight", _) => conv_word(var, rng),
-                ("put" | "cast" | "carried" | "staged", 0) => pick(rng, &["f16", "bf16", "f32"]),
-                ("matmul", 0) => "f32".into(),
-                ("matmul", 1) => pick(rng, &["nn", "nt", "tn", "tt"]),
-                ("softmax" | "log_softmax" | "gather" | "concat", _) => pick(rng, &["axis=0", "axis=1"]),
-                ("reshape" | "broadcast" | "alias", _) => {
-                    pick(rng, &["dims=[3]", "dims=[6]", "dims=[2, 3]", "dims=[3, 2]", "dims=[1, 3]"])
-                }
-                ("transpose", _) => "perm=[1, 0]".into(),
-                _ => pick(rng, &["axes=[0]", "axes=[1]", "keep=false", "keep=true"]),
-            };
+        let is_it = |&c: &Id| matches!(&rule.left[c], ENodeOrVar::Var(v) if v.to_string() == var);
+        let Some(i) = t.children.iter().position(is_it) else { continue };
+        if matches!(t.name(), forms::CARRIED | forms::STAGED) && i == 0 {
+            return Format::MULTIPLIED.choose(rng).unwrap_or(&Format::F32).to_string();
         }
+        let Some(attribute) = Signature::find(t.name()).and_then(|row| row.attributes.get(i)) else { continue };
+        return attribute.samples.choose(rng).map_or_else(String::new, |value| attribute.leaf(value));
     }
     name.to_owned()
-}
-
-/// A convolution's attribute, by the last letter of the variable that stands for it in our rules.
-fn conv_word(var: &str, rng: &mut ChaCha8Rng) -> String {
-    let pick = |rng: &mut ChaCha8Rng, words: &[&str]| words.choose(rng).map_or(String::new(), |w| (*w).to_owned());
-    match var {
-        "?strides" => pick(rng, &["strides=[1]", "strides=[2]"]),
-        "?dilations" => pick(rng, &["dilations=[1]", "dilations=[2]"]),
-        "?lo" => pick(rng, &["lo=[0]", "lo=[1]"]),
-        "?hi" => pick(rng, &["hi=[0]", "hi=[1]"]),
-        "?extents" => pick(rng, &["extents=[2]", "extents=[3]"]),
-        "?kernel" => pick(rng, &["kernel=[1]", "kernel=[2]"]),
-        _ => pick(rng, &["groups=1", "groups=2"]),
-    }
 }
 
 fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String, String>) -> Id {
@@ -189,30 +169,31 @@ fn variable(egraph: &mut EGraph, var: &str, rule: &Rule, words: &BTreeMap<String
     }
     if let Some(constant) = wanted_constant(rule, var) {
         let value = egraph.add(Term { head: Head::Num(Num::new(constant)), children: Vec::new() });
-        return if rule.sorts[var] == Sort::Edge { egraph.add(Term::op("pass", vec![value])) } else { value };
+        return if rule.sorts[var] == Sort::Edge { egraph.add(Term::op(forms::PASS, vec![value])) } else { value };
     }
     let name = egraph.add(Term::word(var.trim_start_matches('?')));
     // What selects is a truth value, here true and here false.
     if is_condition(rule, var) {
-        let buffer = egraph.add(Term::op("input", vec![name]));
+        let buffer = egraph.add(Term::op(forms::INPUT, vec![name]));
         let one = egraph.add(Term { head: Head::Num(Num::new(1.0)), children: Vec::new() });
-        let (read, one) = (egraph.add(Term::op("get", vec![buffer])), egraph.add(Term::op("pass", vec![one])));
+        let (read, one) =
+            (egraph.add(Term::op(forms::GET, vec![buffer])), egraph.add(Term::op(forms::PASS, vec![one])));
         let truth = egraph.add(Term::op("gt", vec![read, one]));
-        return egraph.add(Term::op("pass", vec![truth]));
+        return egraph.add(Term::op(forms::PASS, vec![truth]));
     }
-    let buffer = egraph.add(Term::op("input", vec![name]));
+    let buffer = egraph.add(Term::op(forms::INPUT, vec![name]));
     match rule.sorts[var] {
-        Sort::Edge => egraph.add(Term::op("get", vec![buffer])),
+        Sort::Edge => egraph.add(Term::op(forms::GET, vec![buffer])),
         // Some value that is no source, of the kind the rule is about.
         Sort::Value if let Some(format) = other_format(rule) => {
             let attrs = vec![egraph.add(Term::word("dims=[2, 3]")), egraph.add(Term::word("axis=1"))];
             let iota = egraph.add(Term::op("iota", attrs));
-            let edge = egraph.add(Term::op("pass", vec![iota]));
+            let edge = egraph.add(Term::op(forms::PASS, vec![iota]));
             let word = egraph.add(Term::word(format.name()));
-            egraph.add(Term::op("convert", vec![word, edge]))
+            egraph.add(Term::op(names::CONVERT, vec![word, edge]))
         }
         Sort::Value => {
-            let edge = egraph.add(Term::op("get", vec![buffer]));
+            let edge = egraph.add(Term::op(forms::GET, vec![buffer]));
             egraph.add(Term::op(if computed_in(rule, "bool") { "is_finite" } else { "neg" }, vec![edge]))
         }
         _ => buffer,
@@ -237,7 +218,7 @@ fn wanted_constant(rule: &Rule, var: &str) -> Option<f64> {
     let attribute = rule
         .right
         .iter()
-        .any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name() == "as" && is_var(&rule.right[t.children[1]])));
+        .any(|n| matches!(n, ENodeOrVar::ENode(t) if t.name() == forms::AS && is_var(&rule.right[t.children[1]])));
     attribute.then_some(0.01)
 }
 
@@ -293,9 +274,9 @@ impl Instance {
         match (t.head, t.name()) {
             (Head::Word(_), _) => None,
             (Head::Num(n), _) => Some(Tensor::scalar(n.get())),
-            (_, "pass" | "get") => of(t.children[0]),
-            (_, "param" | "state" | "input") => self.tensors.get(word(t.children[0])).cloned(),
-            (_, "carried" | "staged") => {
+            (_, forms::PASS | forms::GET) => of(t.children[0]),
+            (_, forms::PARAM | forms::STATE | forms::INPUT) => self.tensors.get(word(t.children[0])).cloned(),
+            (_, forms::CARRIED | forms::STAGED) => {
                 let format: Format = word(t.children[0]).parse().ok()?;
                 if format == Format::F32 {
                     return self.tensors.get(word(t.children[1])).cloned();

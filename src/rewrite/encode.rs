@@ -1,8 +1,9 @@
 //! A training step as an e-graph: sources become buffers, operations values, operands edges.
 
-use super::language::{Allow, Facts, Term, attr_leaf};
+use super::language::{Allow, Facts, Term, forms};
 use super::{EGraph, Head};
 use crate::error::Result;
+use crate::ir::ops::names;
 use crate::ir::{Graph, NodeId, Op, Role, Verified};
 use egg::Id;
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ pub fn encode(step: Verified, facts: Facts, allow: &[Allow]) -> Result<Encoded> 
         outputs.push(e.buffer(o.node, format));
     }
     e.egraph.analysis.allow = Allow::ALL;
-    let root = e.egraph.add(Term::op("step", outputs));
+    let root = e.egraph.add(Term::op(forms::STEP, outputs));
     e.egraph.rebuild();
     Ok(Encoded { egraph: e.egraph, root, classes: e.classes, updates })
 }
@@ -59,9 +60,9 @@ impl Encoder<'_> {
     fn node(&mut self, id: NodeId) -> Id {
         let op = self.graph.op(id);
         match op {
-            Op::Input { .. } => self.source("input", id),
-            Op::Param { .. } => self.source("param", id),
-            Op::State { .. } => self.source("state", id),
+            Op::Input { .. } => self.source(forms::INPUT, id),
+            Op::Param { .. } => self.source(forms::PARAM, id),
+            Op::State { .. } => self.source(forms::STATE, id),
             Op::Scan(scan) => {
                 let word = format!("scan.{}", self.egraph.analysis.scans.len());
                 self.egraph.analysis.scans.push(op.clone());
@@ -75,7 +76,11 @@ impl Encoder<'_> {
             Op::After => self.classes[self.graph.inputs(id)[0].index()],
             Op::Const(c) => self.egraph.add(Term { head: Head::Num(*c), children: Vec::new() }),
             _ => {
-                let mut children: Vec<Id> = op.attrs().iter().map(|(k, a)| self.word(&attr_leaf(k, a))).collect();
+                let attributes = op.signature().map_or(&[][..], |row| &row.attributes);
+                let mut children: Vec<Id> = Vec::new();
+                for (attribute, (_, value)) in attributes.iter().zip(op.attrs()) {
+                    children.push(self.word(&attribute.leaf(&value.to_string())));
+                }
                 for &input in self.graph.inputs(id) {
                     let child = match op {
                         Op::Cast(_) => self.buffer(input, None),
@@ -104,7 +109,7 @@ impl Encoder<'_> {
 
     fn edge(&mut self, id: NodeId) -> Id {
         let class = self.classes[id.index()];
-        let head = if self.is_buffer(id) { "get" } else { "pass" };
+        let head = if self.is_buffer(id) { forms::GET } else { forms::PASS };
         self.egraph.add(Term::op(head, vec![class]))
     }
 
@@ -114,7 +119,7 @@ impl Encoder<'_> {
             return self.buffer(id, Some(format));
         }
         let word = self.word(format.name());
-        self.egraph.add(Term::op("cast", vec![word, self.classes[id.index()]]))
+        self.egraph.add(Term::op(names::CAST, vec![word, self.classes[id.index()]]))
     }
 
     /// The node's value in memory, in its own format unless another is asked for.
@@ -124,6 +129,6 @@ impl Encoder<'_> {
             return class;
         }
         let format = self.word(format.unwrap_or(self.graph.ty(id).format).name());
-        self.egraph.add(Term::op("put", vec![format, class]))
+        self.egraph.add(Term::op(names::PUT, vec![format, class]))
     }
 }

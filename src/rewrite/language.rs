@@ -5,8 +5,8 @@
 
 use super::EGraph;
 use crate::format::{Format, Formats};
-use crate::ir::text::parse_attr;
-use crate::ir::{Attr, Attrs, Num, Op, Shape, Type};
+use crate::ir::ops::{Reads, Signature, names};
+use crate::ir::{Attrs, Num, Op, Shape, Type};
 use egg::{Analysis, DidMerge, Id, Language, Symbol};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -76,33 +76,68 @@ pub enum Sort {
     Step,
 }
 
-impl Sort {
-    /// The sort of a term with this head.
-    pub fn of(name: &str) -> Sort {
-        match name {
-            "" => Sort::Word,
-            "pass" | "get" => Sort::Edge,
-            "put" | "cast" | "alias" | "scan" | "param" | "state" | "input" | "carried" | "staged" => Sort::Buffer,
-            "step" => Sort::Step,
-            _ => Sort::Value,
-        }
-    }
+/// Heads that are no operations of a graph: how values travel, what the step is given, and copies of that.
+pub mod forms {
+    /// A value read where it was computed, in registers.
+    pub const PASS: &str = "pass";
+    /// A buffer read from memory.
+    pub const GET: &str = "get";
+    pub const PARAM: &str = "param";
+    pub const STATE: &str = "state";
+    pub const INPUT: &str = "input";
+    /// `(carried FORMAT PARAM)`: the copy that the optimizer's kernel writes.
+    pub const CARRIED: &str = "carried";
+    /// `(staged FORMAT INPUT)`: the copy that the loader writes.
+    pub const STAGED: &str = "staged";
+    /// The root, with one buffer for each output.
+    pub const STEP: &str = "step";
+    /// `(as KEY ?constant)`: an attribute made of a constant, on a rule's right side.
+    pub const AS: &str = "as";
+}
 
-    /// The sort that the tensor operands of a term with this head have.
-    pub fn of_operands(name: &str) -> Sort {
+/// What stands behind a head: words first, then tensors of one sort.
+#[derive(Clone, Debug)]
+pub(super) struct Parts {
+    pub sort: Sort,
+    pub words: usize,
+    pub operands: Sort,
+    /// Tensors; `None` where any number will do.
+    pub arity: Option<usize>,
+}
+
+impl Parts {
+    /// What a term of this head is made of; none if there is no such head.
+    pub fn of(name: &str) -> Option<Parts> {
+        let form = |sort, words, operands, arity| Some(Parts { sort, words, operands, arity });
         match name {
-            "pass" | "put" => Sort::Value,
-            "get" | "cast" | "alias" | "scan" | "step" => Sort::Buffer,
-            name if is_product(name) => Sort::Buffer,
-            "param" | "state" | "input" | "carried" | "staged" => Sort::Word,
-            _ => Sort::Edge,
+            forms::PASS => form(Sort::Edge, 0, Sort::Value, Some(1)),
+            forms::GET => form(Sort::Edge, 0, Sort::Buffer, Some(1)),
+            forms::PARAM | forms::STATE | forms::INPUT => form(Sort::Buffer, 1, Sort::Word, Some(0)),
+            forms::CARRIED | forms::STAGED => form(Sort::Buffer, 2, Sort::Word, Some(0)),
+            forms::STEP => form(Sort::Step, 0, Sort::Buffer, None),
+            names::SCAN => form(Sort::Buffer, 1, Sort::Buffer, None),
+            _ => Signature::find(name).map(|row| Parts {
+                sort: if row.in_memory { Sort::Buffer } else { Sort::Value },
+                words: row.attributes.len(),
+                operands: match row.reads {
+                    Reads::Either => Sort::Edge,
+                    Reads::Memory => Sort::Buffer,
+                    Reads::Registers => Sort::Value,
+                },
+                arity: row.arity,
+            }),
         }
     }
 }
 
 /// Does an operation of this name contract whole tensors in memory?
 pub fn is_product(name: &str) -> bool {
-    matches!(name, "matmul" | "conv" | "conv_input" | "conv_weight" | "scatter" | "scatter_add")
+    Signature::find(name).is_some_and(Signature::is_product)
+}
+
+/// Is a term of this head a tensor that the step is given, or a copy of one?
+pub fn is_source(name: &str) -> bool {
+    matches!(name, forms::PARAM | forms::STATE | forms::INPUT | forms::CARRIED | forms::STAGED)
 }
 
 /// What the policy allows of a value.
@@ -186,11 +221,11 @@ impl Analysis<Term> for Facts {
             }
             Head::Op(name) => {
                 let name = name.as_str();
-                let sort = Sort::of(name);
+                let sort = Parts::of(name).map_or(Sort::Value, |p| p.sort);
                 match name {
-                    "step" => fact(sort, None),
-                    "pass" | "get" => child(0).clone().read_as(sort),
-                    "param" | "state" | "input" => {
+                    forms::STEP => fact(sort, None),
+                    forms::PASS | forms::GET => child(0).clone().read_as(sort),
+                    forms::PARAM | forms::STATE | forms::INPUT => {
                         let word = child(0).word.map_or("", |w| w.as_str());
                         let ty = egraph.analysis.sources.get(word).cloned();
                         Fact {
@@ -198,7 +233,7 @@ impl Analysis<Term> for Facts {
                             ..fact(sort, Some(ty.expect("sources are declared before they are used")))
                         }
                     }
-                    "carried" | "staged" => {
+                    forms::CARRIED | forms::STAGED => {
                         let format = child(0).word.and_then(|w| w.as_str().parse().ok()).expect("a format leads");
                         let source = child(1).word.and_then(|w| egraph.analysis.sources.get(w.as_str()));
                         let shape = source.expect("sources are declared before they are used").shape.clone();
@@ -207,7 +242,7 @@ impl Analysis<Term> for Facts {
                     _ => {
                         let ty =
                             infer(egraph, term).unwrap_or_else(|e| panic!("a rule built an ill-typed {name}: {e}"));
-                        let allow = if matches!(name, "put" | "cast" | "alias") {
+                        let allow = if matches!(name, names::PUT | names::CAST | names::ALIAS) {
                             child(1).allow
                         } else {
                             egraph.analysis.allow
@@ -242,45 +277,28 @@ impl Fact {
     }
 }
 
-/// Attribute leaves as written in terms: formats and bare words stand alone, the rest as `key=value`.
-pub(super) fn attr_leaf(key: &str, attr: &Attr) -> String {
-    match attr {
-        Attr::Format(f) => f.to_string(),
-        Attr::Word(w) if matches!(key, "t" | "reduction") => w.clone(),
-        other => format!("{key}={other}"),
-    }
-}
-
 /// The IR operation of a value, `put` or `cast` term, and its tensor operands.
 pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> {
     if let Head::Num(n) = term.head {
         return Ok((Op::Const(n), Vec::new()));
     }
     let name = term.name();
-    if name == "scan" {
-        let word = egraph[term.children[0]].data.word.map_or("", |w| w.as_str());
-        let number: Option<usize> = word.strip_prefix("scan.").and_then(|n| n.parse().ok());
+    let word = |id: Id| egraph[id].data.word.filter(|_| egraph[id].data.sort == Sort::Word).map(|w| w.as_str());
+    if name == names::SCAN {
+        let number: Option<usize> =
+            word(term.children[0]).and_then(|w| w.strip_prefix("scan.")).and_then(|n| n.parse().ok());
         let op = number.and_then(|n| egraph.analysis.scans.get(n)).ok_or("no such loop")?;
         return Ok((op.clone(), term.children[1..].to_vec()));
     }
+    let row = Signature::find(name).ok_or_else(|| format!("there is no operation `{name}`"))?;
+    let (words, operands) =
+        term.children.split_at_checked(row.attributes.len()).ok_or_else(|| format!("`{name}` lacks attributes"))?;
     let mut attrs = Attrs::default();
-    let mut operands = Vec::new();
-    for &child in &term.children {
-        match egraph[child].data.word.filter(|_| egraph[child].data.sort == Sort::Word) {
-            None => operands.push(child),
-            Some(word) => {
-                let word = word.as_str();
-                let (key, value) = match word.split_once('=') {
-                    Some(pair) => pair,
-                    None if word.parse::<Format>().is_ok() => ("format", word),
-                    None if name == "matmul" => ("t", word),
-                    None => ("reduction", word),
-                };
-                attrs.0.push((key.to_owned(), parse_attr(value).map_err(|e| e.message)?));
-            }
-        }
+    for (attribute, &child) in row.attributes.iter().zip(words) {
+        let leaf = word(child).ok_or_else(|| format!("a tensor stands where {}=… must", attribute.key))?;
+        attrs.0.push((attribute.key.to_owned(), attribute.of_leaf(leaf)?));
     }
-    Op::build(name, &attrs).map(|op| (op, operands))
+    row.build(&attrs).map(|op| (op, operands.to_vec()))
 }
 
 /// Can a term be made of these operands?
@@ -290,18 +308,25 @@ pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> 
 pub(super) fn makes_sense(egraph: &EGraph, term: &Term) -> Result<(), String> {
     let word = |i: usize| {
         let child = term.children.get(i).and_then(|&c| egraph[c].data.word);
-        child.map(|w| w.as_str()).ok_or_else(|| format!("`{term}` lacks a word"))
+        child.map(|w| w.as_str()).ok_or_else(|| format!("`{}` lacks a word", term.name()))
     };
-    let source = |name: &str| {
-        let known = egraph.analysis.sources.contains_key(name);
-        if known { Ok(()) } else { Err(format!("nothing is called `{name}`")) }
+    let among = |known: bool, name: &str, what: &str| {
+        if known { Ok(()) } else { Err(format!("`{name}` is no {what}")) }
     };
+    let facts = &egraph.analysis;
     match term.name() {
-        "" | "step" | "pass" | "get" => Ok(()),
-        "param" | "state" | "input" => source(word(0)?),
-        "carried" | "staged" => {
+        "" | forms::STEP | forms::PASS | forms::GET => Ok(()),
+        forms::PARAM | forms::STATE | forms::INPUT => {
+            let name = word(0)?;
+            among(facts.sources.contains_key(name), name, "tensor of the step")
+        }
+        head @ (forms::CARRIED | forms::STAGED) => {
             word(0)?.parse::<Format>().map_err(|e| e.to_string())?;
-            source(word(1)?)
+            let name = word(1)?;
+            match head == forms::CARRIED {
+                true => among(facts.updated.contains(name), name, "parameter that the step updates"),
+                false => among(facts.staged.contains(name), name, "input that the loader can round"),
+            }
         }
         _ => infer(egraph, term).map(|_| ()),
     }

@@ -14,7 +14,7 @@ mod sexpr;
 
 pub use conditions::CONDITIONS;
 pub use encode::{Encoded, encode};
-pub use language::{Allow, Fact, Facts, Head, Sort, Term, decode_op, is_product};
+pub use language::{Allow, Fact, Facts, Head, Sort, Term, decode_op, forms, is_product, is_source};
 pub use rules::{Arrow, Rule, RuleSet};
 pub use schedule::{PHASES, PhaseReport, RECOGNITION, saturate};
 

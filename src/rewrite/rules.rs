@@ -10,14 +10,16 @@
 //! products by congruence too.
 
 use super::conditions::{CONDITIONS, holds};
-use super::language::{Allow, Fact, Facts, Head, Sort, Term, makes_sense};
+use super::language::{Allow, Fact, Facts, Head, Parts, Sort, Term, forms, makes_sense};
 use super::sexpr::{Sexpr, read};
 use super::{EGraph, PHASES};
 use crate::error::{Error, Result, Spanned};
 use crate::hint::{is_meant, nearest};
-use crate::ir::{Attrs, Num, Op};
+use crate::ir::Num;
+use crate::ir::ops::{Signature, names};
 use egg::{Applier, ENodeOrVar, Id, Pattern, PatternAst, Rewrite, Subst, Symbol, Var};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -234,11 +236,11 @@ fn parse_sides(left: &Sexpr, right: &Sexpr, arrow: Arrow) -> Parse<Sides> {
         ));
     }
     let algebra = root == Sort::Value;
-    if arrow == Arrow::Rounds && mentions(right, "pass") {
+    if arrow == Arrow::Rounds && mentions(right, forms::PASS) {
         return Err(Spanned::new(right.span(), "a rounding rule must not `pass` on its right side")
             .help("rounding needs a `put`: it would be lost in registers"));
     }
-    if root == Sort::Edge && arrow == Arrow::Exact && !mentions(right, "put") && !mentions(right, "get") {
+    if root == Sort::Edge && arrow == Arrow::Exact && !mentions(right, names::PUT) && !mentions(right, forms::GET) {
         return Err(Spanned::new(left.span(), "algebra must be rooted in values, not edges")
             .help("drop the outer `pass`: congruence carries the rule into every edge"));
     }
@@ -266,7 +268,11 @@ fn describe(sort: Sort) -> &'static str {
 /// The sort an expression has by itself; none for a variable.
 fn sort_of(e: &Sexpr) -> Option<Sort> {
     match e {
-        Sexpr::List(parts, _) => parts.first().and_then(Sexpr::atom).map(Sort::of),
+        Sexpr::List(parts, _) => {
+            let name = parts.first().and_then(Sexpr::atom)?;
+            // What is no operation is told when the term is read.
+            Some(Parts::of(name).map_or(Sort::Value, |p| p.sort))
+        }
         Sexpr::Atom(a, _) if a.starts_with('?') => None,
         Sexpr::Atom(a, _) => Some(if a.parse::<f64>().is_ok() { Sort::Value } else { Sort::Word }),
         Sexpr::Text(..) => None,
@@ -295,7 +301,7 @@ impl Build<'_> {
             && (sort_of(e) == Some(Sort::Value) || (self.value_variable.is_some() && e.atom() == self.value_variable))
         {
             let value = self.term(e, Sort::Value, out)?;
-            return Ok(out.add(ENodeOrVar::ENode(Term::op("pass", vec![value]))));
+            return Ok(out.add(ENodeOrVar::ENode(Term::op(forms::PASS, vec![value]))));
         }
         match e {
             Sexpr::Text(_, span) => Err(Spanned::new(span.clone(), "expected a term")),
@@ -326,7 +332,9 @@ impl Build<'_> {
                 _ => Err(Spanned::new(span.clone(), format!("expected {}, found the word `{a}`", describe(wanted)))),
             },
             // An attribute made of a constant: `(as eps ?e)`.
-            Sexpr::List(parts, span) if wanted == Sort::Word && parts.first().and_then(Sexpr::atom) == Some("as") => {
+            Sexpr::List(parts, span)
+                if wanted == Sort::Word && parts.first().and_then(Sexpr::atom) == Some(forms::AS) =>
+            {
                 let [_, key, value] = &parts[..] else {
                     return Err(Spanned::new(span.clone(), "an attribute is (as NAME ?constant)"));
                 };
@@ -334,24 +342,26 @@ impl Build<'_> {
                     return Err(Spanned::new(span.clone(), "`as` makes an attribute, so it stands on the right side"));
                 }
                 let children = vec![self.term(key, Sort::Word, out)?, self.term(value, Sort::Edge, out)?];
-                Ok(out.add(ENodeOrVar::ENode(Term::op("as", children))))
+                Ok(out.add(ENodeOrVar::ENode(Term::op(forms::AS, children))))
             }
             Sexpr::List(parts, span) => {
                 let Some(name) = parts.first().and_then(Sexpr::atom) else {
                     return Err(Spanned::new(span.clone(), "expected an operation"));
                 };
-                check_head(name, &parts[0])?;
-                let sort = Sort::of(name);
-                if sort != wanted {
+                let made = parts_of(name, &parts[0])?;
+                if made.sort != wanted {
                     return Err(Spanned::new(
                         span.clone(),
-                        format!("expected {}, but `{name}` yields {}", describe(wanted), describe(sort)),
+                        format!("expected {}, but `{name}` yields {}", describe(wanted), describe(made.sort)),
                     ));
                 }
-                let words = word_count(name, parts.len() - 1);
+                count(name, &made, parts.len() - 1, span)?;
                 let mut children = Vec::new();
                 for (i, part) in parts[1..].iter().enumerate() {
-                    let sort = if i < words { Sort::Word } else { Sort::of_operands(name) };
+                    let sort = if i < made.words { Sort::Word } else { made.operands };
+                    if let (Sort::Word, Some(leaf)) = (sort, part.atom().filter(|a| !a.starts_with('?'))) {
+                        attribute(name, i, leaf).map_err(|why| Spanned::new(part.span(), why))?;
+                    }
                     children.push(self.term(part, sort, out)?);
                 }
                 Ok(out.add(ENodeOrVar::ENode(Term::op(name, children))))
@@ -360,38 +370,36 @@ impl Build<'_> {
     }
 }
 
-/// How many leading children of `name` are words, given its child count.
-fn word_count(name: &str, children: usize) -> usize {
-    match name {
-        "put" | "cast" | "alias" | "carried" | "staged" => 1,
-        "matmul" => 2,
-        "pass" | "get" | "param" | "state" | "input" | "step" => 0,
-        _ => known_op(name).and_then(|op| op.arity()).map_or(1, |arity| children.saturating_sub(arity)),
-    }
+/// What a term of this head is made of.
+fn parts_of(name: &str, at: &Sexpr) -> Parse<Parts> {
+    Parts::of(name).filter(|p| p.sort != Sort::Step).ok_or_else(|| {
+        let hint = is_meant(name, Signature::all().iter().map(|row| row.name));
+        Spanned::new(at.span(), format!("there is no operation `{name}`{hint}"))
+    })
 }
 
-/// Some operation of this name, for its operand count.
-fn known_op(name: &str) -> Option<Op> {
-    let attrs = ["axis=0", "axes=[0]", "dims=[1]", "perm=[0]", "value=0", "stop=0", "format=f32", "reduction=none"];
-    let sizes: &[&str] = match name {
-        "window" | "unwindow" => &["size=1", "extent=1"],
-        "conv" | "conv_input" | "conv_weight" => &["strides=[1]", "extents=[1]", "kernel=[1]"],
-        _ => &["size=[1]"],
-    };
-    let attrs = attrs
-        .iter()
-        .chain(sizes)
-        .filter_map(|a| a.split_once('='))
-        .filter_map(|(k, v)| Some((k.to_owned(), crate::ir::text::parse_attr(v).ok()?)));
-    Op::build(name, &Attrs(attrs.collect())).ok()
-}
-
-fn check_head(name: &str, at: &Sexpr) -> Parse<()> {
-    let special = ["pass", "get", "put", "cast", "alias", "param", "state", "input", "carried", "staged"];
-    if special.contains(&name) || known_op(name).is_some() {
+/// Attributes and operands must be as many as the table says.
+fn count(name: &str, made: &Parts, given: usize, span: &Range<usize>) -> Parse<()> {
+    let fits = made.arity.map_or(given > made.words, |arity| given == made.words + arity);
+    if fits {
         return Ok(());
     }
-    Err(Spanned::new(at.span(), format!("there is no operation `{name}`")))
+    let keys = Signature::find(name).map_or(Vec::new(), |row| row.attributes.iter().map(|a| a.key).collect());
+    let words = match &keys[..] {
+        [] if made.words == 0 => String::new(),
+        [] => format!("{} word(s) and ", made.words),
+        keys => format!("the attributes {} and then ", keys.join(", ")),
+    };
+    let tensors = made.arity.map_or_else(|| "any number of operands".to_owned(), |n| format!("{n} operand(s)"));
+    Err(Spanned::new(span.clone(), format!("`{name}` takes {words}{tensors}; {given} stand here")))
+}
+
+/// A word where attribute `i` of an operation stands must be a value of it.
+fn attribute(name: &str, i: usize, leaf: &str) -> std::result::Result<(), String> {
+    match Signature::find(name).and_then(|row| row.attributes.get(i)) {
+        Some(attribute) => attribute.of_leaf(leaf).map(|_| ()),
+        None => Ok(()),
+    }
 }
 
 impl Rule {
@@ -448,7 +456,7 @@ impl Applier<Term, Facts> for RuleApplier {
         for node in self.rule.right.iter() {
             ids.push(match node {
                 ENodeOrVar::Var(v) => subst[*v],
-                ENodeOrVar::ENode(t) if t.name() == "as" => {
+                ENodeOrVar::ENode(t) if t.name() == forms::AS => {
                     let (key, value) = (ids[usize::from(t.children[0])], ids[usize::from(t.children[1])]);
                     let Some(constant) = egraph[value].data.constant else { return Vec::new() };
                     let key = egraph[key].data.word.map_or("", |w| w.as_str());

@@ -37,6 +37,7 @@ impl fmt::Display for Num {
     }
 }
 
+/// An attribute's value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attr {
     Int(i64),
@@ -46,6 +47,24 @@ pub enum Attr {
     Dims(Shape),
     Format(Format),
     Word(String),
+}
+
+impl Attr {
+    pub(super) fn int(n: usize) -> Attr {
+        Attr::Int(n as i64)
+    }
+
+    pub(super) fn ints(v: &[usize]) -> Attr {
+        Attr::Ints(v.iter().map(|&x| x as i64).collect())
+    }
+
+    pub(super) fn number(x: f64) -> Attr {
+        Attr::Float(Num::new(x))
+    }
+
+    pub(super) fn word(w: &str) -> Attr {
+        Attr::Word(w.to_owned())
+    }
 }
 
 impl fmt::Display for Attr {
@@ -67,7 +86,8 @@ impl fmt::Display for Attr {
 pub struct Attrs(pub Vec<(String, Attr)>);
 
 impl Attrs {
-    fn get(&self, name: &str) -> Option<&Attr> {
+    /// The value of this name, if it was given.
+    pub fn get(&self, name: &str) -> Option<&Attr> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, a)| a)
     }
 
@@ -80,20 +100,12 @@ impl Attrs {
         self.need(name, "a whole number", |a| if let Attr::Int(i) = a { usize::try_from(*i).ok() } else { None })
     }
 
-    pub fn int_or(&self, name: &str, default: usize) -> Result<usize, String> {
-        if self.get(name).is_none() { Ok(default) } else { self.int(name) }
-    }
-
     pub fn ints(&self, name: &str) -> Result<Vec<usize>, String> {
         self.need(name, "a list of whole numbers", |a| match a {
             Attr::Ints(v) => v.iter().map(|&i| usize::try_from(i).ok()).collect(),
             Attr::Dims(s) => s.fixed(),
             _ => None,
         })
-    }
-
-    pub fn ints_or(&self, name: &str, default: Vec<usize>) -> Result<Vec<usize>, String> {
-        if self.get(name).is_none() { Ok(default) } else { self.ints(name) }
     }
 
     pub fn dims(&self, name: &str) -> Result<Shape, String> {
@@ -108,23 +120,12 @@ impl Attrs {
         })
     }
 
-    pub fn float_or(&self, name: &str, default: f64) -> Result<Num, String> {
-        if self.get(name).is_none() { Ok(Num::new(default)) } else { self.float(name) }
-    }
-
-    pub fn flag(&self, name: &str, default: bool) -> Result<bool, String> {
-        if self.get(name).is_none() {
-            return Ok(default);
-        }
+    pub fn flag(&self, name: &str) -> Result<bool, String> {
         self.need(name, "true or false", |a| if let Attr::Bool(b) = a { Some(*b) } else { None })
     }
 
     pub fn format(&self, name: &str) -> Result<Format, String> {
         self.need(name, "a format", |a| if let Attr::Format(f) = a { Some(*f) } else { None })
-    }
-
-    pub fn format_or(&self, name: &str, default: Format) -> Result<Format, String> {
-        if self.get(name).is_none() { Ok(default) } else { self.format(name) }
     }
 
     pub fn word(&self, name: &str) -> Result<String, String> {
@@ -134,12 +135,5 @@ impl Attrs {
             Attr::Format(f) => Some(f.to_string()),
             _ => None,
         })
-    }
-
-    pub fn word_or(&self, name: &str, default: &str) -> Result<String, String> {
-        if self.get(name).is_none() {
-            return Ok(default.to_owned());
-        }
-        self.need(name, "a word", |a| if let Attr::Word(w) = a { Some(w.clone()) } else { None })
     }
 }

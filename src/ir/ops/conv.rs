@@ -4,6 +4,8 @@
 //! y[n, m, o] = Σ x[n, c, o·stride + k·dilation − lo] w[m, c, k] over the channels of m's group and all k. Transposed
 //! convolution is the gradient with respect to x.
 
+use super::attr::{Attr, Attrs};
+use super::signature::{Attribute, Default, Family, Kind, Reads, Signature};
 use super::{Context, Format, Gradients, Op, Shape, Type};
 use crate::ir::tensor::{Tensor, for_each_index};
 
@@ -39,6 +41,86 @@ impl ConvKind {
     }
 }
 
+/// Convolutions and their gradients.
+pub(super) struct Convolutions;
+
+impl Family for Convolutions {
+    fn signatures(&self) -> Vec<Signature> {
+        let ints = |key, samples| Attribute::new(key, Kind::Ints).samples(samples);
+        let each = |key, x, samples| ints(key, samples).default(Default::Each("strides", x));
+        let row = |name, last: &[Attribute]| {
+            let mut attributes = vec![
+                Attribute::new("format", Kind::Format).or(Attr::Format(Format::F32)).samples(&["f32"]),
+                ints("strides", &["[1]", "[2]"]),
+                each("dilations", 1, &["[1]", "[2]"]),
+                each("lo", 0, &["[0]", "[1]"]),
+                each("hi", 0, &["[0]", "[1]"]),
+                Attribute::new("groups", Kind::Int).or(Attr::int(1)).samples(&["1", "2"]),
+            ];
+            attributes.extend_from_slice(last);
+            Signature::new(name, 2).reads(Reads::Memory).with(attributes)
+        };
+        vec![
+            row("conv", &[]),
+            row("conv_input", &[ints("extents", &["[2]", "[3]"])]),
+            row("conv_weight", &[ints("kernel", &["[1]", "[2]"])]),
+        ]
+    }
+
+    fn name(&self, op: &Op) -> &'static str {
+        parts(op).0.name()
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        let (kind, s, format) = parts(op);
+        let mut out = vec![Attr::Format(format)];
+        out.extend([&s.stride, &s.dilation, &s.lo, &s.hi].map(|v| Attr::ints(v)));
+        out.push(Attr::int(s.groups));
+        match kind {
+            ConvKind::Forward => {}
+            ConvKind::Input(extents) => out.push(Attr::ints(extents)),
+            ConvKind::Weight(kernel) => out.push(Attr::ints(kernel)),
+        }
+        out
+    }
+
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String> {
+        let spec = ConvSpec {
+            stride: a.ints("strides")?,
+            dilation: a.ints("dilations")?,
+            lo: a.ints("lo")?,
+            hi: a.ints("hi")?,
+            groups: a.int("groups")?,
+        };
+        let kind = match name {
+            "conv" => ConvKind::Forward,
+            "conv_input" => ConvKind::Input(a.ints("extents")?),
+            _ => ConvKind::Weight(a.ints("kernel")?),
+        };
+        Ok(Op::Conv { kind, spec, format: a.format("format")? })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        let (kind, spec, _) = parts(op);
+        infer(kind, spec, x[0], x[1])
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        let (kind, spec, format) = parts(op);
+        eval(kind, spec, format, x, ty)
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        let (kind, spec, _) = parts(op);
+        vjp(kind, spec, c)
+    }
+}
+
+fn parts(op: &Op) -> (&ConvKind, &ConvSpec, Format) {
+    let Op::Conv { kind, spec, format } = op else { unreachable!("another family's") };
+    (kind, spec, *format)
+}
+
 impl ConvSpec {
     /// Positions of a kernel of `size` along spatial axis `i` of an input of `extent`.
     pub fn places(&self, i: usize, extent: usize, size: usize) -> usize {
@@ -61,7 +143,7 @@ impl ConvSpec {
     }
 }
 
-pub(super) fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result<Type, String> {
+fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result<Type, String> {
     if !a.format.is_float() || !b.format.is_float() {
         return Err("takes floating-point tensors".into());
     }
@@ -137,7 +219,7 @@ pub(super) fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result
 }
 
 /// One loop over every product of the sum, whichever of the three tensors it is for.
-pub(super) fn eval(kind: &ConvKind, s: &ConvSpec, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
+fn eval(kind: &ConvKind, s: &ConvSpec, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
     let round = |v: f64| {
         if matches!(format, Format::F32 | Format::F64) { v } else { format.round(v, crate::format::Overflow::Ieee) }
     };
@@ -168,7 +250,7 @@ pub(super) fn eval(kind: &ConvKind, s: &ConvSpec, format: Format, x: &[&Tensor],
 }
 
 /// The three are one trilinear form, so each one's gradients are the other two.
-pub(super) fn vjp(kind: &ConvKind, s: &ConvSpec, c: Context) -> Gradients {
+fn vjp(kind: &ConvKind, s: &ConvSpec, c: Context) -> Gradients {
     let (g, a, b, d) = (c.graph, c.x[0], c.x[1], c.dy);
     let spatial = |g: &crate::ir::Graph, id| g.ty(id).dims()[2..].to_vec();
     let conv = |kind| Op::Conv { kind, spec: s.clone(), format: Format::F32 };

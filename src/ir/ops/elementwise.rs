@@ -1,10 +1,14 @@
 //! Elementwise arithmetic with NumPy broadcasting.
 
+use super::attr::{Attr, Attrs};
+use super::formula::formula;
 use super::named::named_enum;
 use super::reduce::unbroadcast;
+use super::signature::{Family, Signature};
 use super::{Context, Format, Gradients, Op, Type};
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::ops::Num;
+use crate::ir::tensor::Tensor;
 
 named_enum! {
     /// Operations of one operand.
@@ -35,6 +39,74 @@ named_enum! {
         /// The remainder with the divisor's sign (Python's `%`), and with the dividend's (C's `fmod`).
         Mod = "mod", Fmod = "fmod",
         BitAnd = "bit_and", BitOr = "bit_or", BitXor = "bit_xor", Shl = "shl", Shr = "shr",
+    }
+}
+
+/// One result element from one element of each operand.
+pub(super) struct Elementwise;
+
+impl Family for Elementwise {
+    fn signatures(&self) -> Vec<Signature> {
+        let mut rows: Vec<Signature> = Unary::ALL.iter().map(|u| Signature::new(u.name(), 1)).collect();
+        rows.extend(Binary::ALL.iter().map(|b| Signature::new(b.name(), 2)));
+        rows.push(Signature::new("select", 3));
+        rows
+    }
+
+    fn name(&self, op: &Op) -> &'static str {
+        match op {
+            Op::Unary(u) => u.name(),
+            Op::Binary(b) => b.name(),
+            _ => "select",
+        }
+    }
+
+    fn attrs(&self, _: &Op) -> Vec<Attr> {
+        Vec::new()
+    }
+
+    fn build(&self, name: &str, _: &Attrs) -> Result<Op, String> {
+        let unary = Unary::ALL.into_iter().find(|u| u.name() == name).map(Op::Unary);
+        let binary = || Binary::ALL.into_iter().find(|b| b.name() == name).map(Op::Binary);
+        Ok(unary.or_else(binary).unwrap_or(Op::Select))
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        match op {
+            Op::Unary(u) => u.infer(x[0]),
+            Op::Binary(b) => b.infer(x[0], x[1]),
+            _ => infer_select(x),
+        }
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        match op {
+            Op::Unary(u) => x[0].map(|v| u.eval(v)),
+            Op::Binary(b) => Tensor::from_fn(&ty.dims(), |i| b.eval(x[0].at_broadcast(i), x[1].at_broadcast(i))),
+            _ => Tensor::from_fn(&ty.dims(), |i| x[if x[0].at_broadcast(i) != 0.0 { 1 } else { 2 }].at_broadcast(i)),
+        }
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        let (g, x, y) = (c.graph, c.x, c.node);
+        let gradients: Vec<Option<NodeId>> = formula(g, |s| {
+            let (y, dy) = (s.value(y), s.value(c.dy));
+            match op {
+                Op::Unary(u) => vec![u.gradient(s, s.value(x[0]), y, dy).map(|dx| dx.id)],
+                Op::Binary(b) => match b.gradients(s, [s.value(x[0]), s.value(x[1])], y, dy) {
+                    Some([da, db]) => vec![Some(da.id), Some(db.id)],
+                    None => vec![None, None],
+                },
+                _ => {
+                    let (zero, c) = (s.constant(0.0), s.value(x[0]));
+                    vec![None, Some(s.select(c, dy, zero).id), Some(s.select(c, zero, dy).id)]
+                }
+            }
+        })?;
+        if x.len() == 1 {
+            return Ok(gradients);
+        }
+        gradients.into_iter().zip(x).map(|(d, &x)| d.map(|d| unbroadcast(g, d, x)).transpose()).collect()
     }
 }
 
@@ -127,162 +199,6 @@ impl Unary {
             Unary::BitNot => -1.0 - x,
         }
     }
-
-    pub(super) fn vjp(self, c: Context) -> Gradients {
-        let (g, x, y, dy) = (c.graph, c.x[0], c.node, c.dy);
-        let dx = match self {
-            Unary::Not | Unary::IsFinite | Unary::IsNan | Unary::IsInf | Unary::BitNot => return Ok(vec![None]),
-            Unary::Sign | Unary::Floor | Unary::Ceil | Unary::Trunc | Unary::Round => return Ok(vec![None]),
-            Unary::Neg => g.unary(Unary::Neg, dy)?,
-            Unary::Abs => {
-                let s = g.unary(Unary::Sign, x)?;
-                g.binary(Binary::Mul, dy, s)?
-            }
-            Unary::Square => {
-                let two_x = g.scale(x, 2.0)?;
-                g.binary(Binary::Mul, dy, two_x)?
-            }
-            Unary::Recip => {
-                let yy = g.unary(Unary::Square, y)?;
-                let n = g.unary(Unary::Neg, yy)?;
-                g.binary(Binary::Mul, dy, n)?
-            }
-            Unary::Exp => g.binary(Binary::Mul, dy, y)?,
-            Unary::Expm1 => {
-                let e = g.shift(y, 1.0)?;
-                g.binary(Binary::Mul, dy, e)?
-            }
-            Unary::Log => g.binary(Binary::Div, dy, x)?,
-            Unary::Log1p => {
-                let d = g.shift(x, 1.0)?;
-                g.binary(Binary::Div, dy, d)?
-            }
-            Unary::Sqrt => {
-                let half = g.scale(dy, 0.5)?;
-                g.binary(Binary::Div, half, y)?
-            }
-            // d x^-1/2 = -1/2 y^3
-            Unary::Rsqrt => {
-                let yy = g.unary(Unary::Square, y)?;
-                let yyy = g.binary(Binary::Mul, yy, y)?;
-                let d = g.scale(yyy, -0.5)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            Unary::Sin => {
-                let d = g.unary(Unary::Cos, x)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            Unary::Cos => {
-                let s = g.unary(Unary::Sin, x)?;
-                let d = g.unary(Unary::Neg, s)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            // 1 + tan² x
-            Unary::Tan => {
-                let yy = g.unary(Unary::Square, y)?;
-                let d = g.shift(yy, 1.0)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            // ±1 / √(1 − x²)
-            Unary::Asin | Unary::Acos => {
-                let xx = g.unary(Unary::Square, x)?;
-                let one = g.constant(1.0)?;
-                let rest = g.binary(Binary::Sub, one, xx)?;
-                let d = g.unary(Unary::Rsqrt, rest)?;
-                let dx = g.binary(Binary::Mul, dy, d)?;
-                if self == Unary::Asin { dx } else { g.unary(Unary::Neg, dx)? }
-            }
-            Unary::Atan => {
-                let xx = g.unary(Unary::Square, x)?;
-                let d = g.shift(xx, 1.0)?;
-                g.binary(Binary::Div, dy, d)?
-            }
-            Unary::Sinh | Unary::Cosh => {
-                let d = g.unary(if self == Unary::Sinh { Unary::Cosh } else { Unary::Sinh }, x)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            // 1 / √(x² ± 1)
-            Unary::Asinh | Unary::Acosh => {
-                let xx = g.unary(Unary::Square, x)?;
-                let rest = g.shift(xx, if self == Unary::Asinh { 1.0 } else { -1.0 })?;
-                let d = g.unary(Unary::Rsqrt, rest)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            Unary::Atanh => {
-                let xx = g.unary(Unary::Square, x)?;
-                let one = g.constant(1.0)?;
-                let rest = g.binary(Binary::Sub, one, xx)?;
-                g.binary(Binary::Div, dy, rest)?
-            }
-            Unary::Tanh => {
-                let yy = g.unary(Unary::Square, y)?;
-                let one = g.constant(1.0)?;
-                let d = g.binary(Binary::Sub, one, yy)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            Unary::Erf => {
-                let d = normal_density(g, x, 1.0, 2.0 / std::f64::consts::PI.sqrt())?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            Unary::Sigmoid => {
-                let one = g.constant(1.0)?;
-                let q = g.binary(Binary::Sub, one, y)?;
-                let d = g.binary(Binary::Mul, y, q)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            Unary::Softplus => {
-                let d = g.unary(Unary::Sigmoid, x)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            // The sign of the result is that of the operand, and the result is what the forward pass keeps.
-            Unary::Relu => {
-                let zero = g.constant(0.0)?;
-                let on = g.binary(Binary::Gt, y, zero)?;
-                g.add(Op::Select, &[on, dy, zero])?
-            }
-            // Φ(x) + x φ(x)
-            Unary::Gelu => {
-                let z = g.scale(x, std::f64::consts::FRAC_1_SQRT_2)?;
-                let e = g.unary(Unary::Erf, z)?;
-                let e1 = g.shift(e, 1.0)?;
-                let cdf = g.scale(e1, 0.5)?;
-                let pdf = normal_density(g, x, 0.5, 1.0 / (2.0 * std::f64::consts::PI).sqrt())?;
-                let xp = g.binary(Binary::Mul, x, pdf)?;
-                let d = g.binary(Binary::Add, cdf, xp)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-            // With u = s(x + c x³), t = tanh u: ½(1 + t) + ½ x (1 − t²) s (1 + 3c x²)
-            Unary::GeluTanh => {
-                let xx = g.unary(Unary::Square, x)?;
-                let cx = g.scale(xx, GELU_CUBIC)?;
-                let c1 = g.shift(cx, 1.0)?;
-                let xc = g.binary(Binary::Mul, x, c1)?;
-                let u = g.scale(xc, GELU_SCALE)?;
-                let t = g.unary(Unary::Tanh, u)?;
-                let t1 = g.shift(t, 1.0)?;
-                let a = g.scale(t1, 0.5)?;
-                let tt = g.unary(Unary::Square, t)?;
-                let one = g.constant(1.0)?;
-                let sech2 = g.binary(Binary::Sub, one, tt)?;
-                let c3 = g.scale(xx, 3.0 * GELU_CUBIC)?;
-                let inner = g.shift(c3, 1.0)?;
-                let sx = g.scale(x, 0.5 * GELU_SCALE)?;
-                let b = g.binary(Binary::Mul, sech2, inner)?;
-                let b = g.binary(Binary::Mul, sx, b)?;
-                let d = g.binary(Binary::Add, a, b)?;
-                g.binary(Binary::Mul, dy, d)?
-            }
-        };
-        Ok(vec![Some(dx)])
-    }
-}
-
-/// a·exp(−k x²)
-fn normal_density(g: &mut Graph, x: NodeId, k: f64, a: f64) -> crate::error::Result<NodeId> {
-    let xx = g.unary(Unary::Square, x)?;
-    let z = g.scale(xx, -k)?;
-    let e = g.unary(Unary::Exp, z)?;
-    g.scale(e, a)
 }
 
 impl Binary {
@@ -360,65 +276,6 @@ impl Binary {
             Binary::Shr => (a / 2f64.powi(b as i32)).floor(),
         }
     }
-
-    pub(super) fn vjp(self, c: Context) -> Gradients {
-        let (g, a, b, y, dy) = (c.graph, c.x[0], c.x[1], c.node, c.dy);
-        let (da, db) = match self {
-            Binary::Add => (dy, dy),
-            Binary::Sub => (dy, g.unary(Unary::Neg, dy)?),
-            Binary::Mul => (g.binary(Binary::Mul, dy, b)?, g.binary(Binary::Mul, dy, a)?),
-            Binary::Div => {
-                let da = g.binary(Binary::Div, dy, b)?;
-                let t = g.binary(Binary::Mul, da, y)?;
-                (da, g.unary(Unary::Neg, t)?)
-            }
-            // d(a^b) = b a^(b−1) da + a^b ln a db; the second term is 0 where a is not positive.
-            Binary::Pow => {
-                let b1 = g.shift(b, -1.0)?;
-                let p = g.binary(Binary::Pow, a, b1)?;
-                let bp = g.binary(Binary::Mul, b, p)?;
-                let zero = g.constant(0.0)?;
-                // a⁰ is 1 wherever a is, where 0·a⁻¹ would be NaN. Other constant exponents need no question.
-                let slope = match g.op(b) {
-                    Op::Const(c) if c.get() != 0.0 => bp,
-                    _ => {
-                        let flat = g.binary(Binary::Eq, b, zero)?;
-                        g.add(Op::Select, &[flat, zero, bp])?
-                    }
-                };
-                let da = g.binary(Binary::Mul, dy, slope)?;
-                let positive = g.binary(Binary::Gt, a, zero)?;
-                let ln = g.unary(Unary::Log, a)?;
-                let yl = g.binary(Binary::Mul, y, ln)?;
-                let d = g.add(Op::Select, &[positive, yl, zero])?;
-                (da, g.binary(Binary::Mul, dy, d)?)
-            }
-            // Ties with a bound give the whole gradient to the first operand, as `torch.clamp` does; other ties are shared
-            // equally, as in `torch.maximum`.
-            Binary::Max | Binary::Min => {
-                let zero = g.constant(0.0)?;
-                let first = g.binary(if self == Binary::Max { Binary::Ge } else { Binary::Le }, a, b)?;
-                if g.shape(a).rank() == 0 || g.shape(b).rank() == 0 {
-                    (g.add(Op::Select, &[first, dy, zero])?, g.add(Op::Select, &[first, zero, dy])?)
-                } else {
-                    let tie = g.binary(Binary::Eq, a, b)?;
-                    let half = g.scale(dy, 0.5)?;
-                    let share = g.add(Op::Select, &[tie, half, dy])?;
-                    let above = g.binary(if self == Binary::Max { Binary::Gt } else { Binary::Lt }, a, b)?;
-                    (g.add(Op::Select, &[first, share, zero])?, g.add(Op::Select, &[above, zero, share])?)
-                }
-            }
-            // a − b·q with the whole quotient q, which has no gradient.
-            Binary::Mod | Binary::Fmod => {
-                let q = g.binary(Binary::Div, a, b)?;
-                let q = g.unary(if self == Binary::Mod { Unary::Floor } else { Unary::Trunc }, q)?;
-                let t = g.binary(Binary::Mul, dy, q)?;
-                (dy, g.unary(Unary::Neg, t)?)
-            }
-            _ => return Ok(vec![None, None]),
-        };
-        Ok(vec![Some(unbroadcast(g, da, a)?), Some(unbroadcast(g, db, b)?)])
-    }
 }
 
 /// The register format of arithmetic on two formats: f64 if either is, f32 for other floats, the wider integer.
@@ -436,7 +293,7 @@ fn promote(a: Format, b: Format) -> Format {
     }
 }
 
-pub(super) fn infer_select(x: &[&Type]) -> Result<Type, String> {
+fn infer_select(x: &[&Type]) -> Result<Type, String> {
     if x[0].format != Format::Bool {
         return Err(format!("the condition is {}, not bool", x[0].format));
     }
@@ -451,14 +308,6 @@ pub(super) fn infer_select(x: &[&Type]) -> Result<Type, String> {
         promote(x[1].format, x[2].format)
     };
     Ok(Type::new(shape, format))
-}
-
-pub(super) fn vjp_select(c: Context) -> Gradients {
-    let g = c.graph;
-    let zero = g.constant(0.0)?;
-    let da = g.add(Op::Select, &[c.x[0], c.dy, zero])?;
-    let db = g.add(Op::Select, &[c.x[0], zero, c.dy])?;
-    Ok(vec![None, Some(unbroadcast(g, da, c.x[1])?), Some(unbroadcast(g, db, c.x[2])?)])
 }
 
 impl Graph {

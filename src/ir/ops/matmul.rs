@@ -1,5 +1,7 @@
 //! Matrix products.
 
+use super::attr::{Attr, Attrs};
+use super::signature::{Attribute, Family, Kind, Reads, Signature};
 use super::{Context, Format, Gradients, Op, Shape, Type};
 use crate::error::Result;
 use crate::format::Overflow;
@@ -7,25 +9,57 @@ use crate::ir::graph::{Graph, NodeId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::Dim;
 
-/// The BLAS spelling of which sides are transposed: `nn`, `nt`, `tn`, `tt`.
-pub(super) fn side(ta: bool, tb: bool) -> &'static str {
-    match (ta, tb) {
-        (false, false) => "nn",
-        (false, true) => "nt",
-        (true, false) => "tn",
-        (true, true) => "tt",
+/// The BLAS spelling of which sides are transposed, the left one's letter first.
+const SIDES: [&str; 4] = ["nn", "nt", "tn", "tt"];
+
+/// Matrix products.
+pub(super) struct Products;
+
+impl Family for Products {
+    fn signatures(&self) -> Vec<Signature> {
+        let format = Attribute::new("format", Kind::Format).or(Attr::Format(Format::F32)).samples(&["f32"]);
+        let sides = Attribute::new("t", Kind::Choice(&SIDES)).or(Attr::word("nn"));
+        vec![Signature::new("matmul", 2).reads(Reads::Memory).with([format, sides])]
+    }
+
+    fn name(&self, _: &Op) -> &'static str {
+        "matmul"
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        let (ta, tb, format) = parts(op);
+        vec![Attr::Format(format), Attr::word(SIDES[2 * usize::from(ta) + usize::from(tb)])]
+    }
+
+    fn build(&self, _: &str, a: &Attrs) -> Result<Op, String> {
+        let sides = a.word("t")?;
+        Ok(Op::MatMul { ta: sides.starts_with('t'), tb: sides.ends_with('t'), format: a.format("format")? })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        let (ta, tb, _) = parts(op);
+        infer(ta, tb, x[0], x[1])
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        let (ta, tb, format) = parts(op);
+        eval(ta, tb, format, x, ty)
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        let (ta, tb, _) = parts(op);
+        vjp(ta, tb, c)
     }
 }
 
-pub(super) fn parse_side(s: &str) -> Result<(bool, bool), String> {
-    [(false, false), (false, true), (true, false), (true, true)]
-        .into_iter()
-        .find(|&(a, b)| side(a, b) == s)
-        .ok_or_else(|| format!("t={s} is none of nn, nt, tn, tt"))
+/// Which sides of a product are transposed, and the format it multiplies in.
+fn parts(op: &Op) -> (bool, bool, Format) {
+    let Op::MatMul { ta, tb, format } = op else { unreachable!("another family's") };
+    (*ta, *tb, *format)
 }
 
 /// `[.., m, k] × [.., k, n]` with equal leading extents, or a two-dimensional right side shared by all of them.
-pub(super) fn infer(ta: bool, tb: bool, a: &Type, b: &Type) -> Result<Type, String> {
+fn infer(ta: bool, tb: bool, a: &Type, b: &Type) -> Result<Type, String> {
     let (ra, rb) = (a.shape.rank(), b.shape.rank());
     if ra < 2 || rb < 2 {
         return Err("takes matrices: operands of rank 2 or more".into());
@@ -54,7 +88,7 @@ pub(super) fn infer(ta: bool, tb: bool, a: &Type, b: &Type) -> Result<Type, Stri
     ))
 }
 
-pub(super) fn eval(ta: bool, tb: bool, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
+fn eval(ta: bool, tb: bool, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
     let round =
         |v: f64| if format == Format::F32 || format == Format::F64 { v } else { format.round(v, Overflow::Ieee) };
     let (a, b) = (x[0], x[1]);
@@ -75,7 +109,7 @@ pub(super) fn eval(ta: bool, tb: bool, format: Format, x: &[&Tensor], ty: &Type)
 }
 
 /// With C = A·B: dA = dC·Bᵀ, dB = Aᵀ·dC, and the transposes of these where a side was transposed.
-pub(super) fn vjp(ta: bool, tb: bool, c: Context) -> Gradients {
+fn vjp(ta: bool, tb: bool, c: Context) -> Gradients {
     let (g, a, b, dy) = (c.graph, c.x[0], c.x[1], c.dy);
     let product = |g: &mut Graph, x, y, ta, tb| g.add(Op::MatMul { ta, tb, format: Format::F32 }, &[x, y]);
     let da = if ta { product(g, b, dy, tb, true)? } else { product(g, dy, b, false, !tb)? };

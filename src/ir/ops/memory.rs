@@ -1,30 +1,93 @@
 //! Memory: `put` rounds a value and stores it, `cast` copies a stored tensor to another format, `alias` is the same memory
 //! in another shape, `after` the same at a later time. `convert` rounds in registers: a cast that the model itself asks for.
 
-use super::{Format, Op, Type};
+use super::attr::{Attr, Attrs};
+use super::signature::{Attribute, Family, Kind, Reads, Signature};
+use super::{Context, Format, Gradients, Op, Tensor, Type, names};
 use crate::format::Overflow;
 
-pub(super) fn infer(op: &Op, format: Format, x: &Type) -> Result<Type, String> {
-    if x.format.is_float() != format.is_float() && matches!(op, Op::Cast(_)) {
-        return Err(format!("{} cannot be cast to {format}", x.format));
+/// Where values lie, and in which format.
+pub(super) struct Memory;
+
+impl Family for Memory {
+    fn signatures(&self) -> Vec<Signature> {
+        let format = || Attribute::new("format", Kind::Format);
+        let dims = || Attribute::new("dims", Kind::Dims);
+        vec![
+            Signature::new(names::CONVERT, 1).with([format()]),
+            Signature::new(names::PUT, 1).reads(Reads::Registers).in_memory().with([format()]),
+            Signature::new(names::CAST, 1).reads(Reads::Memory).in_memory().with([format()]),
+            Signature::new(names::ALIAS, 1).reads(Reads::Memory).in_memory().with([dims()]),
+            Signature::new(names::AFTER, 2).reads(Reads::Memory).in_memory(),
+        ]
     }
-    Ok(Type::new(x.shape.clone(), format))
+
+    fn name(&self, op: &Op) -> &'static str {
+        match op {
+            Op::Convert(_) => names::CONVERT,
+            Op::Put(_) => names::PUT,
+            Op::Cast(_) => names::CAST,
+            Op::Alias { .. } => names::ALIAS,
+            _ => names::AFTER,
+        }
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        match op {
+            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => vec![Attr::Format(*f)],
+            Op::Alias { dims } => vec![Attr::Dims(dims.clone())],
+            _ => Vec::new(),
+        }
+    }
+
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String> {
+        Ok(match name {
+            names::CONVERT => Op::Convert(a.format("format")?),
+            names::PUT => Op::Put(a.format("format")?),
+            names::CAST => Op::Cast(a.format("format")?),
+            names::ALIAS => Op::Alias { dims: a.dims("dims")? },
+            _ => Op::After,
+        })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        let x = x[0];
+        match op {
+            // What is narrower than f32 is an f32 that the format holds.
+            Op::Convert(f) => Ok(Type::new(x.shape.clone(), f.once_read())),
+            Op::Put(f) => Ok(Type::new(x.shape.clone(), *f)),
+            Op::Cast(f) if x.format.is_float() != f.is_float() => Err(format!("{} cannot be cast to {f}", x.format)),
+            Op::Cast(f) => Ok(Type::new(x.shape.clone(), *f)),
+            // Row-major memory has no shape of its own.
+            Op::Alias { dims } if x.shape.count() != dims.count() => {
+                Err(format!("{} and {dims} hold different numbers of elements", x.shape))
+            }
+            Op::Alias { dims } => Ok(Type::new(dims.clone(), x.format)),
+            _ => Ok(x.clone()),
+        }
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        match op {
+            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.round(v, overflow(*f))),
+            _ => Tensor::new(&ty.dims(), x[0].data.clone()),
+        }
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        Ok(match op {
+            Op::Convert(f) => vec![f.is_float().then_some(c.dy)],
+            Op::Alias { .. } => {
+                let dims = c.graph.shape(c.x[0]).clone();
+                vec![Some(c.graph.reshape(c.dy, &dims)?)]
+            }
+            Op::After => vec![Some(c.dy), None],
+            _ => vec![Some(c.dy)],
+        })
+    }
 }
 
 /// Stores overflow as the hardware's conversions do: to infinity, which loss scaling must see. f8e4m3 has none and saturates.
-pub(super) fn overflow(format: Format) -> Overflow {
+fn overflow(format: Format) -> Overflow {
     if format == Format::F8E4M3 { Overflow::Saturate } else { Overflow::Ieee }
-}
-
-/// The register format of a converted value: what is narrower than f32 is an f32 that the format holds.
-pub(super) fn infer_convert(format: Format, x: &Type) -> Type {
-    Type::new(x.shape.clone(), format.once_read())
-}
-
-/// Row-major memory has no shape of its own.
-pub(super) fn infer_alias(dims: &super::Shape, x: &Type) -> Result<Type, String> {
-    if x.shape.count() != dims.count() {
-        return Err(format!("{} and {dims} hold different numbers of elements", x.shape));
-    }
-    Ok(Type::new(dims.clone(), x.format))
 }

@@ -1,9 +1,12 @@
-//! The operations. Each family file holds, for its operations, everything there is to know about them: type rule,
-//! gradient, reference evaluation and attributes (which are also their text form and their e-graph form).
+//! The operations. Each family file holds, for its operations, everything there is to know about them: their rows in the
+//! table of operations ([`Signature`]: name, operands, attributes, which are also their text form and their e-graph form),
+//! type rule, reference evaluation and gradient. [`Op`] is flat, because most readers match across families.
 
 mod attr;
 mod conv;
+mod derivatives;
 mod elementwise;
+mod formula;
 mod index;
 mod matmul;
 mod memory;
@@ -13,6 +16,7 @@ pub mod random;
 mod reduce;
 mod scan;
 mod shape;
+mod signature;
 mod source;
 
 pub use attr::{Attr, Attrs, Num};
@@ -25,7 +29,20 @@ pub use nn::Loss;
 pub(crate) use nn::{at_label, standardise};
 pub use reduce::ReduceKind;
 pub use scan::{Body, Scan, Take};
+pub use signature::{Attribute, Default, Elements, Kind, Reads, Signature};
 pub use source::Init;
+
+use signature::Family;
+
+/// Names of operations that the search and the language speak of.
+pub mod names {
+    pub const PUT: &str = "put";
+    pub const CAST: &str = "cast";
+    pub const ALIAS: &str = "alias";
+    pub const AFTER: &str = "after";
+    pub const CONVERT: &str = "convert";
+    pub const SCAN: &str = "scan";
+}
 
 use super::graph::{Graph, NodeId};
 use super::tensor::Tensor;
@@ -201,49 +218,46 @@ pub(crate) struct Context<'a> {
 
 type Gradients = Result<Vec<Option<NodeId>>>;
 
+const FAMILIES: [&dyn Family; 10] = [
+    &source::Sources,
+    &elementwise::Elementwise,
+    &reduce::Reductions,
+    &shape::Moves,
+    &index::Rows,
+    &matmul::Products,
+    &conv::Convolutions,
+    &nn::Norms,
+    &memory::Memory,
+    &scan::Loops,
+];
+
 impl Op {
+    fn family(&self) -> &'static dyn Family {
+        match self {
+            Op::Input { .. } | Op::Param { .. } | Op::State { .. } => &source::Sources,
+            Op::Const(_) | Op::Iota { .. } | Op::Random { .. } => &source::Sources,
+            Op::Unary(_) | Op::Binary(_) | Op::Select => &elementwise::Elementwise,
+            Op::Reduce { .. } | Op::IsExtreme { .. } => &reduce::Reductions,
+            Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } => &shape::Moves,
+            Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Concat { .. } => &shape::Moves,
+            Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Scatter { .. } => &index::Rows,
+            Op::MatMul { .. } => &matmul::Products,
+            Op::Conv { .. } => &conv::Convolutions,
+            Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } => &nn::Norms,
+            Op::Normalise { .. } | Op::Loss(_) => &nn::Norms,
+            Op::Convert(_) | Op::Alias { .. } | Op::After | Op::Put(_) | Op::Cast(_) => &memory::Memory,
+            Op::Scan(_) => &scan::Loops,
+        }
+    }
+
     /// The name in text and in rules.
     pub fn name(&self) -> &'static str {
-        match self {
-            Op::Input { label: false, .. } => "input",
-            Op::Input { label: true, .. } => "label",
-            Op::Param { .. } => "param",
-            Op::State { .. } => "state",
-            Op::Const(_) => "const",
-            Op::Iota { .. } => "iota",
-            Op::Random { .. } => "random",
-            Op::Unary(u) => u.name(),
-            Op::Binary(b) => b.name(),
-            Op::Select => "select",
-            Op::Reduce { kind, .. } => kind.name(),
-            Op::IsExtreme { kind: ReduceKind::Min, .. } => "is_min",
-            Op::IsExtreme { .. } => "is_max",
-            Op::Broadcast { .. } => "broadcast",
-            Op::Reshape { .. } => "reshape",
-            Op::Transpose { .. } => "transpose",
-            Op::Slice { .. } => "slice",
-            Op::Pad { .. } => "pad",
-            Op::Concat { .. } => "concat",
-            Op::Window { .. } => "window",
-            Op::Unwindow { .. } => "unwindow",
-            Op::Scatter { .. } => "scatter",
-            Op::Conv { kind, .. } => kind.name(),
-            Op::Normalise { centred: true, .. } => "standardise",
-            Op::Normalise { centred: false, .. } => "rms_normalise",
-            Op::Convert(_) => "convert",
-            Op::Alias { .. } => "alias",
-            Op::After => "after",
-            Op::Gather { .. } => "gather",
-            Op::ScatterAdd { .. } => "scatter_add",
-            Op::MatMul { .. } => "matmul",
-            Op::Softmax { .. } => "softmax",
-            Op::LogSoftmax { .. } => "log_softmax",
-            Op::LayerNorm { .. } => "layer_norm",
-            Op::Loss(l) => l.name(),
-            Op::Put(_) => "put",
-            Op::Cast(_) => "cast",
-            Op::Scan(_) => "scan",
-        }
+        self.family().name(self)
+    }
+
+    /// The row of the table of operations; none for sources, which are declared, and loops, which name a body.
+    pub fn signature(&self) -> Option<&'static Signature> {
+        Signature::find(self.name())
     }
 
     pub fn is_source(&self) -> bool {
@@ -303,310 +317,53 @@ impl Op {
         {
             return Err(format!("takes {arity} operand{}, not {}", if arity == 1 { "" } else { "s" }, x.len()));
         }
-        match self {
-            Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => Ok(ty.clone()),
-            Op::Const(_) => Ok(Type::new(Shape::scalar(), Format::F32)),
-            Op::Iota { dims, axis } => source::infer_iota(dims, *axis),
-            Op::Random { dims, .. } => random::infer(dims, x),
-            Op::Unary(u) => u.infer(x[0]),
-            Op::Binary(b) => b.infer(x[0], x[1]),
-            Op::Select => elementwise::infer_select(x),
-            Op::Reduce { kind, axes, keep } => reduce::infer(*kind, axes, *keep, x[0]),
-            Op::IsExtreme { kind, axes } => reduce::infer_extreme(*kind, axes, x[0]),
-            Op::Broadcast { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Window { .. }
-            | Op::Unwindow { .. }
-            | Op::Concat { .. } => shape::infer(self, x),
-            Op::Gather { axis } => index::infer_gather(*axis, x[0], x[1]),
-            Op::ScatterAdd { axis, size } => index::infer_scatter(*axis, size, x[0], x[1]),
-            Op::MatMul { ta, tb, .. } => matmul::infer(*ta, *tb, x[0], x[1]),
-            Op::Softmax { axis } | Op::LogSoftmax { axis } => nn::infer_softmax(*axis, x[0]),
-            Op::LayerNorm { .. } => nn::infer_layer_norm(x),
-            Op::Normalise { axes, .. } => nn::infer_normalise(axes, x[0]),
-            Op::Scatter { axis, .. } => index::infer_put_rows(*axis, x[0], x[1], x[2]),
-            Op::Conv { kind, spec, .. } => conv::infer(kind, spec, x[0], x[1]),
-            Op::Convert(f) => Ok(memory::infer_convert(*f, x[0])),
-            Op::Alias { dims } => memory::infer_alias(dims, x[0]),
-            Op::After => Ok(x[0].clone()),
-            Op::Loss(l) => l.infer(x[0], x[1]),
-            Op::Put(f) | Op::Cast(f) => memory::infer(self, *f, x[0]),
-            Op::Scan(s) => s.infer(x),
-        }
+        self.family().infer(self, x)
     }
 
     /// Operand count; `None` where any positive number will do.
     pub fn arity(&self) -> Option<usize> {
         match self {
-            Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Some(0),
-            Op::Select | Op::LayerNorm { .. } | Op::Scatter { .. } => Some(3),
-            Op::Binary(_)
-            | Op::Random { .. }
-            | Op::Gather { .. }
-            | Op::ScatterAdd { .. }
-            | Op::MatMul { .. }
-            | Op::Conv { .. }
-            | Op::After
-            | Op::Loss(_) => Some(2),
-            Op::Concat { .. } | Op::Scan(_) => None,
-            _ => Some(1),
+            Op::Scan(_) => None,
+            _ if self.is_source() => Some(0),
+            _ => self.signature().and_then(|row| row.arity),
         }
     }
 
     /// The value in exact (f64) arithmetic, but for `put` and `cast`, which round.
+    ///
+    /// # Panics
+    /// For sources, which are given.
     pub fn eval(&self, x: &[&Tensor], ty: &Type) -> Tensor {
-        match self {
-            Op::Input { .. } | Op::Param { .. } | Op::State { .. } => panic!("sources are given, not evaluated"),
-            Op::Const(c) => Tensor::scalar(c.get()),
-            Op::Iota { axis, .. } => Tensor::from_fn(&ty.dims(), |i| i[*axis] as f64),
-            Op::Random { salt, .. } => random::eval(&ty.dims(), *salt, x),
-            Op::Unary(u) => x[0].map(|v| u.eval(v)),
-            Op::Binary(b) => Tensor::from_fn(&ty.dims(), |i| b.eval(x[0].at_broadcast(i), x[1].at_broadcast(i))),
-            Op::Select => {
-                Tensor::from_fn(&ty.dims(), |i| x[if x[0].at_broadcast(i) != 0.0 { 1 } else { 2 }].at_broadcast(i))
-            }
-            Op::Reduce { kind, axes, .. } => reduce::eval(*kind, axes, x[0], ty),
-            Op::IsExtreme { kind, axes } => reduce::eval_extreme(*kind, axes, x[0]),
-            Op::Broadcast { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Window { .. }
-            | Op::Unwindow { .. }
-            | Op::Concat { .. } => shape::eval(self, x, ty),
-            Op::Gather { axis } => index::eval_gather(*axis, x, ty),
-            Op::ScatterAdd { axis, .. } => index::eval_scatter(*axis, x, ty),
-            Op::MatMul { ta, tb, format } => matmul::eval(*ta, *tb, *format, x, ty),
-            Op::Softmax { axis } => nn::eval_softmax(*axis, x[0], false),
-            Op::LogSoftmax { axis } => nn::eval_softmax(*axis, x[0], true),
-            Op::LayerNorm { eps } => nn::eval_layer_norm(eps.get(), x),
-            Op::Normalise { axes, eps, centred } => nn::eval_normalise(axes, eps.get(), *centred, x[0]),
-            Op::Scatter { axis, kind } => index::eval_put_rows(*axis, *kind, x),
-            Op::Conv { kind, spec, format } => conv::eval(kind, spec, *format, x, ty),
-            Op::Alias { .. } | Op::After => Tensor::new(&ty.dims(), x[0].data.clone()),
-            Op::Loss(l) => l.eval(x[0], x[1], ty),
-            Op::Scan(s) => s.eval(x, ty),
-            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.round(v, memory::overflow(*f))),
-        }
+        self.family().eval(self, x, ty)
     }
 
     /// Gradients with respect to the operands: `None` where there is none (labels, indices, comparisons).
     pub(crate) fn vjp(&self, c: Context) -> Gradients {
-        match self {
-            Op::Input { .. } | Op::Param { .. } | Op::State { .. } | Op::Const(_) | Op::Iota { .. } => Ok(Vec::new()),
-            Op::Random { .. } => Ok(vec![None, None]),
-            Op::Unary(u) => u.vjp(c),
-            Op::Binary(b) => b.vjp(c),
-            Op::Select => elementwise::vjp_select(c),
-            Op::Reduce { kind, axes, .. } => reduce::vjp(*kind, axes, c),
-            Op::IsExtreme { .. } => Ok(vec![None]),
-            Op::Broadcast { .. }
-            | Op::Reshape { .. }
-            | Op::Transpose { .. }
-            | Op::Slice { .. }
-            | Op::Pad { .. }
-            | Op::Window { .. }
-            | Op::Unwindow { .. }
-            | Op::Concat { .. } => shape::vjp(self, c),
-            Op::Gather { axis } => index::vjp_gather(*axis, c),
-            Op::ScatterAdd { axis, .. } => index::vjp_scatter(*axis, c),
-            Op::MatMul { ta, tb, .. } => matmul::vjp(*ta, *tb, c),
-            Op::Softmax { axis } => nn::vjp_softmax(*axis, c),
-            Op::LogSoftmax { axis } => nn::vjp_log_softmax(*axis, c),
-            Op::LayerNorm { eps } => nn::vjp_layer_norm(eps.get(), c),
-            Op::Normalise { axes, eps, centred } => nn::vjp_normalise(axes, eps.get(), *centred, c),
-            Op::Scatter { axis, kind } => index::vjp_put_rows(*axis, *kind, c),
-            Op::Conv { kind, spec, .. } => conv::vjp(kind, spec, c),
-            Op::Convert(f) => Ok(vec![f.is_float().then_some(c.dy)]),
-            Op::Alias { .. } => {
-                let dims = c.graph.shape(c.x[0]).clone();
-                Ok(vec![Some(c.graph.reshape(c.dy, &dims)?)])
-            }
-            Op::After => Ok(vec![Some(c.dy), None]),
-            Op::Loss(l) => l.vjp(c),
-            Op::Put(_) | Op::Cast(_) => Ok(vec![Some(c.dy)]),
-            Op::Scan(_) => unreachable!("loops are differentiated whole, by autodiff::scan"),
-        }
+        self.family().vjp(self, c)
     }
 
     /// Attributes in the order text and rules write them.
     pub fn attrs(&self) -> Vec<(&'static str, Attr)> {
-        let n = |x: &usize| Attr::Int(*x as i64);
-        let ints = |v: &[usize]| Attr::Ints(v.iter().map(|&x| x as i64).collect());
         match self {
-            Op::Const(c) => vec![("value", Attr::Float(*c))],
-            Op::Iota { dims, axis } => vec![("dims", Attr::Dims(dims.clone())), ("axis", n(axis))],
-            Op::Random { dims, salt } => {
-                vec![("dims", Attr::Dims(dims.clone())), ("salt", Attr::Int(i64::from(*salt)))]
-            }
-            Op::Reduce { axes, keep, .. } => vec![("axes", ints(axes)), ("keep", Attr::Bool(*keep))],
-            Op::IsExtreme { axes, .. } => vec![("axes", ints(axes))],
-            Op::Broadcast { dims } | Op::Reshape { dims } | Op::Alias { dims } => {
-                vec![("dims", Attr::Dims(dims.clone()))]
-            }
-            Op::Window { axis, size, stride, dilation, lo, hi, fill } => vec![
-                ("axis", n(axis)),
-                ("size", n(size)),
-                ("stride", n(stride)),
-                ("dilation", n(dilation)),
-                ("lo", n(lo)),
-                ("hi", n(hi)),
-                ("fill", Attr::Float(*fill)),
-            ],
-            Op::Unwindow { axis, extent, stride, dilation, lo } => vec![
-                ("axis", n(axis)),
-                ("extent", n(extent)),
-                ("stride", n(stride)),
-                ("dilation", n(dilation)),
-                ("lo", n(lo)),
-            ],
-            Op::Scatter { axis, kind } => vec![("axis", n(axis)), ("kind", Attr::Word(kind.name().into()))],
-            Op::Conv { kind, spec, format } => {
-                let mut out = vec![
-                    ("format", Attr::Format(*format)),
-                    ("strides", ints(&spec.stride)),
-                    ("dilations", ints(&spec.dilation)),
-                    ("lo", ints(&spec.lo)),
-                    ("hi", ints(&spec.hi)),
-                    ("groups", n(&spec.groups)),
-                ];
-                match kind {
-                    ConvKind::Forward => {}
-                    ConvKind::Input(extents) => out.push(("extents", ints(extents))),
-                    ConvKind::Weight(kernel) => out.push(("kernel", ints(kernel))),
-                }
-                out
-            }
-            Op::Normalise { axes, eps, .. } => vec![("axes", ints(axes)), ("eps", Attr::Float(*eps))],
-            Op::Transpose { perm } => vec![("perm", ints(perm))],
-            Op::Slice { axis, start, stop, step } => {
-                vec![("axis", n(axis)), ("start", n(start)), ("stop", n(stop)), ("step", n(step))]
-            }
-            Op::Pad { axis, lo, hi, inner } => {
-                vec![("axis", n(axis)), ("lo", n(lo)), ("hi", n(hi)), ("inner", n(inner))]
-            }
-            Op::Concat { axis } | Op::Gather { axis } | Op::Softmax { axis } | Op::LogSoftmax { axis } => {
-                vec![("axis", n(axis))]
-            }
-            Op::ScatterAdd { axis, size } => vec![("axis", n(axis)), ("size", Attr::Dims(Shape(vec![size.clone()])))],
-            Op::MatMul { ta, tb, format } => {
-                vec![("format", Attr::Format(*format)), ("t", Attr::Word(matmul::side(*ta, *tb).into()))]
-            }
-            Op::LayerNorm { eps } => vec![("eps", Attr::Float(*eps))],
-            Op::Loss(_) => vec![("reduction", Attr::Word("none".into()))],
-            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => vec![("format", Attr::Format(*f))],
             Op::Scan(s) => s.attrs(),
-            _ => Vec::new(),
+            _ => {
+                let keys = self.signature().map_or(&[][..], |row| &row.attributes).iter().map(|a| a.key);
+                keys.zip(self.family().attrs(self)).collect()
+            }
         }
     }
 
     /// The operation of this name with these attributes; the inverse of [`Op::name`] and [`Op::attrs`].
     /// Sources are declared, not applied, and are not built here.
+    ///
+    /// # Errors
+    /// That there is none, or which attribute is unknown, missing or no such value.
     pub fn build(name: &str, a: &Attrs) -> Result<Op, String> {
-        if let Some(u) = Unary::ALL.into_iter().find(|u| u.name() == name) {
-            return Ok(Op::Unary(u));
-        }
-        if let Some(b) = Binary::ALL.into_iter().find(|b| b.name() == name) {
-            return Ok(Op::Binary(b));
-        }
-        if let Some(kind) = ReduceKind::ALL.into_iter().find(|k| k.name() == name) {
-            return Ok(Op::Reduce { kind, axes: a.ints("axes")?, keep: a.flag("keep", false)? });
-        }
-        if let Some(loss) = Loss::ALL.into_iter().find(|l| l.name() == name) {
-            return Ok(Op::Loss(loss));
-        }
-        Ok(match name {
-            "const" => Op::Const(a.float("value")?),
-            "random" => {
-                let salt = a.int_or("salt", 0)?;
-                let salt = u32::try_from(salt).map_err(|_| format!("salt={salt} is above {}", u32::MAX))?;
-                Op::Random { dims: a.dims("dims")?, salt }
-            }
-            "iota" => Op::Iota { dims: a.dims("dims")?, axis: a.int("axis")? },
-            "select" => Op::Select,
-            "broadcast" => Op::Broadcast { dims: a.dims("dims")? },
-            "reshape" => Op::Reshape { dims: a.dims("dims")? },
-            "transpose" => Op::Transpose { perm: a.ints("perm")? },
-            "slice" => Op::Slice {
-                axis: a.int("axis")?,
-                start: a.int_or("start", 0)?,
-                stop: a.int("stop")?,
-                step: a.int_or("step", 1)?,
-            },
-            "pad" => Op::Pad {
-                axis: a.int("axis")?,
-                lo: a.int_or("lo", 0)?,
-                hi: a.int_or("hi", 0)?,
-                inner: a.int_or("inner", 0)?,
-            },
-            "window" => Op::Window {
-                axis: a.int("axis")?,
-                size: a.int("size")?,
-                stride: a.int_or("stride", 1)?,
-                dilation: a.int_or("dilation", 1)?,
-                lo: a.int_or("lo", 0)?,
-                hi: a.int_or("hi", 0)?,
-                fill: a.float_or("fill", 0.0)?,
-            },
-            "unwindow" => Op::Unwindow {
-                axis: a.int("axis")?,
-                extent: a.int("extent")?,
-                stride: a.int_or("stride", 1)?,
-                dilation: a.int_or("dilation", 1)?,
-                lo: a.int_or("lo", 0)?,
-            },
-            "scatter" => {
-                let word = a.word_or("kind", "set")?;
-                let kind = ScatterKind::ALL.into_iter().find(|k| k.name() == word);
-                let kind = kind.ok_or_else(|| format!("kind={word} is none of set, add, mul, max, min"))?;
-                Op::Scatter { axis: a.int_or("axis", 0)?, kind }
-            }
-            "conv" | "conv_input" | "conv_weight" => {
-                let stride = a.ints("strides")?;
-                let n = stride.len();
-                let spec = ConvSpec {
-                    dilation: a.ints_or("dilations", vec![1; n])?,
-                    lo: a.ints_or("lo", vec![0; n])?,
-                    hi: a.ints_or("hi", vec![0; n])?,
-                    groups: a.int_or("groups", 1)?,
-                    stride,
-                };
-                let kind = match name {
-                    "conv" => ConvKind::Forward,
-                    "conv_input" => ConvKind::Input(a.ints("extents")?),
-                    _ => ConvKind::Weight(a.ints("kernel")?),
-                };
-                Op::Conv { kind, spec, format: a.format_or("format", Format::F32)? }
-            }
-            "standardise" | "rms_normalise" => {
-                Op::Normalise { axes: a.ints("axes")?, eps: a.float_or("eps", 1e-5)?, centred: name == "standardise" }
-            }
-            "convert" => Op::Convert(a.format("format")?),
-            "alias" => Op::Alias { dims: a.dims("dims")? },
-            "after" => Op::After,
-            "concat" => Op::Concat { axis: a.int("axis")? },
-            "gather" => Op::Gather { axis: a.int_or("axis", 0)? },
-            "scatter_add" => Op::ScatterAdd {
-                axis: a.int_or("axis", 0)?,
-                size: a.dims("size")?.0.pop().ok_or("size takes one extent")?,
-            },
-            "matmul" => {
-                let (ta, tb) = matmul::parse_side(&a.word_or("t", "nn")?)?;
-                Op::MatMul { ta, tb, format: a.format_or("format", Format::F32)? }
-            }
-            "is_max" => Op::IsExtreme { kind: ReduceKind::Max, axes: a.ints("axes")? },
-            "is_min" => Op::IsExtreme { kind: ReduceKind::Min, axes: a.ints("axes")? },
-            "softmax" => Op::Softmax { axis: a.int("axis")? },
-            "log_softmax" => Op::LogSoftmax { axis: a.int("axis")? },
-            "layer_norm" => Op::LayerNorm { eps: a.float_or("eps", 1e-5)? },
-            "put" => Op::Put(a.format("format")?),
-            "cast" => Op::Cast(a.format("format")?),
-            _ => return Err(format!("there is no operation `{name}`")),
-        })
+        let unknown = || {
+            let hint = crate::hint::is_meant(name, Signature::all().iter().map(|row| row.name));
+            format!("there is no operation `{name}`{hint}")
+        };
+        Signature::find(name).ok_or_else(unknown)?.build(a)
     }
 
     /// The operation with named extents replaced by sizes.

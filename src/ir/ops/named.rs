@@ -7,6 +7,8 @@ macro_rules! named_enum {
         pub enum $name { $($(#[$inner])* $variant),* }
         impl $name {
             pub const ALL: [$name; [$($text),*].len()] = [$($name::$variant),*];
+            /// The names, in the order of the members.
+            pub const NAMES: [&'static str; [$($text),*].len()] = [$($text),*];
             /// The name in text and in rules.
             pub fn name(self) -> &'static str {
                 match self { $($name::$variant => $text),* }

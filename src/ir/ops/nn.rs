@@ -3,8 +3,11 @@
 //! They stay whole until kernels are built, so that no format can come between a maximum and the exponential it
 //! protects, and no variance is ever computed in a narrow format.
 
+use super::attr::{Attr, Attrs};
+use super::formula::formula;
 use super::named::named_enum;
 use super::reduce::unbroadcast;
+use super::signature::{Attribute, Default, Family, Kind, Signature};
 use super::{Binary, Context, Format, Gradients, Op, ReduceKind, Shape, Type, Unary};
 use crate::error::Result;
 use crate::ir::graph::{Graph, NodeId};
@@ -23,14 +26,100 @@ named_enum! {
     }
 }
 
-pub(super) fn infer_softmax(axis: usize, x: &Type) -> Result<Type, String> {
+/// Softmax, norms and losses.
+pub(super) struct Norms;
+
+impl Family for Norms {
+    fn signatures(&self) -> Vec<Signature> {
+        let axis = || Attribute::new("axis", Kind::Int).default(Default::LastAxis).samples(&["0", "1"]);
+        let eps = || Attribute::new("eps", Kind::Number).or(Attr::number(1e-5));
+        let axes = || Attribute::new("axes", Kind::Ints);
+        let reduction = || Attribute::new("reduction", Kind::Choice(&["none", "mean"])).or(Attr::word("mean"));
+        let mut rows = vec![
+            Signature::new("softmax", 1).with([axis()]),
+            Signature::new("log_softmax", 1).with([axis()]),
+            Signature::new("layer_norm", 3).with([eps()]),
+            Signature::new("standardise", 1).with([axes(), eps()]),
+            Signature::new("rms_normalise", 1).with([axes(), eps()]),
+        ];
+        rows.extend(Loss::ALL.map(|loss| Signature::new(loss.name(), 2).with([reduction()])));
+        rows
+    }
+
+    fn name(&self, op: &Op) -> &'static str {
+        match op {
+            Op::Softmax { .. } => "softmax",
+            Op::LogSoftmax { .. } => "log_softmax",
+            Op::LayerNorm { .. } => "layer_norm",
+            Op::Normalise { centred: true, .. } => "standardise",
+            Op::Normalise { .. } => "rms_normalise",
+            Op::Loss(l) => l.name(),
+            _ => unreachable!("another family's"),
+        }
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        match op {
+            Op::Softmax { axis } | Op::LogSoftmax { axis } => vec![Attr::int(*axis)],
+            Op::LayerNorm { eps } => vec![Attr::Float(*eps)],
+            Op::Normalise { axes, eps, .. } => vec![Attr::ints(axes), Attr::Float(*eps)],
+            // Text averages afterwards.
+            _ => vec![Attr::word("none")],
+        }
+    }
+
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String> {
+        Ok(match name {
+            "softmax" => Op::Softmax { axis: a.int("axis")? },
+            "log_softmax" => Op::LogSoftmax { axis: a.int("axis")? },
+            "layer_norm" => Op::LayerNorm { eps: a.float("eps")? },
+            "standardise" => Op::Normalise { axes: a.ints("axes")?, eps: a.float("eps")?, centred: true },
+            "rms_normalise" => Op::Normalise { axes: a.ints("axes")?, eps: a.float("eps")?, centred: false },
+            _ => Op::Loss(Loss::ALL.into_iter().find(|l| l.name() == name).ok_or("no such loss")?),
+        })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        match op {
+            Op::Softmax { axis } | Op::LogSoftmax { axis } => infer_softmax(*axis, x[0]),
+            Op::LayerNorm { .. } => infer_layer_norm(x),
+            Op::Normalise { axes, .. } => infer_normalise(axes, x[0]),
+            Op::Loss(l) => l.infer(x[0], x[1]),
+            _ => unreachable!("another family's"),
+        }
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        match op {
+            Op::Softmax { axis } => eval_softmax(*axis, x[0], false),
+            Op::LogSoftmax { axis } => eval_softmax(*axis, x[0], true),
+            Op::LayerNorm { eps } => eval_layer_norm(eps.get(), x),
+            Op::Normalise { axes, eps, centred } => eval_normalise(axes, eps.get(), *centred, x[0]),
+            Op::Loss(l) => l.eval(x[0], x[1], ty),
+            _ => unreachable!("another family's"),
+        }
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        match op {
+            Op::Softmax { axis } => vjp_softmax(*axis, c),
+            Op::LogSoftmax { axis } => vjp_log_softmax(*axis, c),
+            Op::LayerNorm { eps } => vjp_layer_norm(eps.get(), c),
+            Op::Normalise { axes, eps, centred } => vjp_normalise(axes, eps.get(), *centred, c),
+            Op::Loss(l) => l.vjp(c),
+            _ => unreachable!("another family's"),
+        }
+    }
+}
+
+fn infer_softmax(axis: usize, x: &Type) -> Result<Type, String> {
     if axis >= x.shape.rank() {
         return Err(format!("axis {axis} is outside {}", x.shape));
     }
     Unary::Exp.infer(x)
 }
 
-pub(super) fn eval_softmax(axis: usize, x: &Tensor, log: bool) -> Tensor {
+fn eval_softmax(axis: usize, x: &Tensor, log: bool) -> Tensor {
     let line = |i: &[usize], f: &mut dyn FnMut(f64)| {
         let mut j = i.to_vec();
         for k in 0..x.dims[axis] {
@@ -63,24 +152,25 @@ pub(crate) fn at_label(g: &mut Graph, x: NodeId, label: NodeId) -> Result<NodeId
 }
 
 /// dx = y (dy − Σ y dy)
-pub(super) fn vjp_softmax(axis: usize, c: Context) -> Gradients {
-    let (g, y, dy) = (c.graph, c.node, c.dy);
-    let p = g.binary(Binary::Mul, y, dy)?;
-    let s = g.reduce(ReduceKind::Sum, p, &[axis], true)?;
-    let d = g.binary(Binary::Sub, dy, s)?;
-    Ok(vec![Some(g.binary(Binary::Mul, y, d)?)])
+fn vjp_softmax(axis: usize, c: Context) -> Gradients {
+    let dx = formula(c.graph, |s| {
+        let (y, dy) = (s.value(c.node), s.value(c.dy));
+        (y * (dy - (y * dy).reduce(ReduceKind::Sum, &[axis]))).id
+    });
+    Ok(vec![Some(dx?)])
 }
 
 /// dx = dy − softmax(x) Σ dy
-pub(super) fn vjp_log_softmax(axis: usize, c: Context) -> Gradients {
-    let (g, y, dy) = (c.graph, c.node, c.dy);
-    let s = g.reduce(ReduceKind::Sum, dy, &[axis], true)?;
-    let p = g.unary(Unary::Exp, y)?;
-    let ps = g.binary(Binary::Mul, p, s)?;
-    Ok(vec![Some(g.binary(Binary::Sub, dy, ps)?)])
+fn vjp_log_softmax(axis: usize, c: Context) -> Gradients {
+    let dx = formula(c.graph, |s| {
+        let (y, dy) = (s.value(c.node), s.value(c.dy));
+        let sum = dy.reduce(ReduceKind::Sum, &[axis]);
+        (dy - y.unary(Unary::Exp) * sum).id
+    });
+    Ok(vec![Some(dx?)])
 }
 
-pub(super) fn infer_layer_norm(x: &[&Type]) -> Result<Type, String> {
+fn infer_layer_norm(x: &[&Type]) -> Result<Type, String> {
     let last = x[0].shape.0.last().ok_or("takes at least one axis")?;
     let row = Shape(vec![last.clone()]);
     if x[1].shape != row || x[2].shape != row {
@@ -89,7 +179,7 @@ pub(super) fn infer_layer_norm(x: &[&Type]) -> Result<Type, String> {
     Unary::Exp.infer(x[0])
 }
 
-pub(super) fn eval_layer_norm(eps: f64, x: &[&Tensor]) -> Tensor {
+fn eval_layer_norm(eps: f64, x: &[&Tensor]) -> Tensor {
     let n = *x[0].dims.last().expect("checked by the type rule");
     let mut out = x[0].clone();
     for row in out.data.chunks_mut(n.max(1)) {
@@ -122,14 +212,14 @@ pub(crate) fn standardise(
     Ok((g.binary(Binary::Mul, from, rstd)?, rstd))
 }
 
-pub(super) fn infer_normalise(axes: &[usize], x: &Type) -> Result<Type, String> {
+fn infer_normalise(axes: &[usize], x: &Type) -> Result<Type, String> {
     if axes.is_empty() || !axes.is_sorted_by(|a, b| a < b) || axes.iter().any(|&a| a >= x.shape.rank()) {
         return Err(format!("axes {axes:?} must ascend and lie inside {}", x.shape));
     }
     Unary::Exp.infer(x)
 }
 
-pub(super) fn eval_normalise(axes: &[usize], eps: f64, centred: bool, x: &Tensor) -> Tensor {
+fn eval_normalise(axes: &[usize], eps: f64, centred: bool, x: &Tensor) -> Tensor {
     let dims: Vec<usize> = x.dims.iter().enumerate().map(|(i, &d)| if axes.contains(&i) { 1 } else { d }).collect();
     let n: usize = axes.iter().map(|&a| x.dims[a]).product();
     let at = |i: &[usize]| -> Vec<usize> { i.iter().zip(&dims).map(|(&v, &d)| if d == 1 { 0 } else { v }).collect() };
@@ -143,7 +233,7 @@ pub(super) fn eval_normalise(axes: &[usize], eps: f64, centred: bool, x: &Tensor
 }
 
 /// dx = rstd (dy − mean dy − x̂ mean(dy x̂)); without centring the second term falls away.
-pub(super) fn vjp_normalise(axes: &[usize], eps: f64, centred: bool, c: Context) -> Gradients {
+fn vjp_normalise(axes: &[usize], eps: f64, centred: bool, c: Context) -> Gradients {
     let (g, x, dy) = (c.graph, c.x[0], c.dy);
     let (xhat, rstd) = standardise(g, x, axes, eps, centred)?;
     Ok(vec![Some(through_statistics(g, dy, xhat, rstd, axes, centred)?)])
@@ -158,20 +248,16 @@ fn through_statistics(
     axes: &[usize],
     centred: bool,
 ) -> Result<NodeId> {
-    let hx = g.binary(Binary::Mul, h, xhat)?;
-    let mean_hx = g.reduce(ReduceKind::Mean, hx, axes, true)?;
-    let along = g.binary(Binary::Mul, xhat, mean_hx)?;
-    let mut d = h;
-    if centred {
-        let mean_h = g.reduce(ReduceKind::Mean, h, axes, true)?;
-        d = g.binary(Binary::Sub, h, mean_h)?;
-    }
-    let d = g.binary(Binary::Sub, d, along)?;
-    g.binary(Binary::Mul, rstd, d)
+    formula(g, |s| {
+        let (h, xhat, rstd) = (s.value(h), s.value(xhat), s.value(rstd));
+        let along = xhat * (h * xhat).reduce(ReduceKind::Mean, axes);
+        let d = if centred { h - h.reduce(ReduceKind::Mean, axes) } else { h };
+        (rstd * (d - along)).id
+    })
 }
 
 /// With h = dy·scale: dx = rstd (h − mean h − x̂ mean(h x̂)); dscale = Σ dy x̂; dshift = Σ dy (Ba et al. 2016).
-pub(super) fn vjp_layer_norm(eps: f64, c: Context) -> Gradients {
+fn vjp_layer_norm(eps: f64, c: Context) -> Gradients {
     let (g, x, scale, shift, dy) = (c.graph, c.x[0], c.x[1], c.x[2], c.dy);
     let last = [g.shape(x).rank() - 1];
     let (xhat, rstd) = standardise(g, x, &last, eps, true)?;
@@ -221,21 +307,16 @@ impl Loss {
     pub(super) fn vjp(self, c: Context) -> Gradients {
         let (g, x, y, dy) = (c.graph, c.x[0], c.x[1], c.dy);
         match self {
-            Loss::SquaredError => {
-                let d = g.binary(Binary::Sub, x, y)?;
-                let d2 = g.scale(d, 2.0)?;
-                let dx = g.binary(Binary::Mul, dy, d2)?;
-                let dt = g.unary(Unary::Neg, dx)?;
-                Ok(vec![Some(dx), Some(dt)])
-            }
-            Loss::BceWithLogits => {
-                let p = g.unary(Unary::Sigmoid, x)?;
-                let d = g.binary(Binary::Sub, p, y)?;
-                let dx = g.binary(Binary::Mul, dy, d)?;
-                let neg = g.unary(Unary::Neg, x)?;
-                let dt = g.binary(Binary::Mul, dy, neg)?;
-                Ok(vec![Some(dx), Some(dt)])
-            }
+            Loss::SquaredError => formula(g, |s| {
+                let [x, y, dy] = [x, y, dy].map(|id| s.value(id));
+                let dx = dy * ((x - y) * 2.0);
+                vec![Some(dx.id), Some((-dx).id)]
+            }),
+            Loss::BceWithLogits => formula(g, |s| {
+                let [x, y, dy] = [x, y, dy].map(|id| s.value(id));
+                let dx = dy * (x.unary(Unary::Sigmoid) - y);
+                vec![Some(dx.id), Some((dy * -x).id)]
+            }),
             // softmax(x) − onehot(y), each row times its dy
             Loss::CrossEntropy => {
                 let axis = g.shape(x).rank() - 1;

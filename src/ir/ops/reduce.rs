@@ -1,6 +1,8 @@
 //! Reductions over axes. Accumulation is in f32 on every device, whatever the operand's format.
 
+use super::attr::{Attr, Attrs};
 use super::named::named_enum;
+use super::signature::{Attribute, Default, Family, Kind, Signature};
 use super::{Binary, Context, Gradients, Op, Shape, Type};
 use crate::error::Result;
 use crate::format::Format;
@@ -10,6 +12,68 @@ use crate::ir::types::Dim;
 
 named_enum! {
     ReduceKind { Sum = "sum", Mean = "mean", Max = "reduce_max", Min = "reduce_min", Any = "any", Prod = "prod" }
+}
+
+/// Reductions, and which elements are the extremes.
+pub(super) struct Reductions;
+
+impl Family for Reductions {
+    fn signatures(&self) -> Vec<Signature> {
+        let axes = || Attribute::new("axes", Kind::Ints).default(Default::AllAxes);
+        let keep = || Attribute::new("keep", Kind::Flag).or(Attr::Bool(false));
+        let mut rows: Vec<Signature> =
+            ReduceKind::ALL.iter().map(|k| Signature::new(k.name(), 1).with([axes(), keep()])).collect();
+        rows.extend(["is_max", "is_min"].map(|name| Signature::new(name, 1).with([axes()])));
+        rows
+    }
+
+    fn name(&self, op: &Op) -> &'static str {
+        match op {
+            Op::Reduce { kind, .. } => kind.name(),
+            Op::IsExtreme { kind: ReduceKind::Min, .. } => "is_min",
+            _ => "is_max",
+        }
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        match op {
+            Op::Reduce { axes, keep, .. } => vec![Attr::ints(axes), Attr::Bool(*keep)],
+            Op::IsExtreme { axes, .. } => vec![Attr::ints(axes)],
+            _ => Vec::new(),
+        }
+    }
+
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String> {
+        let axes = a.ints("axes")?;
+        Ok(match ReduceKind::ALL.into_iter().find(|k| k.name() == name) {
+            Some(kind) => Op::Reduce { kind, axes, keep: a.flag("keep")? },
+            None if name == "is_min" => Op::IsExtreme { kind: ReduceKind::Min, axes },
+            None => Op::IsExtreme { kind: ReduceKind::Max, axes },
+        })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        match op {
+            Op::Reduce { kind, axes, keep } => infer(*kind, axes, *keep, x[0]),
+            Op::IsExtreme { kind, axes } => infer_extreme(*kind, axes, x[0]),
+            _ => unreachable!("another family's"),
+        }
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        match op {
+            Op::Reduce { kind, axes, .. } => eval(*kind, axes, x[0], ty),
+            Op::IsExtreme { kind, axes } => eval_extreme(*kind, axes, x[0]),
+            _ => unreachable!("another family's"),
+        }
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        match op {
+            Op::Reduce { kind, axes, .. } => vjp(*kind, axes, c),
+            _ => Ok(vec![None]),
+        }
+    }
 }
 
 impl ReduceKind {
@@ -33,7 +97,7 @@ impl ReduceKind {
     }
 }
 
-pub(super) fn infer(kind: ReduceKind, axes: &[usize], keep: bool, x: &Type) -> Result<Type, String> {
+fn infer(kind: ReduceKind, axes: &[usize], keep: bool, x: &Type) -> Result<Type, String> {
     if let Some(a) = axes.iter().find(|&&a| a >= x.shape.rank()) {
         return Err(format!("axis {a} is outside {}", x.shape));
     }
@@ -53,12 +117,12 @@ pub(super) fn infer(kind: ReduceKind, axes: &[usize], keep: bool, x: &Type) -> R
     Ok(Type::new(Shape(dims.collect()), format))
 }
 
-pub(super) fn infer_extreme(kind: ReduceKind, axes: &[usize], x: &Type) -> Result<Type, String> {
+fn infer_extreme(kind: ReduceKind, axes: &[usize], x: &Type) -> Result<Type, String> {
     infer(kind, axes, true, x)?;
     Ok(Type::new(x.shape.clone(), Format::Bool))
 }
 
-pub(super) fn eval_extreme(kind: ReduceKind, axes: &[usize], x: &Tensor) -> Tensor {
+fn eval_extreme(kind: ReduceKind, axes: &[usize], x: &Tensor) -> Tensor {
     let mut dims = x.dims.clone();
     axes.iter().for_each(|&a| dims[a] = 1);
     let extreme = eval(kind, axes, x, &Type::new(Shape::of(&dims), Format::F32));
@@ -68,7 +132,7 @@ pub(super) fn eval_extreme(kind: ReduceKind, axes: &[usize], x: &Tensor) -> Tens
     })
 }
 
-pub(super) fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> Tensor {
+fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> Tensor {
     let dims = ty.dims();
     let mut out = Tensor::full(&dims, kind.identity());
     let keep = dims.len() == x.dims.len();
@@ -92,7 +156,7 @@ pub(super) fn eval(kind: ReduceKind, axes: &[usize], x: &Tensor, ty: &Type) -> T
     out
 }
 
-pub(super) fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
+fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
     let (g, x) = (c.graph, c.x[0]);
     let full = g.shape(x).clone();
     let kept = Shape(

@@ -6,7 +6,9 @@
 //! positions ([`Take::Stack`]), or a state after the last run ([`Take::Last`]). Nodes that differ in nothing else run as
 //! one loop, so a gradient takes what it needs from the loop that is there.
 
-use super::{Attr, Dim, Op, Shape, Type};
+use super::attr::Attrs;
+use super::signature::{Family, Signature};
+use super::{Attr, Context, Dim, Gradients, Op, Shape, Type};
 use crate::ir::eval::evaluate;
 use crate::ir::graph::{Graph, NodeId, Role};
 use crate::ir::tensor::Tensor;
@@ -86,6 +88,44 @@ pub enum Take {
     Stack(String),
     /// A state after the last run.
     Last(String),
+}
+
+/// Loops. They have no row: what applies one names a body, which only text and graphs have.
+pub(super) struct Loops;
+
+fn scan_of(op: &Op) -> &Scan {
+    let Op::Scan(scan) = op else { unreachable!("another family's") };
+    scan
+}
+
+impl Family for Loops {
+    fn signatures(&self) -> Vec<Signature> {
+        Vec::new()
+    }
+
+    fn name(&self, _: &Op) -> &'static str {
+        super::names::SCAN
+    }
+
+    fn attrs(&self, _: &Op) -> Vec<Attr> {
+        Vec::new()
+    }
+
+    fn build(&self, _: &str, _: &Attrs) -> Result<Op, String> {
+        unreachable!("there is no row")
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        scan_of(op).infer(x)
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        scan_of(op).eval(x, ty)
+    }
+
+    fn vjp(&self, _: &Op, _: Context) -> Gradients {
+        unreachable!("loops are differentiated whole, by autodiff::scan")
+    }
 }
 
 /// Yields all values of a body, given those of its sources.

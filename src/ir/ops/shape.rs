@@ -1,11 +1,114 @@
 //! Moving elements: broadcast, reshape, transpose, slice, pad, windows, concat.
 
+use super::attr::{Attr, Attrs};
 use super::reduce::unbroadcast;
+use super::signature::Elements::{Moved, Picked};
+use super::signature::{Attribute, Default, Family, Kind, Signature};
 use super::{Context, Gradients, Op, ReduceKind, Shape, Type};
 use crate::error::Result;
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::Dim;
+
+/// Operations that move elements and compute nothing.
+pub(super) struct Moves;
+
+impl Family for Moves {
+    fn signatures(&self) -> Vec<Signature> {
+        let axis = || Attribute::new("axis", Kind::Int).samples(&["0", "1"]);
+        let int = |key| Attribute::new(key, Kind::Int);
+        let or = |key, n| Attribute::new(key, Kind::Int).or(Attr::int(n));
+        let dims = || Attribute::new("dims", Kind::Dims);
+        let perm = Attribute::new("perm", Kind::Ints).default(Default::LastTwoExchanged).samples(&["[1, 0]"]);
+        let fill = Attribute::new("fill", Kind::Number).or(Attr::number(0.0));
+        let [size, extent] = ["size", "extent"].map(|key| int(key).samples(&["1", "2"]));
+        let places = || [or("stride", 1).samples(&["1", "2"]), or("dilation", 1).samples(&["1", "2"]), or("lo", 0)];
+        vec![
+            Signature::new("broadcast", 1).with([dims()]),
+            Signature::new("reshape", 1).elements(Moved).with([dims()]),
+            Signature::new("transpose", 1).elements(Moved).with([perm]),
+            Signature::new("slice", 1).elements(Picked).with([axis(), or("start", 0), int("stop"), or("step", 1)]),
+            Signature::new("pad", 1).elements(Picked).with([axis(), or("lo", 0), or("hi", 0), or("inner", 0)]),
+            Signature::new("window", 1)
+                .elements(Picked)
+                .with([&[axis(), size], &places()[..], &[or("hi", 0), fill]].concat()),
+            Signature::new("unwindow", 1).elements(Picked).with([&[axis(), extent], &places()[..]].concat()),
+            Signature::new("concat", 1).elements(Picked).of_any().with([axis()]),
+        ]
+    }
+
+    fn name(&self, op: &Op) -> &'static str {
+        match op {
+            Op::Broadcast { .. } => "broadcast",
+            Op::Reshape { .. } => "reshape",
+            Op::Transpose { .. } => "transpose",
+            Op::Slice { .. } => "slice",
+            Op::Pad { .. } => "pad",
+            Op::Window { .. } => "window",
+            Op::Unwindow { .. } => "unwindow",
+            _ => "concat",
+        }
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        let ints = |v: &[&usize]| v.iter().map(|&&n| Attr::int(n)).collect();
+        match op {
+            Op::Broadcast { dims } | Op::Reshape { dims } => vec![Attr::Dims(dims.clone())],
+            Op::Transpose { perm } => vec![Attr::ints(perm)],
+            Op::Slice { axis, start, stop, step } => ints(&[axis, start, stop, step]),
+            Op::Pad { axis, lo, hi, inner } => ints(&[axis, lo, hi, inner]),
+            Op::Window { axis, size, stride, dilation, lo, hi, fill } => {
+                let mut out: Vec<Attr> = ints(&[axis, size, stride, dilation, lo, hi]);
+                out.push(Attr::Float(*fill));
+                out
+            }
+            Op::Unwindow { axis, extent, stride, dilation, lo } => ints(&[axis, extent, stride, dilation, lo]),
+            Op::Concat { axis } => ints(&[axis]),
+            _ => unreachable!("another family's"),
+        }
+    }
+
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String> {
+        Ok(match name {
+            "broadcast" => Op::Broadcast { dims: a.dims("dims")? },
+            "reshape" => Op::Reshape { dims: a.dims("dims")? },
+            "transpose" => Op::Transpose { perm: a.ints("perm")? },
+            "slice" => {
+                Op::Slice { axis: a.int("axis")?, start: a.int("start")?, stop: a.int("stop")?, step: a.int("step")? }
+            }
+            "pad" => Op::Pad { axis: a.int("axis")?, lo: a.int("lo")?, hi: a.int("hi")?, inner: a.int("inner")? },
+            "window" => Op::Window {
+                axis: a.int("axis")?,
+                size: a.int("size")?,
+                stride: a.int("stride")?,
+                dilation: a.int("dilation")?,
+                lo: a.int("lo")?,
+                hi: a.int("hi")?,
+                fill: a.float("fill")?,
+            },
+            "unwindow" => Op::Unwindow {
+                axis: a.int("axis")?,
+                extent: a.int("extent")?,
+                stride: a.int("stride")?,
+                dilation: a.int("dilation")?,
+                lo: a.int("lo")?,
+            },
+            _ => Op::Concat { axis: a.int("axis")? },
+        })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        infer(op, x)
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        eval(op, x, ty)
+    }
+
+    fn vjp(&self, op: &Op, c: Context) -> Gradients {
+        vjp(op, c)
+    }
+}
 
 /// The register format a moved element has: what was narrow is f32 once read.
 fn register(x: &Type, shape: Shape) -> Type {
@@ -26,7 +129,7 @@ fn with_extent(x: &Type, axis: usize, n: usize) -> Type {
     register(x, shape)
 }
 
-pub(super) fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
+fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
     let a = x.first().ok_or("needs an operand")?;
     match op {
         Op::Broadcast { dims } => match a.shape.broadcast(dims) {
@@ -92,7 +195,7 @@ pub(super) fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
     }
 }
 
-pub(super) fn eval(op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+fn eval(op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
     let dims = ty.dims();
     match op {
         Op::Broadcast { .. } => Tensor::from_fn(&dims, |i| x[0].at_broadcast(i)),
@@ -139,7 +242,7 @@ pub(super) fn eval(op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
     }
 }
 
-pub(super) fn vjp(op: &Op, c: Context) -> Gradients {
+fn vjp(op: &Op, c: Context) -> Gradients {
     let (g, x, dy) = (c.graph, c.x[0], c.dy);
     let dx = match op {
         Op::Broadcast { .. } => unbroadcast(g, dy, x)?,

@@ -1,8 +1,82 @@
 //! Where values come from: initial values of parameters and states, and positions.
 
 use super::attr::Num;
+use super::attr::{Attr, Attrs};
+use super::signature::{Attribute, Family, Kind, Signature};
+use super::{Context, Gradients, Tensor, random};
 use super::{Format, Op, Shape, Type};
 use std::fmt;
+
+/// What the step is given, and what needs no operand of the model: constants, positions, random numbers.
+pub(super) struct Sources;
+
+impl Family for Sources {
+    fn signatures(&self) -> Vec<Signature> {
+        let axis = Attribute::new("axis", Kind::Int).samples(&["0", "1"]);
+        let salt = Attribute::new("salt", Kind::Int).or(Attr::int(0));
+        vec![
+            Signature::new("const", 0).with([Attribute::new("value", Kind::Number)]),
+            Signature::new("iota", 0).with([Attribute::new("dims", Kind::Dims), axis]),
+            Signature::new("random", 2).with([Attribute::new("dims", Kind::Dims), salt]),
+        ]
+    }
+
+    fn name(&self, op: &Op) -> &'static str {
+        match op {
+            Op::Input { label: false, .. } => "input",
+            Op::Input { label: true, .. } => "label",
+            Op::Param { .. } => "param",
+            Op::State { .. } => "state",
+            Op::Const(_) => "const",
+            Op::Iota { .. } => "iota",
+            _ => "random",
+        }
+    }
+
+    fn attrs(&self, op: &Op) -> Vec<Attr> {
+        match op {
+            Op::Const(c) => vec![Attr::Float(*c)],
+            Op::Iota { dims, axis } => vec![Attr::Dims(dims.clone()), Attr::int(*axis)],
+            Op::Random { dims, salt } => vec![Attr::Dims(dims.clone()), Attr::Int(i64::from(*salt))],
+            _ => Vec::new(),
+        }
+    }
+
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String> {
+        Ok(match name {
+            "const" => Op::Const(a.float("value")?),
+            "iota" => Op::Iota { dims: a.dims("dims")?, axis: a.int("axis")? },
+            _ => {
+                let salt = a.int("salt")?;
+                let salt = u32::try_from(salt).map_err(|_| format!("salt={salt} is above {}", u32::MAX))?;
+                Op::Random { dims: a.dims("dims")?, salt }
+            }
+        })
+    }
+
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String> {
+        match op {
+            Op::Input { ty, .. } | Op::Param { ty, .. } | Op::State { ty, .. } => Ok(ty.clone()),
+            Op::Iota { dims, axis } if *axis >= dims.rank() => Err(format!("axis {axis} is outside {dims}")),
+            Op::Iota { dims, .. } => Ok(Type::new(dims.clone(), Format::I64)),
+            Op::Random { dims, .. } => random::infer(dims, x),
+            _ => Ok(Type::new(Shape::scalar(), Format::F32)),
+        }
+    }
+
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
+        match op {
+            Op::Const(c) => Tensor::scalar(c.get()),
+            Op::Iota { axis, .. } => Tensor::from_fn(&ty.dims(), |i| i[*axis] as f64),
+            Op::Random { salt, .. } => random::eval(&ty.dims(), *salt, x),
+            _ => panic!("sources are given, not evaluated"),
+        }
+    }
+
+    fn vjp(&self, _: &Op, c: Context) -> Gradients {
+        Ok(vec![None; c.x.len()])
+    }
+}
 
 /// How a parameter or state starts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -76,11 +150,4 @@ impl Op {
         }
         self
     }
-}
-
-pub(super) fn infer_iota(dims: &Shape, axis: usize) -> Result<Type, String> {
-    if axis >= dims.rank() {
-        return Err(format!("axis {axis} is outside {dims}"));
-    }
-    Ok(Type::new(dims.clone(), Format::I64))
 }

@@ -4,7 +4,7 @@ use super::lex::{Token, lex};
 use crate::error::{Error, Result, Spanned};
 use crate::format::Format;
 use crate::ir::graph::{Graph, Named, NodeId, Role};
-use crate::ir::ops::{Attr, Attrs, Binary, Body, Init, Num, Op, ReduceKind, Scan, Take, Unary};
+use crate::ir::ops::{Attr, Attrs, Binary, Body, Init, Num, Op, ReduceKind, Scan, Signature, Take, Unary, names};
 use crate::ir::types::{Dim, Shape, Type};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -196,7 +196,7 @@ impl Parser {
             (Err(_), Ok(s)) => Take::Last(s),
             _ => return Err("takes either stack=VALUE of the body or last=STATE".into()),
         };
-        Ok(Op::Scan(Scan { body, steps, reverse: a.flag("reverse", false)?, take }))
+        Ok(Op::Scan(Scan { body, steps, reverse: a.get("reverse").is_some() && a.flag("reverse")?, take }))
     }
 
     fn assignment(&mut self, start: usize) -> Parse<()> {
@@ -408,41 +408,19 @@ impl Parser {
             }
         }
         let start = name_span.start;
-        self.fill_in(name, &operands, &mut attrs);
-        let average = Op::build(name, &attrs).is_ok_and(|op| matches!(op, Op::Loss(_)))
-            && !attrs.0.iter().any(|(k, a)| k == "reduction" && *a == Attr::Word("none".into()));
-        let op = if name == "scan" { self.scan(&attrs) } else { Op::build(name, &attrs) };
+        let row = Signature::find(name);
+        if let (Some(row), Some(&x)) = (row, operands.first()) {
+            row.fill_in(&mut attrs, self.scope.graph.shape(x).rank());
+        }
+        let op = if name == names::SCAN { self.scan(&attrs) } else { Op::build(name, &attrs) };
         let op = op.map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
+        let average = matches!(op, Op::Loss(_)) && attrs.get("reduction") != Some(&Attr::Word("none".into()));
         let node = self.add(start, None, op, &operands)?;
         if average {
             let axes = (0..self.scope.graph.shape(node).rank()).collect();
             return self.add(start, None, Op::Reduce { kind: ReduceKind::Mean, axes, keep: false }, &[node]);
         }
         Ok(node)
-    }
-
-    /// What may be left out: the last axis, all axes, the swap of the last two; and axes counted from the end.
-    fn fill_in(&self, name: &str, operands: &[NodeId], attrs: &mut Attrs) {
-        let Some(rank) = operands.first().map(|&x| self.scope.graph.shape(x).rank()) else { return };
-        let has = |attrs: &Attrs, key: &str| attrs.0.iter().any(|(k, _)| k == key);
-        for (key, attr) in &mut attrs.0 {
-            match attr {
-                Attr::Int(i) if key == "axis" && *i < 0 => *i += rank as i64,
-                Attr::Ints(v) if key == "axes" => v.iter_mut().filter(|i| **i < 0).for_each(|i| *i += rank as i64),
-                _ => {}
-            }
-        }
-        if matches!(name, "softmax" | "log_softmax") && !has(attrs, "axis") {
-            attrs.0.push(("axis".into(), Attr::Int(rank as i64 - 1)));
-        }
-        if ReduceKind::ALL.iter().any(|k| k.name() == name) && !has(attrs, "axes") {
-            attrs.0.push(("axes".into(), Attr::Ints((0..rank as i64).collect())));
-        }
-        if name == "transpose" && !has(attrs, "perm") && rank >= 2 {
-            let mut perm: Vec<i64> = (0..rank as i64).collect();
-            perm.swap(rank - 1, rank - 2);
-            attrs.0.push(("perm".into(), Attr::Ints(perm)));
-        }
     }
 
     fn attr(&mut self) -> Parse<Attr> {

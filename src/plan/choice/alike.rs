@@ -4,7 +4,7 @@ use super::live::Flip;
 use super::members::{Choice, Members};
 use crate::format::Format;
 use crate::plan::layers::{Matching, Numbers};
-use crate::rewrite::{Sort, Term};
+use crate::rewrite::{Sort, Term, forms, is_source};
 use egg::Id;
 use std::collections::HashSet;
 
@@ -103,7 +103,7 @@ impl Alike {
     /// kernel may compute all of them.
     pub fn crosses(&self, m: &Members, choice: &Choice, edge: Id) -> bool {
         let others = [in_layer(&self.next, edge), in_layer(&self.previous, edge)];
-        if others == [None; 2] || m.chosen(choice, edge).name() != "pass" || m.is_scalar(edge) {
+        if others == [None; 2] || m.chosen(choice, edge).name() != forms::PASS || m.is_scalar(edge) {
             return false;
         }
         let (mut seen, mut stack) = (HashSet::new(), vec![edge]);
@@ -144,7 +144,7 @@ fn in_layer(beside: &[Option<Id>], class: Id) -> Option<Id> {
 
 /// A term without what it reads and without names.
 fn head(m: &Members, term: &Term) -> (&'static str, Vec<&'static str>) {
-    let named = matches!(term.name(), "param" | "state" | "input" | "carried" | "staged");
+    let named = is_source(term.name());
     let words = term.children.iter().filter(|&&c| m.sort(c) == Sort::Word).map(|&c| m.word(c));
     (term.name(), words.filter(|w| !named || w.parse::<Format>().is_ok()).collect())
 }

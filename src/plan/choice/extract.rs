@@ -19,7 +19,7 @@ use crate::ir::{Graph, NodeId, Op, Output};
 use crate::plan::evidence::Estimates;
 use crate::plan::layers::{Grown, LAYERS, Layers};
 use crate::plan::{Policy, Request, Verdict};
-use crate::rewrite::{EGraph, Encoded, PhaseReport, RuleSet};
+use crate::rewrite::{EGraph, Encoded, PhaseReport, RuleSet, forms};
 use egg::Id;
 use std::collections::BTreeMap;
 
@@ -241,7 +241,7 @@ fn rules_behind(m: &Members, choice: &Choice) -> BTreeMap<String, String> {
         if let Some(name) = m.name(class) {
             out.insert(name.to_owned(), rule.to_owned());
         }
-        if term.name() == "get" {
+        if term.name() == forms::GET {
             let buffer = m.chosen(choice, term.children[0]);
             if let Some(name) = buffer.children.get(1).and_then(|&v| m.name(v)) {
                 out.insert(name.to_owned(), rule.to_owned());

@@ -2,6 +2,7 @@
 
 use super::members::{Choice, Members};
 use super::noise::added;
+use crate::rewrite::forms;
 use egg::Id;
 
 /// Members taken at once: classes, and what is taken in each.
@@ -91,7 +92,7 @@ impl<'a> Live<'a> {
     fn operands(&self, class: Id) -> Vec<Id> {
         let m = self.members;
         let term = m.chosen(&self.choice, class);
-        if term.name() == "carried" {
+        if term.name() == forms::CARRIED {
             return m.copy_of(term).map(|(name, _)| m.update_of(name)).into_iter().collect();
         }
         m.operands(&self.choice, class).collect()

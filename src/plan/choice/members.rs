@@ -1,9 +1,10 @@
 //! The members of every e-class, cheapest first, and a choice among them.
 
 use crate::format::Format;
-use crate::ir::{Graph, Named, Op, Stage};
+use crate::ir::ops::names;
+use crate::ir::{Graph, Named, Op, Stage, Unary};
 use crate::plan::evidence::Estimates;
-use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, is_product};
+use crate::rewrite::{EGraph, Encoded, Sort, Term, decode_op, forms, is_product};
 use egg::{Id, Language};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -139,7 +140,7 @@ impl<'a> Members<'a> {
             let allow = self.egraph[self.egraph.find(class)].data.allow;
             let narrow = |t: &Term| self.ty(t.children[0]).is_some_and(|ty| ty.format.is_low());
             let keep = |t: &Term| match t.name() {
-                "get" => allow.stores.iter().next().is_none() || narrow(t) || self.passed(class).is_none(),
+                forms::GET => allow.stores.iter().next().is_none() || narrow(t) || self.passed(class).is_none(),
                 name if is_product(name) => {
                     let low = self.format_of(t.children[0]).is_some_and(|f| Format::MULTIPLIED.contains(&f));
                     low || allow.multiplies.iter().next().is_none()
@@ -156,13 +157,13 @@ impl<'a> Members<'a> {
     fn own_price(&self, t: &Term) -> f64 {
         match t.name() {
             "" => 0.0,
-            "carried" | "staged" => 0.01,
-            "param" | "input" | "state" => 0.5,
-            "put" | "cast" => {
+            forms::CARRIED | forms::STAGED => 0.01,
+            forms::PARAM | forms::INPUT | forms::STATE => 0.5,
+            names::PUT | names::CAST => {
                 let format = self.format_of(t.children[0]);
                 0.1 + 0.01 * format.map_or(4, Format::bytes) as f64 + format.map_or(0.0, finer)
             }
-            "get" | "pass" => 0.01,
+            forms::GET | forms::PASS => 0.01,
             // Low products first: their operands' casts are priced above.
             name if is_product(name) => {
                 let format = self.format_of(t.children[0]).unwrap_or(Format::F32);
@@ -226,7 +227,7 @@ impl<'a> Members<'a> {
 
     /// Is this a loop?
     pub fn is_loop(&self, class: Id) -> bool {
-        self.of(class).first().is_some_and(|t| t.name() == "scan")
+        self.of(class).first().is_some_and(|t| t.name() == names::SCAN)
     }
 
     /// The class of a parameter, state or input.
@@ -246,12 +247,12 @@ impl<'a> Members<'a> {
     /// Is the chosen term a parameter, state or input, or a copy of one?
     pub fn is_source(&self, choice: &Choice, class: Id) -> bool {
         let term = self.chosen(choice, class);
-        matches!(term.name(), "param" | "state" | "input") || self.copy_of(term).is_some()
+        matches!(term.name(), forms::PARAM | forms::STATE | forms::INPUT) || self.copy_of(term).is_some()
     }
 
     /// The source and the format of a carried or staged copy.
     pub fn copy_of(&self, term: &Term) -> Option<(&'static str, Format)> {
-        let is_copy = matches!(term.name(), "carried" | "staged");
+        let is_copy = matches!(term.name(), forms::CARRIED | forms::STAGED);
         is_copy.then(|| (self.word(term.children[1]), self.format_of(term.children[0]).expect("a format leads")))
     }
 
@@ -259,8 +260,8 @@ impl<'a> Members<'a> {
     pub fn held(&self, choice: &Choice, buffer: Id) -> Id {
         let term = self.chosen(choice, buffer);
         match term.name() {
-            "put" => term.children[1],
-            "cast" | "alias" => self.held(choice, term.children[1]),
+            names::PUT => term.children[1],
+            names::CAST | names::ALIAS => self.held(choice, term.children[1]),
             _ => self.copy_of(term).and_then(|(name, _)| self.source(name)).unwrap_or(buffer),
         }
     }
@@ -308,7 +309,7 @@ impl<'a> Members<'a> {
     pub fn is_optimizers(&self, value: Id) -> bool {
         let own = |&c: &Id| self.passed(c).is_none_or(|v| self.is_update(v) || self.is_constant(v));
         let term = &self.of(value)[0];
-        let is_own = term.name() == "is_finite" || term.children.iter().all(own);
+        let is_own = term.name() == Unary::IsFinite.name() || term.children.iter().all(own);
         self.is_update(value) && self.rank_of(value) != Some(0) && is_own
     }
 
@@ -324,7 +325,7 @@ impl<'a> Members<'a> {
 
     /// The value an edge passes.
     pub fn passed(&self, edge: Id) -> Option<Id> {
-        self.of(edge).iter().find(|t| t.name() == "pass").map(|t| t.children[0])
+        self.of(edge).iter().find(|t| t.name() == forms::PASS).map(|t| t.children[0])
     }
 
     pub fn is_product(&self, value: Id) -> bool {
@@ -342,12 +343,12 @@ impl<'a> Members<'a> {
     pub fn narrowest(&self, edge: Id) -> Option<usize> {
         let bytes = |t: &Term| self.ty(t.children[0]).map_or(usize::MAX, |ty| ty.format.bytes());
         let members = self.of(edge);
-        (0..members.len()).filter(|&i| members[i].name() == "get").min_by_key(|&i| bytes(&members[i]))
+        (0..members.len()).filter(|&i| members[i].name() == forms::GET).min_by_key(|&i| bytes(&members[i]))
     }
 
     /// The position of an edge's member that is stored in a format.
     pub fn getting(&self, edge: Id, format: Format) -> Option<usize> {
-        let is = |t: &Term| t.name() == "get" && self.ty(t.children[0]).is_some_and(|ty| ty.format == format);
+        let is = |t: &Term| t.name() == forms::GET && self.ty(t.children[0]).is_some_and(|ty| ty.format == format);
         self.of(edge).iter().position(is)
     }
 
@@ -365,7 +366,7 @@ impl<'a> Members<'a> {
 
     /// The position of an edge's passed member.
     pub fn pass(&self, edge: Id) -> Option<usize> {
-        self.of(edge).iter().position(|t| t.name() == "pass")
+        self.of(edge).iter().position(|t| t.name() == forms::PASS)
     }
 
     /// Everything a choice reaches from the root.

@@ -8,16 +8,14 @@
 use super::members::{Choice, Members};
 use crate::format::Format;
 use crate::ir::Graph;
+use crate::ir::ops::{Elements, Signature, names};
 use crate::plan::evidence::{Calibration, Estimates, Shares};
-use crate::rewrite::{Encoded, is_product};
+use crate::rewrite::{Encoded, forms, is_product};
 use egg::Id;
 use std::collections::{BTreeMap, HashMap};
 
 /// Stands for noise that nothing is known of, and for what overflows. Finite, so that it can be taken away again.
 const TOO_MUCH: f64 = 1e6;
-
-/// Terms that show a value in another shape.
-const VIEWS: [&str; 2] = ["transpose", "reshape"];
 
 impl Estimates {
     /// What was measured, by the classes that stand for it.
@@ -44,7 +42,8 @@ impl Estimates {
     fn look_through_views(&mut self, members: &Members) {
         let mut pairs: Vec<(Id, Id)> = Vec::new();
         for class in (0..members.ids()).map(Id::from) {
-            for term in members.of(class).iter().filter(|t| VIEWS.contains(&t.name())) {
+            let moves = |name| Signature::find(name).is_some_and(|row| row.elements == Elements::Moved);
+            for term in members.of(class).iter().filter(|t| moves(t.name())) {
                 let shown = term.children.last().and_then(|&edge| members.passed(edge));
                 pairs.extend(shown.map(|v| (class, v)));
             }
@@ -114,7 +113,7 @@ pub(in crate::plan) fn added(members: &Members, choice: &Choice, users: &[Id], c
 pub(in crate::plan) fn rounding(members: &Members, choice: &Choice, class: Id) -> Option<(Format, Id)> {
     let term = members.chosen(choice, class);
     let is_product = is_product(term.name());
-    if !is_product && !matches!(term.name(), "put" | "cast" | "carried" | "staged") {
+    if !is_product && !matches!(term.name(), names::PUT | names::CAST | forms::CARRIED | forms::STAGED) {
         return None;
     }
     let format = members.format_of(term.children[0])?;

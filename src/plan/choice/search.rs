@@ -16,7 +16,7 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::Graph;
 use crate::plan::Request;
-use crate::rewrite::Sort;
+use crate::rewrite::{Sort, forms};
 use egg::Id;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
@@ -365,7 +365,7 @@ impl<'a> Search<'a> {
         let (m, mut choice) = (self.members, live.choice.clone());
         let all = self.alike.everywhere(m, flip);
         choice.take(&all);
-        let many = |c: Id| m.chosen(&choice, c).name() == "pass" && is_shared_scalar(m, live, c);
+        let many = |c: Id| m.chosen(&choice, c).name() == forms::PASS && is_shared_scalar(m, live, c);
         flip.iter().any(|&(c, _)| self.alike.crosses(m, &choice, c)) || all.iter().any(|&(c, _)| many(c))
     }
 
@@ -436,7 +436,7 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
     if is_shared_scalar(m, live, class) {
         return Vec::new();
     }
-    let passed = m.of(class)[current].name() == "pass";
+    let passed = m.of(class)[current].name() == forms::PASS;
     // Storing what one reader computes on the spot only adds traffic, unless it splits a kernel that a product's library
     // cannot run whole.
     let after_product = |v: Id| m.of(v)[0].children.iter().any(|&e| m.passed(e).is_some_and(|v| m.is_product(v)));
@@ -447,7 +447,7 @@ fn flips(m: &Members, live: &Live, class: Id) -> Vec<Flip> {
         if alone {
             out.push(vec![(class, other)]);
         }
-        let stored = m.of(class)[other].name() == "get";
+        let stored = m.of(class)[other].name() == forms::GET;
         for &operand in &m.of(value)[0].children {
             if m.sort(operand) != Sort::Edge || m.of(operand).len() < 2 {
                 continue;

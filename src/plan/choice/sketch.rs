@@ -6,7 +6,7 @@ use super::members::{Choice, Members};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Role, Stage, Type};
-use crate::rewrite::{Sort, Term};
+use crate::rewrite::{Sort, Term, forms};
 use egg::Id;
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
@@ -216,11 +216,11 @@ impl<'a> Sketch<'a> {
         let members = self.members;
         let term = members.chosen(self.choice, class);
         match term.name() {
-            "pass" | "get" => self.at[&term.children[0]],
+            forms::PASS | forms::GET => self.at[&term.children[0]],
             _ if members.is_source(self.choice, class) => {
                 let node = self.source_node(term);
                 let at = self.push(node, class);
-                if let Some((name, format)) = members.copy_of(term).filter(|_| term.name() == "carried") {
+                if let Some((name, format)) = members.copy_of(term).filter(|_| term.name() == forms::CARRIED) {
                     self.carried.insert((name.to_owned(), format), at);
                 }
                 at
@@ -265,8 +265,8 @@ impl<'a> Sketch<'a> {
                     let name = self.source_name(class);
                     let copied = m.copy_of(m.chosen(self.choice, class)).map(|(name, _)| name.to_owned());
                     let op = match (*head, copied) {
-                        ("staged", copy_of) => Op::Input { label: false, ty: ty.clone(), copy_of },
-                        ("carried", Some(name)) => Op::State { init: Init::Copy(name), ty: ty.clone() },
+                        (forms::STAGED, copy_of) => Op::Input { label: false, ty: ty.clone(), copy_of },
+                        (forms::CARRIED, Some(name)) => Op::State { init: Init::Copy(name), ty: ty.clone() },
                         _ => {
                             let id = m.step.find(&name).ok_or_else(|| Error::Graph(format!("no source `{name}`")))?;
                             m.step.op(id).clone()

@@ -3,12 +3,10 @@
 use super::live::Live;
 use super::members::{Choice, Members};
 use crate::format::Format;
-use crate::rewrite::Sort;
+use crate::ir::ops::{Elements, Signature, names};
+use crate::rewrite::{Sort, forms};
 use egg::Id;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Operations that read their operand where it lies.
-const VIEWS: [&str; 8] = ["transpose", "slice", "pad", "concat", "gather", "reshape", "window", "unwindow"];
 
 /// "Pass what is pointwise, get the rest in the narrowest format", or everything stored. A value computed from a
 /// product or a reduction is passed only to a single user: nobody computes those twice.
@@ -21,7 +19,8 @@ pub(in crate::plan) fn start(members: &Members, pass_pointwise: bool) -> Choice 
     // A scalar is computed once, not by every thread that reads it.
     let mut spread: BTreeSet<Id> = BTreeSet::new();
     for class in (0..members.ids()).map(Id::from) {
-        let views = members.of(class).iter().filter(|t| VIEWS.contains(&t.name()));
+        let moves = |name| Signature::find(name).is_some_and(|row| row.elements != Elements::Computed);
+        let views = members.of(class).iter().filter(|t| moves(t.name()));
         read_in_place.extend(views.flat_map(|t| t.children.iter().copied()));
     }
     for &class in &live {
@@ -46,7 +45,7 @@ pub(in crate::plan) fn widest(members: &Members, from: &Choice) -> Choice {
     let mut choice = from.clone();
     for class in members.open() {
         let wide = match members.sort(class) {
-            Sort::Edge if members.chosen(from, class).name() == "get" => members.getting(class, Format::F32),
+            Sort::Edge if members.chosen(from, class).name() == forms::GET => members.getting(class, Format::F32),
             Sort::Value if members.is_product(class) => members.multiplying(&live.choice, class, Format::F32),
             _ => None,
         };
@@ -70,8 +69,8 @@ impl Start<'_> {
         for &class in live.iter().filter(|&&c| matches!(m.sort(c), Sort::Value | Sort::Step)) {
             for &child in &m.of(class)[0].children {
                 let value = m.of(child).iter().find_map(|t| match t.name() {
-                    "pass" => Some(t.children[0]),
-                    "put" => Some(t.children[1]),
+                    forms::PASS => Some(t.children[0]),
+                    names::PUT => Some(t.children[1]),
                     _ => None,
                 });
                 if let Some(v) = value {

@@ -2,7 +2,8 @@
 
 use super::live::{Flip, Live};
 use super::members::Members;
-use crate::rewrite::Sort;
+use crate::ir::ops::names;
+use crate::rewrite::{Sort, forms};
 use egg::Id;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::VecDeque;
@@ -42,7 +43,9 @@ pub(in crate::plan) fn window(m: &Members, live: &Live, flip: &Flip) -> Option<V
     // Memory lies between a reader and what it gets, a product and its operands.
     let reads = |user: Id| {
         let term = m.chosen(&live.choice, user);
-        !flipped(user) && (matches!(term.name(), "get" | "cast" | "alias" | "carried" | "scan") || m.is_product(user))
+        !flipped(user)
+            && (matches!(term.name(), forms::GET | names::CAST | names::ALIAS | forms::CARRIED | names::SCAN)
+                || m.is_product(user))
     };
     for &(class, member) in flip {
         queue.push_back((class, 0));
@@ -56,7 +59,7 @@ pub(in crate::plan) fn window(m: &Members, live: &Live, flip: &Flip) -> Option<V
         // A loop costs the same whatever is chosen around it.
         let skipped = class == m.root
             || m.sort(class) == Sort::Word
-            || m.chosen(&live.choice, class).name() == "scan"
+            || m.chosen(&live.choice, class).name() == names::SCAN
             || (far && m.is_update(class) && m.rank_of(class) != Some(0));
         if skipped || rank.get(&class).is_some_and(|&known| known <= r) || (far && out.len() > WINDOW) {
             continue;
@@ -73,7 +76,7 @@ pub(in crate::plan) fn window(m: &Members, live: &Live, flip: &Flip) -> Option<V
             _ => {}
         };
         let term = m.chosen(&live.choice, class);
-        if term.name() != "carried" {
+        if term.name() != forms::CARRIED {
             let down = if reads(class) { r / 2 * 2 + 3 } else { r | 1 };
             term.children.iter().for_each(|&c| visit(c, down));
         }

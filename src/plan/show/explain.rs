@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
+use crate::ir::ops::{Kind, Signature};
 use crate::ir::{Graph, NodeId, Op, text};
 use crate::plan::bodies::plan_bodies;
 use crate::plan::choice::Search;
@@ -16,7 +17,7 @@ use crate::plan::evidence::Spread;
 use crate::plan::evidence::{Shares, percent};
 use crate::plan::units::seconds;
 use crate::plan::{Request, paint};
-use crate::rewrite::RuleSet;
+use crate::rewrite::{RuleSet, forms};
 use egg::Id;
 use serde::Serialize;
 use std::fmt::Write;
@@ -183,7 +184,7 @@ fn ways(m: &Members, live: &Live, value: Id) -> Vec<Way> {
     if let Some(edge) = m.edges().get(&value).copied().filter(|&e| live.is_live(e)) {
         for (member, term) in m.of(edge).iter().enumerate() {
             let what = match term.name() {
-                "pass" => "in registers, where it is read".to_owned(),
+                forms::PASS => "in registers, where it is read".to_owned(),
                 _ => format!("in memory as {}", m.ty(term.children[0]).map_or("?", |t| t.format.name())),
             };
             out.push(Way { what, class: edge, member });
@@ -192,8 +193,10 @@ fn ways(m: &Members, live: &Live, value: Id) -> Vec<Way> {
     if m.is_product(value) && live.is_live(value) {
         for (member, term) in m.of(value).iter().enumerate() {
             let format = m.format_of(term.children[0]).map_or("?", Format::name);
-            let sides =
-                if term.name() == "matmul" { format!(" ({})", m.word(term.children[1])) } else { String::new() };
+            // A product that is transposed in place says which sides are.
+            let row = Signature::find(term.name()).map_or(&[][..], |row| &row.attributes);
+            let sides = row.iter().position(|a| matches!(a.kind, Kind::Choice(_)));
+            let sides = sides.map_or(String::new(), |i| format!(" ({})", m.word(term.children[i])));
             out.push(Way { what: format!("multiplied in {format}{sides}"), class: value, member });
         }
     }

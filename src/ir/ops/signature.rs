@@ -1,0 +1,325 @@
+//! The table of operations: what is known of each by its name.
+//!
+//! Text, rules, the e-graph, the generator of `rules check` and the book read operations by their [`Signature`]; what an
+//! operation means (type, value, gradient) is its [`Family`]'s. Families keep their rows: this file only asks them.
+
+use super::attr::{Attr, Attrs};
+use super::{Context, FAMILIES, Gradients, Op, Tensor, Type};
+use crate::hint::is_meant;
+use rustc_hash::FxHashMap;
+use std::sync::LazyLock;
+
+/// Where an operation finds its operands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reads {
+    /// In registers or in memory.
+    Either,
+    /// In memory: it contracts, copies or renames whole tensors.
+    Memory,
+    /// In registers.
+    Registers,
+}
+
+/// Where the elements of a result come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elements {
+    Computed,
+    /// Each element of the operand, once, at another place.
+    Moved,
+    /// Some of the operand's, or some more than once, read where they lie.
+    Picked,
+}
+
+/// What an attribute's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Int,
+    Ints,
+    Number,
+    Flag,
+    Dims,
+    Format,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+/// What an attribute is where a text does not say.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Default {
+    /// It must be said.
+    Needed,
+    Is(Attr),
+    /// As many of this number as the attribute of this key has entries.
+    Each(&'static str, i64),
+    /// The operand's last axis.
+    LastAxis,
+    /// All axes of the operand.
+    AllAxes,
+    /// The operand's axes with the last two exchanged.
+    LastTwoExchanged,
+}
+
+/// One attribute of an operation.
+#[derive(Clone, Debug)]
+pub struct Attribute {
+    pub key: &'static str,
+    pub kind: Kind,
+    pub default: Default,
+    /// Values that random instances of rules are made with, as text.
+    pub samples: &'static [&'static str],
+}
+
+impl Attribute {
+    pub(super) fn new(key: &'static str, kind: Kind) -> Attribute {
+        let samples: &[&str] = match kind {
+            Kind::Int => &["0", "1", "2"],
+            Kind::Ints => &["[0]", "[1]"],
+            Kind::Number => &["0.01"],
+            Kind::Flag => &["false", "true"],
+            Kind::Dims => &["[3]", "[6]", "[2, 3]", "[3, 2]", "[1, 3]"],
+            Kind::Format => &["f16", "bf16", "f32"],
+            Kind::Choice(words) => words,
+        };
+        Attribute { key, kind, default: Default::Needed, samples }
+    }
+
+    pub(super) fn or(self, default: Attr) -> Attribute {
+        Attribute { default: Default::Is(default), ..self }
+    }
+
+    pub(super) fn default(self, default: Default) -> Attribute {
+        Attribute { default, ..self }
+    }
+
+    pub(super) fn samples(self, samples: &'static [&'static str]) -> Attribute {
+        Attribute { samples, ..self }
+    }
+
+    /// Do terms write the value alone, rather than as `key=value`?
+    fn is_bare(&self) -> bool {
+        matches!(self.kind, Kind::Format | Kind::Choice(_))
+    }
+
+    /// A value as a leaf of a term.
+    pub fn leaf(&self, value: &str) -> String {
+        if self.is_bare() { value.to_owned() } else { format!("{}={value}", self.key) }
+    }
+
+    /// The value that a leaf of a term gives.
+    ///
+    /// # Errors
+    /// That the leaf is another attribute's, or no value.
+    pub fn of_leaf(&self, leaf: &str) -> Result<Attr, String> {
+        let value = match leaf.strip_prefix(self.key).and_then(|rest| rest.strip_prefix('=')) {
+            Some(value) => value,
+            None if self.is_bare() => leaf,
+            None => return Err(format!("`{leaf}` stands where {}=… must", self.key)),
+        };
+        crate::ir::text::parse_attr(value).map_err(|e| e.message)
+    }
+
+    fn checked(&self, attr: Attr) -> Result<Attr, String> {
+        match (self.kind, &attr) {
+            (Kind::Choice(words), Attr::Word(w)) if words.contains(&w.as_str()) => Ok(attr),
+            (Kind::Choice(words), _) => Err(format!("{}={attr} is none of {}", self.key, words.join(", "))),
+            _ => Ok(attr),
+        }
+    }
+}
+
+/// An operation as its name shows it.
+#[derive(Debug)]
+pub struct Signature {
+    pub name: &'static str,
+    /// Operand count; `None` where any positive number will do.
+    pub arity: Option<usize>,
+    pub reads: Reads,
+    pub elements: Elements,
+    /// Yields memory rather than registers.
+    pub in_memory: bool,
+    /// In the order text and terms write them: before the operands of a term, after those of a text.
+    pub attributes: Vec<Attribute>,
+    family: usize,
+}
+
+impl Signature {
+    /// An operation of so many operands, in registers or memory, that yields registers and has no attributes.
+    pub(super) fn new(name: &'static str, arity: usize) -> Signature {
+        Signature {
+            name,
+            arity: Some(arity),
+            reads: Reads::Either,
+            elements: Elements::Computed,
+            in_memory: false,
+            attributes: Vec::new(),
+            family: 0,
+        }
+    }
+
+    pub(super) fn of_any(self) -> Signature {
+        Signature { arity: None, ..self }
+    }
+
+    pub(super) fn reads(self, reads: Reads) -> Signature {
+        Signature { reads, ..self }
+    }
+
+    pub(super) fn elements(self, elements: Elements) -> Signature {
+        Signature { elements, ..self }
+    }
+
+    pub(super) fn in_memory(self) -> Signature {
+        Signature { in_memory: true, ..self }
+    }
+
+    pub(super) fn with(self, attributes: impl Into<Vec<Attribute>>) -> Signature {
+        Signature { attributes: attributes.into(), ..self }
+    }
+
+    /// All operations that text and terms apply, family by family.
+    pub fn all() -> &'static [Signature] {
+        &TABLE.0
+    }
+
+    /// The operation of this name. Sources are declared, not applied, and are none.
+    pub fn find(name: &str) -> Option<&'static Signature> {
+        TABLE.1.get(name).map(|&i| &TABLE.0[i])
+    }
+
+    /// Contracts whole tensors of memory into registers.
+    pub fn is_product(&self) -> bool {
+        self.reads == Reads::Memory && !self.in_memory
+    }
+
+    /// The operation with these attributes, and defaults for those not given.
+    ///
+    /// # Errors
+    /// Which attribute is unknown, missing, or no such value.
+    pub fn build(&self, given: &Attrs) -> Result<Op, String> {
+        for (key, _) in &given.0 {
+            if !self.attributes.iter().any(|a| a.key == key) {
+                let keys: Vec<&str> = self.attributes.iter().map(|a| a.key).collect();
+                let takes =
+                    if keys.is_empty() { "it takes none".to_owned() } else { format!("it takes {}", keys.join(", ")) };
+                return Err(format!("there is no attribute `{key}`; {takes}{}", is_meant(key, keys.into_iter())));
+            }
+        }
+        let mut complete = Attrs::default();
+        for attribute in &self.attributes {
+            let value = match (given.get(attribute.key), &attribute.default) {
+                (Some(attr), _) => attribute.checked(attr.clone())?,
+                (None, Default::Is(attr)) => attr.clone(),
+                (None, Default::Each(key, x)) => Attr::Ints(vec![*x; complete.ints(key)?.len()]),
+                // The family says what is missing.
+                (None, _) => continue,
+            };
+            complete.0.push((attribute.key.to_owned(), value));
+        }
+        FAMILIES[self.family].build(self.name, &complete)
+    }
+
+    /// Adds the attributes that the operand's rank decides, and counts axes from the front.
+    pub fn fill_in(&self, given: &mut Attrs, rank: usize) {
+        let all = 0..rank as i64;
+        for attribute in &self.attributes {
+            let is_given = given.get(attribute.key).is_some();
+            let value = match attribute.default {
+                Default::LastAxis => Attr::Int(rank as i64 - 1),
+                Default::AllAxes => Attr::Ints(all.clone().collect()),
+                Default::LastTwoExchanged if rank >= 2 => {
+                    let mut perm: Vec<i64> = all.clone().collect();
+                    perm.swap(rank - 1, rank - 2);
+                    Attr::Ints(perm)
+                }
+                _ => continue,
+            };
+            if !is_given {
+                given.0.push((attribute.key.to_owned(), value));
+            }
+        }
+        for (key, attr) in &mut given.0 {
+            match attr {
+                Attr::Int(i) if key == "axis" && *i < 0 => *i += rank as i64,
+                Attr::Ints(v) if key == "axes" => v.iter_mut().filter(|i| **i < 0).for_each(|i| *i += rank as i64),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Operations that belong together: their rows, and what they mean. A family is only asked about its own.
+pub(super) trait Family: Sync {
+    /// The rows, one a name.
+    fn signatures(&self) -> Vec<Signature>;
+    /// The name in text and in rules.
+    fn name(&self, op: &Op) -> &'static str;
+    /// Attribute values, in the order of the row.
+    fn attrs(&self, op: &Op) -> Vec<Attr>;
+    /// The operation of this name; the attributes are complete.
+    fn build(&self, name: &str, a: &Attrs) -> Result<Op, String>;
+    /// The result type, or what the operands miss. Their number is right.
+    fn infer(&self, op: &Op, x: &[&Type]) -> Result<Type, String>;
+    /// The value in exact (f64) arithmetic.
+    fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor;
+    /// Gradients with respect to the operands.
+    fn vjp(&self, op: &Op, c: Context) -> Gradients;
+}
+
+type Table = (Vec<Signature>, FxHashMap<&'static str, usize>);
+
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let mut rows = Vec::new();
+    for (family, own) in FAMILIES.iter().enumerate() {
+        rows.extend(own.signatures().into_iter().map(|row| Signature { family, ..row }));
+    }
+    let names = rows.iter().enumerate().map(|(i, row)| (row.name, i)).collect();
+    (rows, names)
+});
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::Format;
+    use crate::ir::Num;
+
+    /// Some value of an attribute's kind.
+    fn some(attribute: &Attribute) -> Attr {
+        match attribute.kind {
+            Kind::Int => Attr::Int(1),
+            Kind::Ints => Attr::Ints(vec![1]),
+            Kind::Number => Attr::Float(Num::new(0.5)),
+            Kind::Flag => Attr::Bool(true),
+            Kind::Dims => Attr::Dims(super::super::Shape::of(&[2])),
+            Kind::Format => Attr::Format(Format::F16),
+            Kind::Choice(words) => Attr::Word(words[words.len() - 1].to_owned()),
+        }
+    }
+
+    /// Names are unique, every row builds what has that name, and its attributes come back as they were given.
+    #[test]
+    fn rows_and_operations_are_inverse() {
+        let mut seen = std::collections::BTreeSet::new();
+        for row in Signature::all() {
+            assert!(seen.insert(row.name), "two rows are called {}", row.name);
+            let given = Attrs(row.attributes.iter().map(|a| (a.key.to_owned(), some(a))).collect());
+            let op = row.build(&given).unwrap_or_else(|e| panic!("{}: {e}", row.name));
+            assert_eq!(op.name(), row.name);
+            let back: Vec<(String, Attr)> = op.attrs().into_iter().map(|(k, a)| (k.to_owned(), a)).collect();
+            if row.name != "cross_entropy" && row.name != "mse" && row.name != "bce_with_logits" {
+                assert_eq!(back, given.0, "{}", row.name);
+            }
+            for (attribute, (_, value)) in row.attributes.iter().zip(&back) {
+                let leaf = attribute.leaf(&value.to_string());
+                let read = Attrs(vec![(attribute.key.to_owned(), attribute.of_leaf(&leaf).expect("a leaf"))]);
+                assert!(row.build(&read).is_ok() || row.attributes.len() > 1, "{leaf}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_attribute_is_told() {
+        let given = Attrs(vec![("axis".to_owned(), Attr::Int(1))]);
+        let error = Signature::find("sum").expect("a sum").build(&given).expect_err("sums have axes");
+        assert_eq!(error, "there is no attribute `axis`; it takes axes, keep; is `axes` meant?");
+    }
+}
