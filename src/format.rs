@@ -108,6 +108,9 @@ impl Format {
     /// The formats narrower than f32 that plans multiply in.
     pub const MULTIPLIED: [Format; 3] = [Format::F16, Format::Bf16, Format::Tf32];
 
+    /// The formats that registers hold numbers of, in the order that rules store them.
+    pub const COMPUTED: [Format; 11] = [F32, Bool, F64, I64, I32, I16, I8, U64, U32, U16, U8];
+
     pub const ALL: [Format; 16] =
         [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I16, I32, I64, U8, U16, U32, U64, Bool];
 

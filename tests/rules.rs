@@ -18,6 +18,25 @@ fn every_rule_holds_on_random_tensors() {
     }
 }
 
+/// Rules of a directory are checked when they are read; those in the binary were, here.
+#[test]
+fn every_rule_has_a_type() {
+    let read = RuleSet::from_dir(std::path::Path::new("rules")).unwrap_or_else(|e| panic!("{}", e.render(false)));
+    let names = |set: &RuleSet| set.rules.iter().map(|r| (r.name.clone(), r.text.clone())).collect::<Vec<_>>();
+    assert_eq!(names(&read), names(&RuleSet::builtin().unwrap()));
+}
+
+/// x * 1 is x, but with a whole number x the 1 makes it an f32: there the rule does not apply.
+#[test]
+fn a_rule_does_not_apply_where_its_sides_have_other_formats() {
+    let source = "model m { input x: f32[4, 4] input i: i64[4, 4] param w: f32[4, 4] = kaiming_uniform
+        z = neg(neg(abs(i) * 1)) + 0 loss = mean((x + z) @ w) }";
+    let compiled = compile(source, Policy::O1, Format::F16, |_| {});
+    let counts: Vec<_> = compiled.planned.phases.iter().flat_map(|p| &p.applied).collect();
+    let fired = |name: &str| counts.iter().any(|(rule, n)| rule == name && *n > 0);
+    assert!(fired("neg-neg") && fired("add-zero") && !fired("mul-one"));
+}
+
 /// Rules that hold for most numbers and are not exact: what masks a whole row, what absorbs another number, ties.
 #[test]
 fn rules_that_are_nearly_exact_are_found_out() {
@@ -123,6 +142,13 @@ fn rule_file_errors_show_the_place() {
         "unknown_condition",
         complaint("(rule a \"doc\"\n  (mul ?x 1) => ?x\n  when (fitz f16 ?x))")
     );
+    insta::assert_snapshot!(
+        "ill_typed",
+        complaint("(rule a \"doc\"\n  (relu ?x) =>\n  (neg (sum axes=[0] keep=false ?x)))")
+    );
+    insta::assert_snapshot!("too_few_attributes", complaint("(rule a \"doc\" (sum ?a ?x) => ?x)"));
+    insta::assert_snapshot!("attribute_of_another", complaint("(rule a \"doc\" (gather dims=[0] ?x ?i) => ?x)"));
+    insta::assert_snapshot!("no_such_set", complaint("(for ?f in narow (rule a-?f \"doc\" (neg ?x) => ?x))"));
     insta::assert_snapshot!("unknown_operation_in_rule", complaint("(rule a \"doc\" (mull ?x 1) => ?x)"));
     insta::assert_snapshot!("rounding_passes", complaint("(rule a \"doc\" (pass ?v) ~> (pass (neg ?v)))"));
     insta::assert_snapshot!("algebra_on_edges", complaint("(rule a \"doc\" (pass (mul ?x 1)) => ?x)"));

@@ -3,7 +3,7 @@
 use super::out;
 use super::what::WhatArgs;
 use crate::error::{Error, Result};
-use crate::rewrite::{Arrow, CONDITIONS, PHASES, RuleSet, check};
+use crate::rewrite::{Arrow, CONDITIONS, PHASES, RuleSet, SETS, check};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -50,6 +50,10 @@ pub fn run(command: &RulesCommand) -> Result<()> {
                     out(&format!("  {:<26} {} {}\n", r.name, if r.arrow == Arrow::Exact { "=" } else { "~" }, r.doc));
                     out(&format!("  {:<26}   {}\n", "", r.text));
                 }
+            }
+            out("sets, for `for`\n");
+            for (name, doc) in SETS {
+                out(&format!("  {name:<26}   {doc}\n"));
             }
             out("conditions\n");
             for (name, _, doc) in CONDITIONS {

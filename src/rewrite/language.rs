@@ -204,8 +204,6 @@ pub struct Facts {
     pub scans: Vec<Op>,
     /// The rule that made a term, by the term as it was made.
     pub made_by: HashMap<Term, Symbol>,
-    /// What a rule would have made that has no type, or another than what it replaces: nothing more is rewritten.
-    pub fault: Option<String>,
 }
 
 impl Analysis<Term> for Facts {

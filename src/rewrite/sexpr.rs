@@ -1,6 +1,7 @@
 //! S-expressions with byte ranges, the syntax of rule files. `;` starts a comment; `[0, 1]` is one atom.
 
 use crate::error::Spanned;
+use std::fmt;
 use std::ops::Range;
 
 #[derive(Clone, Debug)]
@@ -18,6 +19,23 @@ impl Sexpr {
 
     pub fn atom(&self) -> Option<&str> {
         if let Sexpr::Atom(a, _) = self { Some(a) } else { None }
+    }
+}
+
+impl fmt::Display for Sexpr {
+    /// On one line.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Sexpr::Atom(a, _) => f.write_str(a),
+            Sexpr::Text(t, _) => write!(f, "\"{t}\""),
+            Sexpr::List(parts, _) => {
+                f.write_str("(")?;
+                for (i, part) in parts.iter().enumerate() {
+                    write!(f, "{}{part}", if i > 0 { " " } else { "" })?;
+                }
+                f.write_str(")")
+            }
+        }
     }
 }
 

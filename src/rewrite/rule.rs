@@ -1,0 +1,45 @@
+//! One rewrite.
+
+use super::language::{Sort, Term};
+use egg::{ENodeOrVar, PatternAst};
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// What a rule promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrow {
+    /// Equal in real arithmetic.
+    Exact,
+    /// Equal up to rounding to a format.
+    Rounds,
+}
+
+/// One rewrite, from left to right.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    pub name: String,
+    pub doc: String,
+    /// The file it stands in without `.rules`, which decides when it runs.
+    pub phase: String,
+    pub arrow: Arrow,
+    pub left: PatternAst<Term>,
+    pub right: PatternAst<Term>,
+    pub conditions: Vec<Condition>,
+    /// Sorts of the variables on the left.
+    pub sorts: BTreeMap<String, Sort>,
+    /// The rule as written, on one line.
+    pub text: String,
+}
+
+/// A rule as it was read, and where the terms of its right side stand in the text.
+pub(super) struct Read {
+    pub rule: Rule,
+    pub spans: Vec<Range<usize>>,
+}
+
+/// A condition and its arguments: variables, or words such as formats.
+#[derive(Clone, Debug)]
+pub struct Condition {
+    pub name: String,
+    pub args: Vec<ENodeOrVar<Term>>,
+}
