@@ -14,6 +14,9 @@
 
 namespace mantissa {
 
+/// Rounds of a loop whose loads are made at once. The cost model counts waits by it.
+constexpr int UNROLLED = 4;
+
 /// Combines over the 32 threads of a warp; every thread gets the result.
 template <class K> __device__ __forceinline__ typename K::Real warp_reduce(int s, typename K::Real x) {
 #pragma unroll
@@ -44,7 +47,7 @@ __device__ __forceinline__ void row_passes(const K& k, u64 o, typename K::Real* 
         for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
         u64 i = u64(threadIdx.x % T) * K::WIDTH;
         // Several loads at once: a thread has little else to wait with.
-#pragma unroll 4
+#pragma unroll UNROLLED
         for (; i + K::WIDTH <= k.n; i += T * K::WIDTH) k.template element<P, K::WIDTH>(o, i, done, sum);
         for (; i < k.n; ++i) k.template element<P, 1>(o, i, done, sum);
 #pragma unroll
@@ -100,7 +103,7 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
     if (o < k.rows) {
         // Rows next to each other: with a step known at compile time, addresses take fewer registers.
         const u64 share = (k.n + k.parts - 1) / k.parts, end = min(k.n, (part + 1) * share);
-#pragma unroll 4
+#pragma unroll UNROLLED
         for (u64 i = part * share + y; i < end; i += TY) k.template element<0, W>(o, i, nullptr, sum);
     }
 #pragma unroll

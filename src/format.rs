@@ -102,6 +102,79 @@ impl FloatSpec {
 
 use Format::*;
 
+/// What is known of a format. How a library calls it stands with what calls the library.
+struct Row {
+    format: Format,
+    name: &'static str,
+    bytes: usize,
+    float: Option<FloatSpec>,
+    overflow: Overflow,
+    c_type: &'static str,
+}
+
+/// A format of whole numbers, which wrap around.
+const fn whole(format: Format, name: &'static str, bytes: usize, c_type: &'static str) -> Row {
+    Row { format, name, bytes, float: None, overflow: Overflow::Ieee, c_type }
+}
+
+/// A format with infinities: overflow must be seen by loss scaling.
+const fn ieee(
+    format: Format,
+    name: &'static str,
+    bytes: usize,
+    bits: (u32, u32),
+    max: f64,
+    c_type: &'static str,
+) -> Row {
+    let (exponent_bits, mantissa_bits) = bits;
+    let bias = (1 << (exponent_bits - 1)) - 1;
+    let spec = FloatSpec { exponent_bits, mantissa_bits, bias, max, has_infinity: true };
+    Row { format, name, bytes, float: Some(spec), overflow: Overflow::Ieee, c_type }
+}
+
+/// A format without infinity, which saturates as the hardware's conversions do.
+const fn finite(
+    format: Format,
+    name: &'static str,
+    bytes: usize,
+    bits: (u32, u32),
+    max: f64,
+    c_type: &'static str,
+) -> Row {
+    let (exponent_bits, mantissa_bits) = bits;
+    let bias = (1 << (exponent_bits - 1)) - 1;
+    let spec = FloatSpec { exponent_bits, mantissa_bits, bias, max, has_infinity: false };
+    Row { format, name, bytes, float: Some(spec), overflow: Overflow::Saturate, c_type }
+}
+
+const ROWS: [Row; 16] = [
+    ieee(F64, "f64", 8, (11, 52), f64::MAX, "double"),
+    ieee(F32, "f32", 4, (8, 23), f32::MAX as f64, "float"),
+    ieee(Tf32, "tf32", 4, (8, 10), 3.401162134214653e38, "float"),
+    ieee(F16, "f16", 2, (5, 10), 65504.0, "f16"),
+    ieee(Bf16, "bf16", 2, (8, 7), 3.3895313892515355e38, "bf16"),
+    finite(F8E4M3, "f8e4m3", 1, (4, 3), 448.0, "u8"),
+    ieee(F8E5M2, "f8e5m2", 1, (5, 2), 57344.0, "u8"),
+    whole(I8, "i8", 1, "signed char"),
+    whole(I16, "i16", 2, "short"),
+    whole(I32, "i32", 4, "int"),
+    whole(I64, "i64", 8, "i64"),
+    whole(U8, "u8", 1, "u8"),
+    whole(U16, "u16", 2, "unsigned short"),
+    whole(U32, "u32", 4, "u32"),
+    whole(U64, "u64", 8, "u64"),
+    whole(Bool, "bool", 1, "boolean"),
+];
+
+/// Rows stand at their formats' positions.
+const _: () = {
+    let mut at = 0;
+    while at < ROWS.len() {
+        assert!(ROWS[at].format as usize == at);
+        at += 1;
+    }
+};
+
 impl Format {
     /// The narrow formats that plans store values in.
     pub const STORED: [Format; 2] = [Format::F16, Format::Bf16];
@@ -114,51 +187,42 @@ impl Format {
     pub const ALL: [Format; 16] =
         [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I16, I32, I64, U8, U16, U32, U64, Bool];
 
+    /// The row of the table.
+    const fn row(self) -> &'static Row {
+        &ROWS[self as usize]
+    }
+
     pub fn name(self) -> &'static str {
-        match self {
-            F64 => "f64",
-            F32 => "f32",
-            Tf32 => "tf32",
-            F16 => "f16",
-            Bf16 => "bf16",
-            F8E4M3 => "f8e4m3",
-            F8E5M2 => "f8e5m2",
-            I8 => "i8",
-            I16 => "i16",
-            I32 => "i32",
-            I64 => "i64",
-            U8 => "u8",
-            U16 => "u16",
-            U32 => "u32",
-            U64 => "u64",
-            Bool => "bool",
-        }
+        self.row().name
     }
 
     /// Bytes one element takes in memory.
     pub fn bytes(self) -> usize {
-        match self {
-            F64 | I64 | U64 => 8,
-            F32 | Tf32 | I32 | U32 => 4,
-            F16 | Bf16 | I16 | U16 => 2,
-            F8E4M3 | F8E5M2 | I8 | U8 | Bool => 1,
-        }
+        self.row().bytes
     }
 
     /// The floating-point parameters, or `None` for integers and booleans.
     pub fn float(self) -> Option<FloatSpec> {
-        let spec = |e, m, max, inf| {
-            Some(FloatSpec { exponent_bits: e, mantissa_bits: m, bias: (1 << (e - 1)) - 1, max, has_infinity: inf })
-        };
+        self.row().float
+    }
+
+    /// What storing, casting or multiplying makes of a number above the largest.
+    pub fn overflow(self) -> Overflow {
+        self.row().overflow
+    }
+
+    /// The type of an element in generated kernels.
+    pub fn c_type(self) -> &'static str {
+        self.row().c_type
+    }
+
+    /// The smallest and the largest whole number of an integer format.
+    pub fn range(self) -> Option<(f64, f64)> {
+        let bits = 8 * self.bytes() as i32;
         match self {
-            F64 => spec(11, 52, f64::MAX, true),
-            F32 => spec(8, 23, f32::MAX as f64, true),
-            Tf32 => spec(8, 10, 3.401162134214653e38, true),
-            F16 => spec(5, 10, 65504.0, true),
-            Bf16 => spec(8, 7, 3.3895313892515355e38, true),
-            F8E4M3 => spec(4, 3, 448.0, false),
-            F8E5M2 => spec(5, 2, 57344.0, true),
-            I8 | I16 | I32 | I64 | U8 | U16 | U32 | U64 | Bool => None,
+            I8 | I16 | I32 | I64 => Some((-(2f64.powi(bits - 1)), 2f64.powi(bits - 1) - 1.0)),
+            U8 | U16 | U32 | U64 => Some((0.0, 2f64.powi(bits) - 1.0)),
+            _ => None,
         }
     }
 
@@ -189,6 +253,11 @@ impl Format {
     /// The format of the register that a number of this format is read into: narrow ones are widened to f32.
     pub fn once_read(self) -> Format {
         if self.is_low() || self == Format::Tf32 { Format::F32 } else { self }
+    }
+
+    /// What storing `x` keeps of it: [`Format::round`], with the format's own overflow.
+    pub fn stored(self, x: f64) -> f64 {
+        self.round(x, self.overflow())
     }
 
     /// Rounds `x` to the nearest number of this format, ties to even. Integers truncate towards zero
@@ -299,8 +368,7 @@ pub trait Register: Copy + Send + Sync + 'static {
 
     /// Rounds registers to `format` and writes them to raw memory; the inverse of [`Register::widen`].
     ///
-    /// f16, bf16 and f8e5m2 overflow to infinity as the hardware's conversions do (loss scaling needs to see it);
-    /// f8e4m3 saturates, integers wrap around.
+    /// Numbers above the largest become what [`Format::overflow`] says; integers wrap around.
     fn narrow(format: Format, src: &[Self], dst: &mut [u8]);
 
     /// Memory as registers, if its format is theirs.
@@ -335,8 +403,7 @@ macro_rules! narrow_common {
             F32 | Tf32 => convert($src, bytemuck::cast_slice_mut::<u8, f32>($dst), |x| x as f32),
             F16 => convert($src, bytemuck::cast_slice_mut::<u8, half::f16>($dst), |x| half::f16::from_f64(x as f64)),
             Bf16 => convert($src, bytemuck::cast_slice_mut::<u8, half::bf16>($dst), |x| half::bf16::from_f64(x as f64)),
-            F8E4M3 => convert($src, $dst, |x| F8E4M3.encode(x.into(), Overflow::Saturate) as u8),
-            F8E5M2 => convert($src, $dst, |x| F8E5M2.encode(x.into(), Overflow::Ieee) as u8),
+            F8E4M3 | F8E5M2 => convert($src, $dst, |x| $format.encode(x.into(), $format.overflow()) as u8),
             I8 => convert($src, bytemuck::cast_slice_mut::<u8, i8>($dst), |x| x as i64 as i8),
             I16 => convert($src, bytemuck::cast_slice_mut::<u8, i16>($dst), |x| x as i64 as i16),
             I32 => convert($src, bytemuck::cast_slice_mut::<u8, i32>($dst), |x| x as i64 as i32),

@@ -13,8 +13,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
 use crate::ir::{Graph, verify};
-use crate::lower::cuda::{launches_of, waits};
-use crate::lower::{BufferId, Exit, Kernel, Loop, Program, View, outline};
+use crate::lower::{BufferId, Exit, Kernel, Loop, LoopKind, Program, View, launches_of, outline, waits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -164,7 +163,7 @@ impl Target {
     /// What launching so many kernels like this one takes, whatever they do.
     pub fn launch_seconds(&self, kernel: &Kernel, kernels: usize) -> f64 {
         let launches = if self.library_products { launches_of(kernel.body(), kernels) } else { 1 };
-        let more = if kernel.kind() == "total" { self.total_us } else { 0.0 };
+        let more = if matches!(kernel, Kernel::Loop(k) if k.kind() == LoopKind::Total) { self.total_us } else { 0.0 };
         launches as f64 * (self.launch_us + more) * 1e-6
     }
 

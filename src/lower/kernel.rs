@@ -8,7 +8,6 @@
 use super::view::View;
 use crate::format::Format;
 use crate::ir::{Binary, ConvKind, ConvSpec, Num, ReduceKind, ScatterKind, Unary};
-use std::hash::{Hash, Hasher};
 
 /// A buffer's position in its program.
 pub type BufferId = usize;
@@ -155,7 +154,7 @@ impl Loop {
     }
 
     /// For every register: is it a reduction, or computed from one?
-    fn depend_on_reductions(&self) -> Vec<bool> {
+    pub(super) fn depend_on_reductions(&self) -> Vec<bool> {
         let mut out: Vec<bool> = Vec::with_capacity(self.tape.len());
         for inst in &self.tape {
             out.push(matches!(inst, Inst::Reduce(..)) || inst.operands().iter().any(|&r| out[r]));
@@ -387,46 +386,6 @@ impl Kernel {
         self.body().stores.iter().map(|s| s.buffer)
     }
 
-    /// Equal for kernels that [`Kernel::same_code`] calls alike; none for those that are like no other.
-    pub fn code_hash(&self) -> Option<u64> {
-        let Kernel::Loop(k) = self else { return None };
-        let mut h = std::hash::DefaultHasher::new();
-        (&k.tape, k.loads.len(), k.stores.len(), self.kind()).hash(&mut h);
-        Some(h.finish())
-    }
-
-    /// Would generated code differ only in buffers and sizes? Products and kernels with positions are never alike.
-    pub fn same_code(&self, other: &Kernel) -> bool {
-        let (Kernel::Loop(a), Kernel::Loop(b)) = (self, other) else { return false };
-        let flat = |k: &Loop| k.outer.len() + k.inner.len() <= 1;
-        // Code reaches a view's first element through a pointer, and is made for the pointer's alignment.
-        let alignment = |v: &View| v.offset.trailing_zeros().min(3);
-        let load = |l: &Load| (l.format, alignment(&l.view), l.view.strides.clone(), l.view.guards.clone());
-        let store = |s: &Store| (s.reg, s.format, alignment(&s.view));
-        flat(a)
-            && flat(b)
-            && self.kind() == other.kind()
-            && a.wide == b.wide
-            && a.tape == b.tape
-            && a.loads.iter().map(load).eq(b.loads.iter().map(load))
-            && a.stores.iter().map(store).eq(b.stores.iter().map(store))
-    }
-
-    /// What the kernel is, in a word, for tables.
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Kernel::Product(p) => match p.contraction {
-                Contraction::Gemm(_) => "product",
-                Contraction::Conv(_) => "conv",
-                Contraction::Scatter(_) => "scatter",
-            },
-            Kernel::Loop(l) if !l.has_reduction() => "pointwise",
-            Kernel::Loop(l) if l.outer_size() <= 1 => "total",
-            Kernel::Loop(l) if l.is_column() => "column",
-            Kernel::Loop(_) => "row",
-        }
-    }
-
     /// Bytes moved at least: every element reached by a load once, every store once, and a product's operands.
     pub fn bytes(&self, format_of: impl Fn(BufferId) -> Format) -> usize {
         let mut total = self.body().bytes();
@@ -452,40 +411,3 @@ impl Kernel {
         scalar.sum()
     }
 }
-
-impl Loop {
-    /// The axis that neighbouring lanes run along: of what is reduced over, or of columns and pointwise kernels the last.
-    pub fn lane_axis(&self) -> Option<usize> {
-        let (outer, all) = (self.outer.len(), self.outer.len() + self.inner.len());
-        if self.inner.is_empty() || self.is_column() { outer.checked_sub(1) } else { all.checked_sub(1) }
-    }
-
-    /// Threads take columns: successive outer indices are neighbours in memory and successive inner ones are not, or a
-    /// row is too short for many threads.
-    pub fn is_column(&self) -> bool {
-        let o = self.outer.len();
-        if o == 0 || !self.has_reduction() || self.stores.iter().any(|s| s.view.dims.len() > o) {
-            return false;
-        }
-        let single_stage = {
-            let (levels, reduced) = (self.levels(), self.depend_on_reductions());
-            // A reduction may not feed the inner level again, nor another reduction.
-            let again = |inst: &Inst| inst.operands().iter().any(|&r| reduced[r]);
-            !self.tape.iter().zip(&levels).any(|(inst, level)| *level == Level::Inner && again(inst))
-        };
-        if self.inner_size() <= SHORT {
-            return single_stage;
-        }
-        let moves_by_one = |v: &View, axis: usize| {
-            let guarded = v.guards.iter().flat_map(|g| g.terms.iter().map(move |t| (t.0, g.stride, g.step)));
-            v.strides[axis] == 1 || guarded.into_iter().any(|(a, stride, step)| a == axis && stride == 1 && step == 1)
-        };
-        let varies = |v: &&View| v.strides[o..].iter().any(|&s| s != 0) || (o..v.dims.len()).any(|a| v.guarded(a));
-        let views = || self.loads.iter().map(|l| &l.view).filter(varies);
-        let neighbours = |axis: usize| views().filter(|v| moves_by_one(v, axis)).count();
-        single_stage && neighbours(o - 1) > neighbours(o + self.inner.len() - 1)
-    }
-}
-
-/// Rows of up to so many elements keep no more than half a warp busy.
-pub(super) const SHORT: usize = 16;

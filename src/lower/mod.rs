@@ -8,6 +8,7 @@ mod empty;
 mod expand;
 mod kernel;
 mod launches;
+mod layout;
 mod lowering;
 mod merge;
 mod print;
@@ -22,6 +23,7 @@ pub use expand::expand;
 pub use kernel::{
     Address, BufferId, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
 };
+pub use layout::{LoopKind, launches_of, waits};
 pub use lowering::{lower, lower_visibly, outline};
 pub use merge::{Regions, regions};
 pub use print::print_program;

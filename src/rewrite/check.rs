@@ -10,7 +10,7 @@ use super::EGraph;
 use super::apply::Misfit;
 use super::language::{Facts, Head, Sort, Term, decode_op, forms, makes_sense};
 use super::rule::{Arrow, Rule};
-use crate::format::{Format, Formats, Overflow};
+use crate::format::{Format, Formats};
 use crate::ir::ops::{Signature, names};
 use crate::ir::{Num, Op, Shape, Tensor, Type};
 use egg::{ENodeOrVar, Id, Language, Pattern, Searcher};
@@ -302,7 +302,7 @@ impl Instance {
                 if format == Format::F32 {
                     return self.tensors.get(word(t.children[1])).cloned();
                 }
-                Some(self.tensors.get(word(t.children[1]))?.map(|v| format.round(v, Overflow::Ieee)))
+                Some(self.tensors.get(word(t.children[1]))?.map(|v| format.stored(v)))
             }
             _ => {
                 let (op, operands) = decode_op(&self.egraph, t).ok()?;

@@ -220,9 +220,7 @@ fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result<Type, Stri
 
 /// One loop over every product of the sum, whichever of the three tensors it is for.
 fn eval(kind: &ConvKind, s: &ConvSpec, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
-    let round = |v: f64| {
-        if matches!(format, Format::F32 | Format::F64) { v } else { format.round(v, crate::format::Overflow::Ieee) }
-    };
+    let round = |v| super::matmul::multiplied(format, v);
     let result = ty.dims();
     let (dx, dw, dy) = ConvSpec::tensors(kind, &x[0].dims, &x[1].dims, &result);
     let (dx, dw, dy) = (dx.to_vec(), dw.to_vec(), dy.to_vec());

@@ -4,7 +4,6 @@ use super::attr::{Attr, Attrs};
 use super::signature::{Attribute, Family, Kind, Reads, Signature};
 use super::{Context, Format, Gradients, Op, Shape, Type};
 use crate::error::Result;
-use crate::format::Overflow;
 use crate::ir::graph::{Graph, NodeId};
 use crate::ir::tensor::Tensor;
 use crate::ir::types::Dim;
@@ -89,8 +88,7 @@ fn infer(ta: bool, tb: bool, a: &Type, b: &Type) -> Result<Type, String> {
 }
 
 fn eval(ta: bool, tb: bool, format: Format, x: &[&Tensor], ty: &Type) -> Tensor {
-    let round =
-        |v: f64| if format == Format::F32 || format == Format::F64 { v } else { format.round(v, Overflow::Ieee) };
+    let round = |v| multiplied(format, v);
     let (a, b) = (x[0], x[1]);
     let k = a.dims[a.dims.len() - if ta { 2 } else { 1 }];
     Tensor::from_fn(&ty.dims(), |i| {
@@ -117,6 +115,11 @@ fn vjp(ta: bool, tb: bool, c: Context) -> Gradients {
     let (a, dy) = if g.shape(b).rank() == 2 { (flatten(g, a)?, flatten(g, dy)?) } else { (a, dy) };
     let db = if tb { product(g, dy, a, true, ta)? } else { product(g, a, dy, !ta, false)? };
     Ok(vec![Some(da), Some(db)])
+}
+
+/// A product's operand as its matrix units take it: numbers of f32 are not rounded.
+pub(super) fn multiplied(format: Format, x: f64) -> f64 {
+    if matches!(format, Format::F32 | Format::F64) { x } else { format.stored(x) }
 }
 
 fn flatten(g: &mut Graph, x: NodeId) -> Result<NodeId> {

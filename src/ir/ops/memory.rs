@@ -3,8 +3,7 @@
 
 use super::attr::{Attr, Attrs};
 use super::signature::{Attribute, Family, Kind, Reads, Signature};
-use super::{Context, Format, Gradients, Op, Tensor, Type, names};
-use crate::format::Overflow;
+use super::{Context, Gradients, Op, Tensor, Type, names};
 
 /// Where values lie, and in which format.
 pub(super) struct Memory;
@@ -69,7 +68,7 @@ impl Family for Memory {
 
     fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
         match op {
-            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.round(v, overflow(*f))),
+            Op::Put(f) | Op::Cast(f) | Op::Convert(f) => x[0].map(|v| f.stored(v)),
             _ => Tensor::new(&ty.dims(), x[0].data.clone()),
         }
     }
@@ -85,9 +84,4 @@ impl Family for Memory {
             _ => vec![Some(c.dy)],
         })
     }
-}
-
-/// Stores overflow as the hardware's conversions do: to infinity, which loss scaling must see. f8e4m3 has none and saturates.
-fn overflow(format: Format) -> Overflow {
-    if format == Format::F8E4M3 { Overflow::Saturate } else { Overflow::Ieee }
 }

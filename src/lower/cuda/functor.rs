@@ -1,54 +1,26 @@
 //! A tape as a C++ functor.
 
 use super::real::Real;
-use crate::format::Format;
 use crate::ir::{Binary, ReduceKind};
 use crate::lower::kernel::{Inst, Load, Loop, Reg};
+use crate::lower::layout::LoopKind;
 use crate::lower::stages::{Pass, passes};
 use crate::lower::view::View;
 use std::fmt::Write;
 
-/// How threads are laid over a kernel's domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    Pointwise,
-    Row,
-    Column,
-    Total,
-}
-
-/// The C++ type of a format in memory.
-pub(super) fn memory_type(f: Format) -> &'static str {
-    match f {
-        Format::F64 => "double",
-        Format::F32 | Format::Tf32 => "float",
-        Format::F16 => "f16",
-        Format::Bf16 => "bf16",
-        Format::I64 => "i64",
-        Format::I32 => "int",
-        Format::I16 => "short",
-        Format::I8 => "signed char",
-        Format::U64 => "u64",
-        Format::U32 => "u32",
-        Format::U16 => "unsigned short",
-        Format::U8 | Format::F8E4M3 | Format::F8E5M2 => "u8",
-        Format::Bool => "boolean",
-    }
-}
-
 /// A functor under construction.
 pub struct Functor<'a> {
     k: &'a Loop,
-    shape: Shape,
+    kind: LoopKind,
     pub width: usize,
     reductions: Vec<Reg>,
     passes: Vec<Pass>,
 }
 
 impl<'a> Functor<'a> {
-    pub fn new(k: &'a Loop, shape: Shape) -> Functor<'a> {
+    pub fn new(k: &'a Loop, kind: LoopKind) -> Functor<'a> {
         let reductions = (0..k.tape.len()).filter(|&r| matches!(k.tape[r], Inst::Reduce(..))).collect();
-        let mut f = Functor { k, shape, width: 1, reductions, passes: passes(k) };
+        let mut f = Functor { k, kind, width: 1, reductions, passes: passes(k) };
         f.width = f.choose_width();
         f
     }
@@ -56,7 +28,7 @@ impl<'a> Functor<'a> {
     /// The axes that neighbouring lanes run along: the outer ones of pointwise and column kernels, else the inner ones.
     fn lane_axes(&self) -> std::ops::Range<usize> {
         let o = self.k.outer.len();
-        if matches!(self.shape, Shape::Pointwise | Shape::Column) { 0..o } else { o..o + self.k.inner.len() }
+        if matches!(self.kind, LoopKind::Pointwise | LoopKind::Column) { 0..o } else { o..o + self.k.inner.len() }
     }
 
     /// Elements a thread takes at once: as many as 16-byte accesses move, if every access keeps its alignment.
@@ -87,7 +59,7 @@ impl<'a> Functor<'a> {
             .max()
             .unwrap_or(4);
         let most = if wide <= 2 && size >= 1 << 14 { 8 } else { 4 };
-        if self.shape == Shape::Column {
+        if self.kind == LoopKind::Column {
             // Four columns a thread, or one: the last group must be whole, and the block's sums must fit its memory.
             return if self.reductions.len() <= 4
                 && size.is_multiple_of(4)
@@ -100,7 +72,7 @@ impl<'a> Functor<'a> {
             };
         }
         // Small kernels are better spread over more threads.
-        if size < 1 << 12 && self.shape == Shape::Pointwise {
+        if size < 1 << 12 && self.kind == LoopKind::Pointwise {
             return 1;
         }
         [8, 4, 2]
@@ -115,17 +87,12 @@ impl<'a> Functor<'a> {
         for (i, l) in self.k.loads.iter().enumerate() {
             let in_place = self.k.stores.iter().any(|s| s.buffer == l.buffer);
             let restrict = if in_place { "" } else { "__restrict__ " };
-            let _ = writeln!(out, "    const {}* {restrict}x{i};", memory_type(l.format));
+            let _ = writeln!(out, "    const {}* {restrict}x{i};", l.format.c_type());
         }
         for (i, s) in self.k.stores.iter().enumerate() {
-            let _ = writeln!(out, "    {}* y{i};", memory_type(s.format));
+            let _ = writeln!(out, "    {}* y{i};", s.format.c_type());
         }
-        let rest: &[&str] = match self.shape {
-            Shape::Pointwise => &["u64 n"],
-            Shape::Row => &["u64 n", "u64 rows"],
-            Shape::Column => &["u64 n", "u64 rows", "u64 parts", "REAL* partials", "u32* arrived"],
-            Shape::Total => &["u64 n", "u64 blocks", "REAL* partials", "u32* arrived"],
-        };
+        let rest = super::kinds::of(self.kind).members();
         rest.iter().for_each(|m| {
             let _ = writeln!(out, "    {};", m.replace("REAL", self.real().name()));
         });
@@ -136,7 +103,7 @@ impl<'a> Functor<'a> {
     pub fn text(&self, name: &str) -> String {
         let mut out = format!("struct {name} {{\n{}", self.members());
         let _ = writeln!(out, "    static constexpr int WIDTH = {};", self.width);
-        if self.shape == Shape::Pointwise {
+        if self.kind == LoopKind::Pointwise {
             let all: Vec<Reg> = (0..self.k.tape.len()).collect();
             let stores: Vec<usize> = (0..self.k.stores.len()).collect();
             let _ = writeln!(out, "    template <int W> __device__ __forceinline__ void run(u64 i) const {{");
@@ -242,7 +209,7 @@ impl<'a> Functor<'a> {
         for &r in reductions {
             if let Inst::Reduce(_, x) = self.k.tape[r] {
                 let s = self.sum(r);
-                let at = if self.shape == Shape::Column { format!("{s} * W + w") } else { s.to_string() };
+                let at = if self.kind == LoopKind::Column { format!("{s} * W + w") } else { s.to_string() };
                 let _ = writeln!(out, "{pad}    sum[{at}] = combine({s}, sum[{at}], r{x});");
             }
         }
@@ -258,7 +225,7 @@ impl<'a> Functor<'a> {
                 stride => writeln!(
                     out,
                     "{pad}for (int w = 0; w < W; ++w) y{s}[{at} + w * {stride}] = Narrow<{}>::of(z{s}[w]);",
-                    memory_type(self.k.stores[s].format)
+                    self.k.stores[s].format.c_type()
                 ),
             };
         }
@@ -276,7 +243,7 @@ impl<'a> Functor<'a> {
     /// Declares an index for every axis: `a0 …`, from the flat indices `o` and `i`.
     fn indices(&self, out: &mut String, pad: &str) {
         let o = self.k.outer.len();
-        let groups: [(&str, std::ops::Range<usize>); 2] = if self.shape == Shape::Pointwise {
+        let groups: [(&str, std::ops::Range<usize>); 2] = if self.kind == LoopKind::Pointwise {
             [("i", 0..o), ("0", o..o)]
         } else {
             [("o", 0..o), ("i", o..o + self.k.inner.len())]
@@ -355,7 +322,7 @@ impl<'a> Functor<'a> {
             Inst::Binary(b, x, y) => self.real().binary(*b, &format!("r{x}"), &format!("r{y}")),
             Inst::Select(c, x, y) => format!("r{c} != {} ? r{x} : r{y}", self.real().number(0.0)),
             Inst::Reduce(..) => format!("done[{}]", self.sum(r)),
-            Inst::Round(f, x) => format!("round_to<{}>(r{x})", memory_type(*f)),
+            Inst::Round(f, x) => format!("round_to<{}>(r{x})", f.c_type()),
             Inst::Gather { load, index, extent, stride } => {
                 let (at, lane) = self.address(&self.k.loads[*load].view);
                 format!("{}(x{load}[{at} + w * {lane} + resolve(r{index}, {extent}) * {stride}])", self.real().widen())
@@ -432,7 +399,7 @@ impl<'a> Functor<'a> {
                 out,
                 "{pad}y{s}[{}] = Narrow<{}>::of(r{});",
                 self.address(&store.view).0,
-                memory_type(store.format),
+                store.format.c_type(),
                 store.reg
             );
         }

@@ -4,10 +4,11 @@
 //! in addresses.
 
 mod functor;
+mod kinds;
 mod plan;
 mod real;
 
-pub use plan::{CudaProgram, Destination, Launch, Word, generate, launches_of, waits};
+pub use plan::{CudaProgram, Destination, Launch, Word, generate};
 
 /// The headers, by the name generated code includes them under.
 pub const HEADERS: [(&str, &str); 5] = [

@@ -1,12 +1,13 @@
 //! Launches: which kernel, how many blocks, and what its arguments stand for.
 
-use super::functor::{Functor, Shape, memory_type};
+use super::functor::Functor;
+use super::kinds;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ConvKind;
-use crate::lower::kernel::{Address, BufferId, Contraction, Exit, Inst, Kernel, Load, Loop, Product, SHORT};
+use crate::lower::kernel::{Address, BufferId, Contraction, Exit, Inst, Kernel, Load, Loop, Product};
+use crate::lower::layout::{THREADS, UNROLLED, most_parts};
 use crate::lower::program::Program;
-use crate::lower::stages::passes;
 use crate::lower::view::View;
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -65,34 +66,17 @@ pub struct CudaProgram {
 
 /// Stands for the product scratch among buffers.
 const SCRATCH: BufferId = BufferId::MAX;
-/// Bytes of a launch's arguments, at most: older drivers take 4 KiB.
-const MOST_BYTES: usize = 4096;
-const THREADS: u32 = 256;
 /// Side of the square of results that a block of a convolution computes.
 const CONV_TILE: usize = 64;
-/// Columns a block reduces, and the threads it does so with.
-const COLUMNS: usize = 32;
-const COLUMN_THREADS: u32 = 512;
-/// Blocks of columns that are enough, and rows that a thread of one should have at least.
-const ENOUGH_BLOCKS: usize = 264;
-const ROWS_OF_THREAD: usize = 8;
-/// Rows that a warp each would not fill a GPU.
-const FEW_ROWS: usize = 4096;
-/// Threads that are enough for a GPU to have something to do while some of them wait.
-const ENOUGH: usize = 1 << 17;
-/// Rounds of a row's loop whose loads are made at once, as `reduce.cuh` says.
-const UNROLLED: usize = 4;
-/// What combining the sums of several blocks takes, in such waits: writing them, telling so, reading them.
-const PARTS_WAIT: usize = 3;
-/// Elements that a thread of a row's team should have at least.
-const OF_THREAD: usize = 4;
 
 /// Generates source and launches.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
     let mut g = Generator { program, out: CudaProgram::default(), kernels: 0, known: HashMap::new() };
-    g.out.source = "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
+    g.out.source = format!(
+        "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
+         static_assert(UNROLLED == {UNROLLED} && CONV_TILE == {CONV_TILE}, \"what launches and estimates count with\");\n\
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
-        .to_owned();
+    );
     for (at, launch) in program.launches.iter().enumerate() {
         if let Kernel::Product(product) = &program.calls[launch.start].kernel {
             g.product(launch.start, product)?;
@@ -142,7 +126,7 @@ impl Generator<'_> {
             Destination::Buffer(b, f) => (Word::Buffer(b), f),
             Destination::Scratch(f) => (Word::Scratch, f),
         };
-        let memory = |a: Address| memory_type(self.program.buffers[a.buffer].ty.format);
+        let memory = |a: Address| self.program.buffers[a.buffer].ty.format.c_type();
         match &p.contraction {
             Contraction::Gemm(_) => self.out.launches.push(Launch::Product { kernel, to }),
             Contraction::Conv(c) => {
@@ -154,7 +138,7 @@ impl Generator<'_> {
                 };
                 let rank = s.stride.len();
                 // The right operand is gathered; with respect to the weights, that is x.
-                let ty = format!("Conv<{}, {}, {}, {kind}, {rank}>", memory(c.a), memory(c.b), memory_type(out_format));
+                let ty = format!("Conv<{}, {}, {}, {kind}, {rank}>", memory(c.a), memory(c.b), out_format.c_type());
                 let (channels, outputs) = (c.w[1], c.w[0] / s.groups);
                 let lists = [&c.x[2..], &c.w[2..], &c.y[2..], &s.stride, &s.dilation, &s.lo];
                 let sizes =
@@ -227,31 +211,16 @@ impl Generator<'_> {
                 )));
             }
         }
-        let shape = shape_of(k);
-        let functor = Functor::new(k, shape);
+        let kind = k.kind();
+        let functor = Functor::new(k, kind);
         let buffer = |b: BufferId| if b == SCRATCH { "the product" } else { &self.program.buffers[b].name };
         let writes: Vec<&str> = parts.iter().flat_map(|p| p.stores.iter().map(|s| buffer(s.buffer))).collect();
-        let team = team_size(k);
-        // A short row is one thread's work.
-        let short = k.inner_size() <= SHORT;
-        let (columns, column_threads) = match short {
-            true => (THREADS as usize * functor.width, THREADS),
-            // A block's sums must fit its memory.
-            false => (COLUMNS, if k.wide { COLUMN_THREADS / 2 } else { COLUMN_THREADS }),
-        };
-        let (call, threads) = match shape {
-            Shape::Pointwise => ("pointwise(g)".to_owned(), THREADS),
-            Shape::Row => (format!("row<{team}>(g)"), if team <= 32 { 128 } else { team as u32 }),
-            Shape::Column => {
-                let across = columns / functor.width;
-                (format!("column<{across}, {}>(g)", column_threads as usize / across), column_threads)
-            }
-            Shape::Total => (format!("total<{THREADS}>(g)"), THREADS),
-        };
+        let launched = kinds::of(kind);
+        let (call, threads) = launched.call(k, functor.width);
         let n = parts.len();
         let text = functor.text("@");
-        let name = self.name(word(shape), format!("{call} {threads} {n} {text}"), |source, name, at| {
-            let _ = writeln!(source, "\n// {} over {:?} × {:?}: {}", word(shape), k.outer, k.inner, writes.join(", "));
+        let name = self.name(kind.name(), format!("{call} {threads} {n} {text}"), |source, name, at| {
+            let _ = writeln!(source, "\n// {} over {:?} × {:?}: {}", kind.name(), k.outer, k.inner, writes.join(", "));
             *source += &text.replace('@', &format!("Functor{at}"));
             let _ = writeln!(
                 source,
@@ -267,32 +236,13 @@ impl Generator<'_> {
             };
             words.extend(part.loads.iter().map(|l| pointer(l.buffer, &l.view)));
             words.extend(part.stores.iter().map(|s| pointer(s.buffer, &s.view)));
-            let (o, i) = (part.outer_size() as u64, part.inner_size() as u64);
-            let blocks = match shape {
-                Shape::Pointwise => {
-                    words.push(Word::Number(o));
-                    o.div_ceil(u64::from(THREADS) * functor.width as u64)
-                }
-                Shape::Row => {
-                    words.extend([Word::Number(i), Word::Number(o)]);
-                    o.div_ceil(u64::from(threads) / team as u64)
-                }
-                Shape::Column => {
-                    let (groups, parts) = (part.outer_size().div_ceil(columns), column_parts(part, functor.width));
-                    words.extend([Word::Number(i), Word::Number(o), Word::Number(parts as u64)]);
-                    let shared = if parts > 1 { groups * parts * columns * sums(part) } else { 0 };
-                    words.extend(self.partials(part, shared, if parts > 1 { groups } else { 0 }));
-                    (groups * parts) as u64
-                }
-                Shape::Total => {
-                    let blocks = i.div_ceil(u64::from(THREADS) * 16 * functor.width as u64).clamp(1, 1024);
-                    words.extend([Word::Number(i), Word::Number(blocks)]);
-                    words.extend(self.partials(part, blocks as usize * sums(part), 1));
-                    blocks
-                }
-            };
+            let blocks = launched.blocks(part, functor.width);
+            words.extend(blocks.numbers.into_iter().map(Word::Number));
+            if let Some([results, counters]) = blocks.partials {
+                words.extend(self.partials(part, results, counters));
+            }
             words.push(Word::Number(first));
-            first += blocks.max(1);
+            first += blocks.count.max(1);
         }
         let blocks = u32::try_from(first).map_err(|_| Error::Device("a kernel needs more than 2^32 blocks".into()))?;
         self.out.launches.push(Launch::Kernel { name, blocks, threads, words });
@@ -308,25 +258,6 @@ impl Generator<'_> {
         self.out.partials_bytes = (counter + 4 * counters).next_multiple_of(16);
         [Word::Partials(at), Word::Partials(counter)]
     }
-}
-
-fn sums(k: &Loop) -> usize {
-    k.tape.iter().filter(|i| matches!(i, Inst::Reduce(..))).count()
-}
-
-/// Blocks that share the rows of a column kernel's columns: as many as keep a GPU busy, as long as each of their threads
-/// has something to do.
-fn column_parts(k: &Loop, width: usize) -> usize {
-    if k.inner_size() <= SHORT {
-        return 1;
-    }
-    let groups = k.outer_size().div_ceil(COLUMNS).max(1);
-    (ENOUGH_BLOCKS / groups).min(k.inner_size() / (rows_together(width) * ROWS_OF_THREAD)).max(1)
-}
-
-/// Rows that a block of columns takes at once, if its threads take so many columns each.
-fn rows_together(width: usize) -> usize {
-    COLUMN_THREADS as usize * width / COLUMNS
 }
 
 /// A kernel without inner axes that nothing is reduced over: a reduction of nothing is a constant, and leaves them behind.
@@ -347,69 +278,4 @@ fn without_idle_axes(k: &Loop) -> Cow<'_, Loop> {
         }
     }
     Cow::Owned(k)
-}
-
-fn shape_of(k: &Loop) -> Shape {
-    if !k.has_reduction() {
-        return Shape::Pointwise;
-    }
-    let live = passes(k).iter().filter(|p| p.is_live()).count();
-    if k.outer.is_empty() && live == 1 {
-        return Shape::Total;
-    }
-    if live == 1 && k.is_column() { Shape::Column } else { Shape::Row }
-}
-
-fn word(shape: Shape) -> &'static str {
-    match shape {
-        Shape::Pointwise => "pointwise",
-        Shape::Row => "row",
-        Shape::Column => "column",
-        Shape::Total => "total",
-    }
-}
-
-/// Kernels of this code that one launch takes.
-fn most_parts(k: &Loop) -> usize {
-    // Pointers, sizes, the places of partial results and of their counters, and the first block.
-    let words = k.loads.len() + k.stores.len() + 6;
-    (MOST_BYTES / (8 * words)).max(1)
-}
-
-/// Launches that a GPU makes of so many kernels like this one.
-pub fn launches_of(k: &Loop, kernels: usize) -> usize {
-    kernels.div_ceil(most_parts(k))
-}
-
-/// Threads that share a row: as many as keep a GPU busy, as long as each has something to do.
-fn team_size(k: &Loop) -> usize {
-    let (rows, elements) = (k.outer_size(), k.inner_size());
-    if elements <= SHORT {
-        return 1;
-    }
-    let by_length = match elements {
-        256..=1024 if rows <= FEW_ROWS => 128,
-        0..=1024 => 32,
-        1025..=8192 => 256,
-        _ => 1024,
-    };
-    let wanted = (ENOUGH / rows.max(1)).next_power_of_two();
-    let most = (elements / OF_THREAD).next_power_of_two();
-    by_length.max(wanted.min(most).min(1024))
-}
-
-/// How often a thread of a row's or a column's kernel waits for memory, one time after the other; 0 for others.
-pub fn waits(k: &Loop) -> usize {
-    match shape_of(k) {
-        Shape::Row => {
-            let live = passes(k).iter().filter(|p| p.is_live()).count();
-            live * k.inner_size().div_ceil(team_size(k) * OF_THREAD * UNROLLED)
-        }
-        Shape::Column if k.inner_size() > SHORT => {
-            // Most take four columns a thread.
-            let parts = column_parts(k, 4);
-            k.inner_size().div_ceil(parts * rows_together(4) * UNROLLED) + if parts > 1 { PARTS_WAIT } else { 0 }
-        }
-        _ => 0,
-    }
 }

@@ -25,49 +25,39 @@ pub fn read_tensor(path: &Path) -> Result<Weight> {
     Files::beside(path).decode(&tensor).map_err(|e| Error::model(path, e))
 }
 
+/// Formats and the element types that ONNX has for them. What is f32 in memory is a float.
+const CODES: [(Format, DataType); 16] = [
+    (Format::F64, DataType::Double),
+    (Format::F32, DataType::Float),
+    (Format::Tf32, DataType::Float),
+    (Format::F16, DataType::Float16),
+    (Format::Bf16, DataType::Bfloat16),
+    (Format::F8E4M3, DataType::Float8e4m3fn),
+    (Format::F8E5M2, DataType::Float8e5m2),
+    (Format::I8, DataType::Int8),
+    (Format::I16, DataType::Int16),
+    (Format::I32, DataType::Int32),
+    (Format::I64, DataType::Int64),
+    (Format::U8, DataType::Uint8),
+    (Format::U16, DataType::Uint16),
+    (Format::U32, DataType::Uint32),
+    (Format::U64, DataType::Uint64),
+    (Format::Bool, DataType::Bool),
+];
+
 /// The format of an ONNX element type.
+///
+/// # Errors
+/// That there is no such type, or no format for it.
 pub fn format_of(data_type: i32) -> Result<Format, String> {
-    Ok(match DataType::try_from(data_type) {
-        Ok(DataType::Float) => Format::F32,
-        Ok(DataType::Double) => Format::F64,
-        Ok(DataType::Float16) => Format::F16,
-        Ok(DataType::Bfloat16) => Format::Bf16,
-        Ok(DataType::Int64) => Format::I64,
-        Ok(DataType::Int32) => Format::I32,
-        Ok(DataType::Int16) => Format::I16,
-        Ok(DataType::Int8) => Format::I8,
-        Ok(DataType::Uint64) => Format::U64,
-        Ok(DataType::Uint32) => Format::U32,
-        Ok(DataType::Uint16) => Format::U16,
-        Ok(DataType::Uint8) => Format::U8,
-        Ok(DataType::Float8e4m3fn) => Format::F8E4M3,
-        Ok(DataType::Float8e5m2) => Format::F8E5M2,
-        Ok(DataType::Bool) => Format::Bool,
-        Ok(t) => return Err(format!("the element type {} is not supported", t.as_str_name())),
-        Err(_) => return Err(format!("unknown element type {data_type}")),
-    })
+    let ty = DataType::try_from(data_type).map_err(|_| format!("unknown element type {data_type}"))?;
+    let found = CODES.iter().find(|(_, code)| *code == ty);
+    found.map(|(format, _)| *format).ok_or_else(|| format!("the element type {} is not supported", ty.as_str_name()))
 }
 
 /// The element type of a format: the inverse of [`format_of`].
 pub fn code_of(format: Format) -> i32 {
-    let ty = match format {
-        Format::F64 => DataType::Double,
-        Format::F32 | Format::Tf32 => DataType::Float,
-        Format::F16 => DataType::Float16,
-        Format::Bf16 => DataType::Bfloat16,
-        Format::I64 => DataType::Int64,
-        Format::I32 => DataType::Int32,
-        Format::I16 => DataType::Int16,
-        Format::I8 => DataType::Int8,
-        Format::U64 => DataType::Uint64,
-        Format::U32 => DataType::Uint32,
-        Format::U16 => DataType::Uint16,
-        Format::U8 => DataType::Uint8,
-        Format::F8E4M3 => DataType::Float8e4m3fn,
-        Format::F8E5M2 => DataType::Float8e5m2,
-        Format::Bool => DataType::Bool,
-    };
-    ty as i32
+    CODES.iter().find(|(f, _)| *f == format).map_or(DataType::Undefined, |(_, code)| *code) as i32
 }
 
 impl Files {

@@ -1,7 +1,7 @@
 //! Matrix products: operands widened exactly, multiplied and accumulated in registers' precision.
 
 use super::real::Real;
-use crate::format::{Format, Overflow};
+use crate::format::Format;
 use crate::lower::{Address, Gemm, Program};
 use crate::run::Bytes;
 use ndarray::linalg::general_mat_mul;
@@ -74,7 +74,7 @@ pub fn operands<'a, T: Real>(
         let mut values: Cow<'a, [T]> = elements(at[i], counts[i], program, memory);
         let format = program.buffers[at[i].buffer].ty.format;
         if multiply.is_low() && multiply != format || multiply == Format::Tf32 {
-            values.to_mut().iter_mut().for_each(|v: &mut T| *v = T::of(multiply.round(v.get(), Overflow::Ieee)));
+            values.to_mut().iter_mut().for_each(|v: &mut T| *v = T::of(multiply.stored(v.get())));
         }
         values
     })

@@ -10,7 +10,7 @@ use crate::format::Format;
 use crate::ir::ReduceKind;
 use crate::ir::ops::random::{philox, uniform};
 use crate::ir::ops::resolve;
-use crate::lower::{BufferId, Guard, Inst, Load, Loop, Pass, View};
+use crate::lower::{BufferId, Guard, Inst, Load, Loop, LoopKind, Pass, View};
 use crate::run::Bytes;
 use rayon::prelude::*;
 
@@ -18,6 +18,8 @@ use rayon::prelude::*;
 const LANES: usize = 512;
 /// Elements below which a kernel is not worth a second thread.
 const SPLIT: usize = 1 << 16;
+/// Rows of fewer elements leave most of a register idle: lanes run over rows instead.
+const SHORT_ROW: usize = 32;
 /// Partial sums kept side by side: they vectorise, and err less than one running sum.
 const PARTIALS: usize = 16;
 
@@ -41,7 +43,8 @@ impl Execution {
     pub fn new(k: &Loop, passes: Vec<Pass>) -> Execution {
         let whole = |v: &View| *v == View { offset: v.offset, ..View::contiguous(&v.dims) };
         let alone = |s: usize| (0..s).all(|t| k.stores[t].buffer != k.stores[s].buffer);
-        let outer_lanes = k.inner.is_empty() || k.is_column() || k.inner_size() < 32;
+        let along = matches!(k.kind(), LoopKind::Pointwise | LoopKind::Column);
+        let outer_lanes = along || k.inner_size() < SHORT_ROW;
         let inner_store = k.stores.iter().any(|s| s.view.dims.len() > k.outer.len());
         let splittable =
             (0..k.stores.len()).all(|s| whole(&k.stores[s].view) && alone(s)) && !(outer_lanes && inner_store);

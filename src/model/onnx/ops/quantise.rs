@@ -33,13 +33,8 @@ fn spread(n: &mut Node, x: NodeId, p: NodeId, axis: usize) -> Import<NodeId> {
 }
 
 fn range(format: Format) -> Import<(f64, f64)> {
-    Ok(match format {
-        Format::U8 => (0.0, 255.0),
-        Format::I8 => (-128.0, 127.0),
-        Format::U16 => (0.0, 65535.0),
-        Format::I16 => (-32768.0, 32767.0),
-        f => return Err(format!("quantising to {f} is not supported")),
-    })
+    let narrow = format.range().filter(|_| format.bytes() <= 2);
+    Ok(narrow.ok_or_else(|| format!("quantising to {format} is not supported"))?)
 }
 
 /// Rounds to the nearest whole number, ties to even, and saturates.

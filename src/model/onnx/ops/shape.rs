@@ -414,12 +414,5 @@ fn cosine_window(n: &mut Node, coefficients: &[f64]) -> Import<Vec<NodeId>> {
 
 /// The fill that never wins a maximum.
 pub(super) fn least(format: Format) -> Num {
-    Num::new(match format {
-        Format::U8 | Format::U16 | Format::U32 | Format::U64 => 0.0,
-        Format::I8 => f64::from(i8::MIN),
-        Format::I16 => f64::from(i16::MIN),
-        Format::I32 => f64::from(i32::MIN),
-        Format::I64 => i64::MIN as f64,
-        _ => f64::NEG_INFINITY,
-    })
+    Num::new(format.range().map_or(f64::NEG_INFINITY, |(least, _)| least))
 }
