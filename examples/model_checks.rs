@@ -14,10 +14,11 @@ use mantissa::lower::lower;
 use mantissa::model::{Checkpoint, Model, Purpose, Saved};
 use mantissa::plan::{Policy, Request, plan};
 use mantissa::rewrite::RuleSet;
+use mantissa::run::Device;
+use mantissa::run::DeviceKind;
 use mantissa::run::cpu::CpuRunner;
-use mantissa::run::{Device, DeviceKind};
 use mantissa::train::{Session, Settings};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -108,8 +109,8 @@ fn train(path: &Path, loss: &str, policy: &str, format: &str, steps: &str, lr: &
     );
     let classes = compiled.classes().unwrap_or(2);
     let graph = compiled.task.graph.clone();
-    let open = |program| DeviceKind::Auto.open(program, &HashMap::new());
-    let mut session = timed("open", || Session::new(compiled, 0, &open))?;
+    let backend = DeviceKind::Auto.backend();
+    let mut session = timed("open", || Session::new(compiled, 0, &*backend))?;
     let mut state = 1u64;
     let mut uniform = move || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

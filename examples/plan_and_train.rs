@@ -8,7 +8,6 @@ use mantissa::plan::print_table;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::DeviceKind;
 use mantissa::train::{Session, Settings};
-use std::collections::HashMap;
 use std::path::Path;
 
 fn main() -> mantissa::Result<()> {
@@ -22,8 +21,8 @@ fn main() -> mantissa::Result<()> {
     let compiled = settings.compile(&model, &RuleSet::builtin()?, None)?;
     println!("{}", print_table(&compiled.planned, &settings.request()?)?);
 
-    let open = |program| DeviceKind::Auto.open(program, &HashMap::new());
-    let mut session = Session::new(compiled, 0, &open)?;
+    let backend = DeviceKind::Auto.backend();
+    let mut session = Session::new(compiled, 0, &*backend)?;
     for _ in 0..20 {
         let epoch = session.train_epoch(&train, |_| {})?;
         let accuracy = session.evaluate(&test)?.and_then(|e| e.accuracy).unwrap_or(0.0);

@@ -20,12 +20,12 @@ use mantissa::error::Result;
 use mantissa::ir::text;
 use mantissa::lower::Program as Lowered;
 use mantissa::rewrite::RuleSet;
-use mantissa::run::Device;
-use mantissa::run::cuda::{CudaRunner, compile};
+use mantissa::run::cuda::{Cuda, compile};
+use mantissa::run::{Backend, Device};
 use programs::draw::{random_bytes, shrink};
 use programs::judge::{Open, Reference, Verdict, Way, judge, on_cpu};
 use programs::{as_onnx, generate};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 const SHRINKING: usize = 500;
 
 fn on_gpu(program: Lowered) -> Result<Box<dyn Device>> {
-    Ok(Box::new(CudaRunner::new(program, &HashMap::new())?))
+    Cuda::default().open(program)
 }
 
 /// The CPU, once NVRTC has taken the kernels.

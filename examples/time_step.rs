@@ -8,11 +8,10 @@ use mantissa::lower::lower;
 use mantissa::model::Model;
 use mantissa::plan::print_profile;
 use mantissa::rewrite::RuleSet;
-use mantissa::run::cuda::CudaRunner;
-use mantissa::run::{Device, initialise};
+use mantissa::run::cuda::Cuda;
+use mantissa::run::{Backend, Device, initialise};
 use mantissa::train::{Optimizer, Settings};
 use mantissa::{Error, Result};
-use std::collections::HashMap;
 use std::fmt::Write;
 
 fn main() -> std::process::ExitCode {
@@ -53,8 +52,8 @@ fn run() -> Result<()> {
     let model = Model::from_graph(text::parse(&perceptron(&widths), "perceptron")?);
     let compiled = settings.compile(&model, &RuleSet::builtin()?, None)?;
     let graph = &compiled.planned.graph;
-    let mut device = CudaRunner::new(lower(verify(graph)?)?, &HashMap::new())?;
-    fill(&mut device, graph, widths[widths.len() - 1])?;
+    let mut device = Cuda::default().open(lower(verify(graph)?)?)?;
+    fill(&mut *device, graph, widths[widths.len() - 1])?;
     let mut ms = (0..7).map(|_| device.time(steps / 10 + 3, steps)).collect::<Result<Vec<f64>>>()?;
     ms.sort_by(f64::total_cmp);
     let line = serde_json::json!({
@@ -72,7 +71,7 @@ fn run() -> Result<()> {
 }
 
 /// Random weights and a random batch: zeros would run faster than real data.
-fn fill(device: &mut CudaRunner, graph: &mantissa::ir::Graph, classes: usize) -> Result<()> {
+fn fill(device: &mut dyn Device, graph: &mantissa::ir::Graph, classes: usize) -> Result<()> {
     let noise = |i: usize| ((i as u32).wrapping_mul(2_654_435_761) >> 8) as f32 / 16_777_216.0;
     for id in graph.sources() {
         let name = graph.name_of(id);

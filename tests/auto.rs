@@ -7,7 +7,7 @@ use mantissa::ir::{Op, text};
 use mantissa::model::Model;
 use mantissa::plan::{Budget, Policy};
 use mantissa::rewrite::RuleSet;
-use mantissa::run::{Device, cpu::CpuRunner};
+use mantissa::run::cpu::Cpu;
 use mantissa::train::{Compiled, Effort, Session, Settings, compile_by_evidence};
 use std::path::PathBuf;
 
@@ -178,8 +178,7 @@ fn a_network_that_defeats_lists_trains_by_evidence() {
     let source = include_str!("models/hostile.mir");
     let data = dataset(1536);
     let train = |compiled: Compiled| {
-        let open = |p| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>);
-        let mut session = Session::new(compiled, 0, &open).unwrap();
+        let mut session = Session::new(compiled, 0, &Cpu).unwrap();
         let epochs: Result<Vec<_>, _> = (0..8).map(|_| session.train_epoch(&data, |_| ())).collect();
         epochs.map(|mut all| all.remove(7))
     };

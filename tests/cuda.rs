@@ -8,11 +8,10 @@ use mantissa::format::{Format, Overflow};
 use mantissa::ir::{NodeId, Op, Tensor, evaluate, text, verify};
 use mantissa::lower::lower;
 use mantissa::plan::Policy;
-use mantissa::run::Device;
 use mantissa::run::cpu::CpuRunner;
-use mantissa::run::cuda::{CudaRunner, available};
+use mantissa::run::cuda::{Cuda, available};
+use mantissa::run::{Backend, Device};
 use mantissa::train::Compiled;
-use std::collections::HashMap;
 
 fn gpu() -> bool {
     if !available() {
@@ -30,8 +29,8 @@ fn compare_compiled(compiled: &Compiled, steps: u32) -> f64 {
     let graph = &compiled.planned.graph;
     let program = || lower(verify(graph).unwrap()).unwrap();
     let mut cpu = CpuRunner::new(program());
-    let mut cuda = CudaRunner::new(program(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
-    for device in [&mut cpu as &mut dyn Device, &mut cuda] {
+    let mut cuda = Cuda::default().open(program()).unwrap_or_else(|e| panic!("{e}"));
+    for device in [&mut cpu as &mut dyn Device, &mut *cuda] {
         initialise_all(device, graph, 3);
         for step in 0..steps {
             feed(device, graph, 10 * step + 1, compiled.classes().unwrap_or(1));
@@ -101,8 +100,8 @@ fn products_in_tf32_round_what_they_read() {
     let program = || lower(verify(&g).unwrap()).unwrap();
     check(&mut CpuRunner::new(program()));
     if gpu() {
-        let mut cuda = CudaRunner::new(program(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
-        check(&mut cuda);
+        let mut cuda = Cuda::default().open(program()).unwrap_or_else(|e| panic!("{e}"));
+        check(&mut *cuda);
     }
 }
 
@@ -137,8 +136,8 @@ fn sums_over_long_columns_agree() {
         let program = || lower(verify(&g).unwrap()).unwrap();
         check(&mut CpuRunner::new(program()));
         if gpu() {
-            let mut cuda = CudaRunner::new(program(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
-            check(&mut cuda);
+            let mut cuda = Cuda::default().open(program()).unwrap_or_else(|e| panic!("{e}"));
+            check(&mut *cuda);
         }
     }
 }
@@ -182,11 +181,10 @@ fn the_same_seed_gives_the_same_bits() {
     let compiled = compile(MODELS[0].1, Policy::O1, Format::F16, |_| {});
     let graph = &compiled.planned.graph;
     let run = || {
-        let mut cuda =
-            CudaRunner::new(lower(verify(graph).unwrap()).unwrap(), &HashMap::new()).unwrap_or_else(|e| panic!("{e}"));
-        initialise_all(&mut cuda, graph, 3);
+        let mut cuda = Cuda::default().open(lower(verify(graph).unwrap()).unwrap()).unwrap_or_else(|e| panic!("{e}"));
+        initialise_all(&mut *cuda, graph, 3);
         for step in 0..20 {
-            feed(&mut cuda, graph, step, 5);
+            feed(&mut *cuda, graph, step, 5);
             cuda.run().unwrap();
         }
         cuda.read_bytes("w1").unwrap()

@@ -7,7 +7,7 @@ use mantissa::ir::{Graph, NodeId, Op, text};
 use mantissa::model::Model;
 use mantissa::plan::{Overrides, Policy};
 use mantissa::rewrite::RuleSet;
-use mantissa::run::{Device, cpu::CpuRunner};
+use mantissa::run::cpu::Cpu;
 use mantissa::train::{Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ fn dataset(samples: usize, width: usize, classes: i64) -> Dataset {
 }
 
 fn session(compiled: Compiled) -> Session {
-    Session::new(compiled, 0, &|p| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>)).unwrap()
+    Session::new(compiled, 0, &Cpu).unwrap()
 }
 
 /// Values stored in a narrow format.

@@ -10,7 +10,10 @@ use mantissa::lower::lower;
 use mantissa::model::{Checkpoint, Model, Purpose};
 use mantissa::plan::{Policy, Request, plan};
 use mantissa::rewrite::RuleSet;
-use mantissa::run::{Device, cpu::CpuRunner};
+use mantissa::run::{
+    Device,
+    cpu::{Cpu, CpuRunner},
+};
 use mantissa::train::{Optimizer, Session, Settings};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -100,7 +103,7 @@ fn gradients(model: &Model, settings: &Settings, fed: &[(&str, Vec<f32>)]) -> BT
     settings.recipe.optimizer = Optimizer::Sgd { lr: 1e-6, momentum: 0.9, nesterov: false, weight_decay: 0.0 };
     let compiled = settings.compile(model, &RuleSet::builtin().unwrap(), None).unwrap();
     let parameters: Vec<String> = compiled.gradient_of.keys().cloned().collect();
-    let mut session = Session::new(compiled, 0, &|p| Ok(Box::new(CpuRunner::new(p)) as Box<dyn Device>)).unwrap();
+    let mut session = Session::new(compiled, 0, &Cpu).unwrap();
     for (name, values) in fed {
         session.feed(name, values).unwrap();
     }

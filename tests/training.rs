@@ -6,18 +6,14 @@ use common::{MODELS, compile, feed, initialise_all};
 use mantissa::data::{self, Source};
 use mantissa::format::Format;
 use mantissa::ir::verify;
-use mantissa::lower::{Program, lower};
+use mantissa::lower::lower;
 use mantissa::model::Model;
 use mantissa::plan::Policy;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::Device;
-use mantissa::run::cpu::CpuRunner;
+use mantissa::run::cpu::{Cpu, CpuRunner};
 use mantissa::train::{Compiled, RunFile, Session, names};
 use std::path::Path;
-
-fn open(program: Program) -> mantissa::Result<Box<dyn Device>> {
-    Ok(Box::new(CpuRunner::new(program)))
-}
 
 struct Digits {
     compiled: Compiled,
@@ -43,7 +39,7 @@ fn digits_by(model: &str, policy: Policy, low: Format) -> Digits {
 }
 
 fn accuracy(d: &Digits, epochs: usize) -> f64 {
-    let mut s = Session::new(d.compiled.clone(), 0, &open).unwrap();
+    let mut s = Session::new(d.compiled.clone(), 0, &Cpu).unwrap();
     for _ in 0..epochs {
         s.train_epoch(&d.train, |_| {}).unwrap();
     }
@@ -74,7 +70,7 @@ fn digits_are_learnt_in_every_format() {
 fn the_same_seed_gives_the_same_bits_and_a_resumed_run_too() {
     let d = digits(Policy::O1, Format::F16);
     let run = |epochs: usize| {
-        let mut s = Session::new(d.compiled.clone(), 5, &open).unwrap();
+        let mut s = Session::new(d.compiled.clone(), 5, &Cpu).unwrap();
         for _ in 0..epochs {
             s.train_epoch(&d.train, |_| {}).unwrap();
         }
@@ -82,7 +78,7 @@ fn the_same_seed_gives_the_same_bits_and_a_resumed_run_too() {
     };
     let whole = run(3);
     assert_eq!(whole, run(3));
-    let mut resumed = Session::new(d.compiled.clone(), 0, &open).unwrap();
+    let mut resumed = Session::new(d.compiled.clone(), 0, &Cpu).unwrap();
     resumed.restore(&run(2), Path::new("memory")).unwrap();
     resumed.train_epoch(&d.train, |_| {}).unwrap();
     assert_eq!(resumed.checkpoint().unwrap(), whole);
@@ -130,7 +126,7 @@ fn a_start_at_the_cap_settles() {
     settings.recipe.optimizer = d.compiled.settings.recipe.optimizer.clone();
     let model = Model::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits/mlp.mir")).unwrap();
     d.compiled = settings.compile(&model, &RuleSet::builtin().unwrap(), None).unwrap();
-    let mut s = Session::new(d.compiled.clone(), 0, &open).unwrap();
+    let mut s = Session::new(d.compiled.clone(), 0, &Cpu).unwrap();
     let mut last = s.train_epoch(&d.train, |_| {}).unwrap();
     for _ in 0..7 {
         last = s.train_epoch(&d.train, |_| {}).unwrap();

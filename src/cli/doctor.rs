@@ -8,7 +8,6 @@ use crate::files::write_atomically;
 use crate::measure::{measure, steps, to_toml};
 use crate::run::{DeviceKind, cuda};
 use clap::Args;
-use std::collections::HashMap;
 use std::path::PathBuf;
 
 #[derive(Args)]
@@ -41,8 +40,7 @@ fn measured(args: &DoctorArgs) -> Result<()> {
     let kind = args.device.parse::<DeviceKind>()?.resolved();
     let base = if kind == DeviceKind::Cuda { gpu()? } else { Target::named("cpu")? };
     let bar = bar(steps(&base), "timing {pos} of {len}");
-    let none = HashMap::new();
-    let target = measure(&base, &|program| kind.open(program, &none), &|| bar.inc(1))?;
+    let target = measure(&base, &*kind.backend(), &|| bar.inc(1))?;
     bar.finish_and_clear();
     write_atomically(&path, to_toml(&target).as_bytes())?;
     out(&format!("{}\n", target.device));

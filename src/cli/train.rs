@@ -5,9 +5,9 @@ use super::{Reporter, StepArgs, out, read_to_train};
 use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::plan::{PlanFile, Policy, percent};
+use crate::run::{Backend, DeviceKind};
 use crate::train::{Compiled, EpochReport, Outcome, Place, Run, RunFile, Settings, train};
 use clap::Args;
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 #[derive(Args)]
@@ -158,19 +158,14 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             say!("{line}");
         }
     }
-    to_the_end(compiled, &data, &run, &args.run, &HashMap::new())
+    let backend = args.run.device.parse::<DeviceKind>()?.backend();
+    to_the_end(compiled, &data, &run, &args.run, &*backend)
 }
 
 /// Trains and prints a summary.
-pub fn to_the_end(
-    compiled: Compiled,
-    data: &Dataset,
-    run: &Run,
-    args: &RunArgs,
-    cubins: &HashMap<String, Vec<u8>>,
-) -> Result<()> {
+pub fn to_the_end(compiled: Compiled, data: &Dataset, run: &Run, args: &RunArgs, backend: &dyn Backend) -> Result<()> {
     let (out_dir, resume) = (args.out.as_deref(), args.resume.as_deref());
-    let place = Place { device: args.device.parse()?, out: out_dir, force: args.force, resume, cubins };
+    let place = Place { device: backend, out: out_dir, force: args.force, resume };
     let outcome = train(compiled, data, run, &place, &Reporter::new(run.epochs, data.samples))?;
     let Some(last) = &outcome.last else {
         let (had, asked) = (outcome.session.epoch, run.epochs);

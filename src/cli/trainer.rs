@@ -3,6 +3,7 @@
 use super::train::{RunArgs, to_the_end};
 use crate::data::{Source, load};
 use crate::error::{Error, Result};
+use crate::run::DeviceKind;
 use crate::train::Run;
 use crate::trainer::Payload;
 use clap::Parser;
@@ -18,7 +19,7 @@ struct TrainerCli {
 
 pub fn main(mut payload: Payload) -> Result<()> {
     let args = TrainerCli::parse().run;
-    let cubins = std::mem::take(&mut payload.cubins);
+    let kernels = std::mem::take(&mut payload.cubins);
     let compiled = payload.into_compiled()?;
     if args.data.data.is_none() {
         return Err(Error::Request("--data is needed: .npz with x and y, .csv, or a directory of IDX files".into()));
@@ -28,5 +29,6 @@ pub fn main(mut payload: Payload) -> Result<()> {
     let mut run = args.data.change(Run::on(name, none))?;
     run.epochs = args.epochs.unwrap_or(run.epochs);
     let data = load(&run.train, run.scale)?;
-    to_the_end(compiled, &data, &run, &args, &cubins)
+    let backend = args.device.parse::<DeviceKind>()?.with_kernels(kernels);
+    to_the_end(compiled, &data, &run, &args, &*backend)
 }

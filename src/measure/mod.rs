@@ -8,7 +8,7 @@ use crate::format::Format;
 use crate::ir::{Op, verify};
 use crate::lower::lower;
 use crate::lower::waits;
-use crate::run::{Device, Open};
+use crate::run::{Backend, Device};
 use probes::{Probe, Product, pointwise, products, rows, total};
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -24,11 +24,11 @@ pub fn steps(base: &Target) -> usize {
     chosen(base).len() + 5
 }
 
-/// Times what decides plans, on the device that `open` puts programs on. `base` says what it should be like: its formats,
+/// Times what decides plans, on a device. `base` says what it should be like: its formats,
 /// its caches, and roughly how fast it is. `tick` is told after each of [`steps`].
-pub fn measure(base: &Target, open: Open, tick: &dyn Fn()) -> Result<Target> {
+pub fn measure(base: &Target, backend: &dyn Backend, tick: &dyn Fn()) -> Result<Target> {
     let mut target = base.clone();
-    let bench = Bench { open, tick, noise: noise() };
+    let bench = Bench { backend, tick, noise: noise() };
     let launch = bench.alone(&pointwise(64, 1)?)?;
     target.launch_us = launch * 1e6;
     // Far more than caches hold.
@@ -119,14 +119,14 @@ const NOISE: usize = 16 << 20;
 
 /// Where probes are run.
 struct Bench<'a> {
-    open: Open<'a>,
+    backend: &'a dyn Backend,
     tick: &'a dyn Fn(),
     noise: [Vec<u8>; 2],
 }
 
 impl Bench<'_> {
     fn opened(&self, probe: &Probe) -> Result<Box<dyn Device>> {
-        let mut device = (self.open)(lower(verify(&probe.graph)?)?)?;
+        let mut device = self.backend.open(lower(verify(&probe.graph)?)?)?;
         for id in probe.graph.sources() {
             let Op::Input { ty, .. } = probe.graph.op(id) else { continue };
             let noise = &self.noise[usize::from(ty.format == Format::F32)];
@@ -185,17 +185,15 @@ pub fn to_toml(target: &Target) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lower::Program;
-    use crate::run::cpu::CpuRunner;
+    use crate::run::cpu::Cpu;
 
     /// On a CPU that is said to be slow, so that little is timed; what is written reads back and predicts what was timed.
     #[test]
     fn a_measured_profile_is_written_and_read() {
         let mut base = Target::named("cpu").unwrap();
         base.product_tflops.values_mut().for_each(|r| *r = 2e-4);
-        let open = |p: Program| Ok(Box::new(CpuRunner::open(p)?) as Box<dyn Device>);
         let told = std::cell::Cell::new(0);
-        let measured = measure(&base, &open, &|| told.set(told.get() + 1)).unwrap();
+        let measured = measure(&base, &Cpu, &|| told.set(told.get() + 1)).unwrap();
         assert_eq!(told.get(), steps(&base));
         assert!(
             measured.bandwidth_gb_s > 0.1 && measured.launch_us > 0.0 && measured.product_tflops[&Format::F32] > 0.0

@@ -1,13 +1,13 @@
 //! Which device to run on.
 
-use super::cpu::CpuRunner;
-use super::cuda::{self, CudaRunner};
-use super::device::Device;
+use super::cpu::Cpu;
+use super::cuda::{self, Cuda};
+use super::device::Backend;
 use crate::error::{Error, Result};
-use crate::lower::Program;
 use std::collections::HashMap;
 use std::str::FromStr;
 
+/// A kind of device, as people ask for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
     Cpu,
@@ -38,11 +38,16 @@ impl DeviceKind {
         }
     }
 
-    /// Puts a program on the device. `cubins` are kernels compiled before, by [`cuda::key`].
-    pub fn open(self, program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<Box<dyn Device>> {
+    /// What runs programs on such a device.
+    pub fn backend(self) -> Box<dyn Backend> {
+        self.with_kernels(HashMap::new())
+    }
+
+    /// [`DeviceKind::backend`], with kernels that were compiled for GPUs before, by [`cuda::key`].
+    pub fn with_kernels(self, kernels: HashMap<String, Vec<u8>>) -> Box<dyn Backend> {
         match self.resolved() {
-            DeviceKind::Cuda => Ok(Box::new(CudaRunner::new(program, cubins)?)),
-            _ => Ok(Box::new(CpuRunner::open(program)?)),
+            DeviceKind::Cuda => Box::new(Cuda { kernels }),
+            _ => Box::new(Cpu),
         }
     }
 }

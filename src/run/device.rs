@@ -6,8 +6,14 @@ use crate::lower::Program;
 use crate::memory::Bytes;
 use std::time::Instant;
 
-/// Opens a program on a device.
-pub type Open<'a> = &'a dyn Fn(Program) -> Result<Box<dyn Device>>;
+/// Something that programs run on: a processor, with what compiles for it and its libraries.
+pub trait Backend {
+    /// Puts a program on it, with memory of its own.
+    ///
+    /// # Errors
+    /// That there is none on this machine, that it lacks memory, or what of the program it cannot run.
+    fn open(&self, program: Program) -> Result<Box<dyn Device>>;
+}
 
 /// A program with its memory on some device.
 pub trait Device {

@@ -9,6 +9,6 @@ mod watch;
 
 pub use crate::memory::Bytes;
 pub use choose::DeviceKind;
-pub use device::{Device, Open};
+pub use device::{Backend, Device};
 pub use init::initialise;
 pub use watch::{Watched, Watcher};

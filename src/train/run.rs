@@ -6,8 +6,7 @@ use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::model::Checkpoint;
-use crate::run::DeviceKind;
-use std::collections::HashMap;
+use crate::run::Backend;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -34,15 +33,13 @@ impl Run {
 
 /// Where a run happens.
 pub struct Place<'a> {
-    pub device: DeviceKind,
+    pub device: &'a dyn Backend,
     /// A new directory; none: the next free one under `runs/`.
     pub out: Option<&'a Path>,
     /// The directory may exist.
     pub force: bool,
     /// A checkpoint to go on from.
     pub resume: Option<&'a Path>,
-    /// Compiled kernels by [`crate::run::cuda::key`].
-    pub cubins: &'a HashMap<String, Vec<u8>>,
 }
 
 /// Who is told how a run goes.
@@ -74,8 +71,7 @@ pub struct Outcome {
 /// Where data, checkpoint or device do not suit the step, files cannot be written, or training cannot go on
 /// ([`Error::Diverged`]): what the last good step left is kept where that is of use.
 pub fn train(compiled: Compiled, data: &Dataset, run: &Run, place: &Place, progress: &dyn Progress) -> Result<Outcome> {
-    let open = |program| place.device.open(program, place.cubins);
-    let mut session = Session::new(compiled, run.seed, &open)?;
+    let mut session = Session::new(compiled, run.seed, place.device)?;
     session.check(data, true)?;
     let test = run.test.as_ref().map(|source| data::load(source, run.scale)).transpose()?;
     if let Some(t) = &test {

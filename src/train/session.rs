@@ -14,7 +14,7 @@ use crate::ir::{Init, Op, verify};
 use crate::lower::{lower, lower_visibly};
 use crate::model::{Checkpoint, Saved};
 use crate::plan::print_profile;
-use crate::run::{Device, Open, Watched, Watcher, initialise};
+use crate::run::{Backend, Device, Watched, Watcher, initialise};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -76,10 +76,10 @@ pub struct Session {
 
 impl Session {
     /// Loads both graphs onto a device and gives parameters and states their initial values.
-    pub fn new(compiled: Compiled, seed: u64, open: Open) -> Result<Session> {
-        let step = open(lower(verify(&compiled.planned.graph)?)?)?;
+    pub fn new(compiled: Compiled, seed: u64, backend: &dyn Backend) -> Result<Session> {
+        let step = backend.open(lower(verify(&compiled.planned.graph)?)?)?;
         let eval = match &compiled.eval {
-            Some(g) => Some(open(lower(verify(g)?)?)?),
+            Some(g) => Some(backend.open(lower(verify(g)?)?)?),
             None => None,
         };
         Session::on(compiled, seed, step, eval)

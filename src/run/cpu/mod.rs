@@ -9,7 +9,7 @@ mod real;
 mod scatter;
 mod tape;
 
-use super::device::Device;
+use super::device::{Backend, Device};
 use crate::error::{Error, Result};
 use crate::format::{narrow, widen};
 use crate::lower::{Address, BufferId, Contraction, Kernel, Program, passes};
@@ -22,6 +22,16 @@ use tape::{Execution, Inputs};
 
 /// Bytes up to which any free memory will do for a temporary.
 const SMALLEST: usize = 64;
+
+/// This machine's processor.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Cpu;
+
+impl Backend for Cpu {
+    fn open(&self, program: Program) -> Result<Box<dyn Device>> {
+        Ok(Box::new(CpuRunner::open(program)?))
+    }
+}
 
 /// A program with its memory.
 pub struct CpuRunner {

@@ -3,6 +3,7 @@
 //! cuBLASLt is column-major, our tensors are row-major: C = A·B is computed as Cᵀ = Bᵀ·Aᵀ, with the operands swapped.
 
 use super::libraries;
+use super::owned::Owned;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::lower::Gemm;
@@ -13,17 +14,17 @@ use std::ffi::c_void;
 
 /// A cuBLASLt handle and its workspace.
 pub struct Blas {
-    handle: sys::cublasLtHandle_t,
+    handle: Owned<sys::cublasLtHandle_t>,
     workspace: u64,
     workspace_bytes: usize,
 }
 
 /// A product ready to be enqueued.
 pub struct Product {
-    operation: sys::cublasLtMatmulDesc_t,
-    a: sys::cublasLtMatrixLayout_t,
-    b: sys::cublasLtMatrixLayout_t,
-    d: sys::cublasLtMatrixLayout_t,
+    operation: Owned<sys::cublasLtMatmulDesc_t>,
+    a: Owned<sys::cublasLtMatrixLayout_t>,
+    b: Owned<sys::cublasLtMatrixLayout_t>,
+    d: Owned<sys::cublasLtMatrixLayout_t>,
     algorithm: sys::cublasLtMatmulAlgo_t,
     /// Device addresses of the left operand, the right operand (as cuBLASLt sees them) and the result.
     at: [u64; 3],
@@ -56,7 +57,10 @@ impl Blas {
                 "cuBLASLt, which multiplies matrices, was not found: looked for {looked}; name its folder in MANTISSA_CUDA_LIB"
             )));
         }
-        Ok(Blas { handle: check("creating a handle", result::create_handle())?, workspace, workspace_bytes })
+        let handle = check("creating a handle", result::create_handle())?;
+        // SAFETY: made above, given back once.
+        let handle = Owned::new(handle, |h| unsafe { _ = result::destroy_handle(h) });
+        Ok(Blas { handle, workspace, workspace_bytes })
     }
 
     /// Chooses an algorithm for a product whose row-major operands lie at `a` and `b`, to be written at `d`.
@@ -72,13 +76,15 @@ impl Blas {
         let right = if g.ta { (m, k) } else { (k, m) };
         let operation =
             check("describing a product", result::create_matmul_desc(compute, sys::cudaDataType::CUDA_R_32F))?;
+        // SAFETY: made above, given back once.
+        let operation = Owned::new(operation, |o| unsafe { _ = result::destroy_matmul_desc(o) });
         let transpose = |attr, yes: bool| {
             let op: i32 = i32::from(yes);
             // SAFETY: the attribute is a 32-bit enum, which `op` holds; the descriptor is live.
             unsafe {
                 check(
                     "setting a transposition",
-                    result::set_matmul_desc_attribute(operation, attr, (&raw const op).cast(), 4),
+                    result::set_matmul_desc_attribute(*operation, attr, (&raw const op).cast(), 4),
                 )
             }
         };
@@ -86,6 +92,8 @@ impl Blas {
         transpose(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_TRANSB, g.ta)?;
         let layout = |ty, (rows, cols): (u64, u64), stride: usize| {
             let l = check("describing a matrix", result::create_matrix_layout(ty, rows, cols, rows as i64))?;
+            // SAFETY: made above, given back once.
+            let l = Owned::new(l, |l| unsafe { _ = result::destroy_matrix_layout(l) });
             if g.batch > 1 {
                 let (count, stride) = (g.batch as i32, stride as i64);
                 // SAFETY: the attributes are a 32-bit and a 64-bit integer; the layout is live.
@@ -94,7 +102,7 @@ impl Blas {
                     check(
                         "batching",
                         result::set_matrix_layout_attribute(
-                            l,
+                            *l,
                             A::CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
                             (&raw const count).cast(),
                             4,
@@ -103,7 +111,7 @@ impl Blas {
                     check(
                         "batching",
                         result::set_matrix_layout_attribute(
-                            l,
+                            *l,
                             A::CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
                             (&raw const stride).cast(),
                             8,
@@ -116,7 +124,7 @@ impl Blas {
         let (la, lb) = (layout(from, left, g.stride_b)?, layout(from, right, g.stride_a)?);
         let ld = layout(data_type(to)?, (n, m), g.m * g.n)?;
         let at = [b, a, d];
-        let algorithm = self.choose(operation, la, lb, ld, at)?;
+        let algorithm = self.choose(*operation, *la, *lb, *ld, at)?;
         Ok(Product { operation, a: la, b: lb, d: ld, algorithm, at })
     }
 
@@ -131,6 +139,8 @@ impl Blas {
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
         use sys::cublasLtMatmulPreferenceAttributes_t as P;
         let preference = check("creating a preference", result::create_matmul_pref())?;
+        // SAFETY: made above, given back once.
+        let preference = Owned::new(preference, |p| unsafe { _ = result::destroy_matmul_pref(p) });
         let bytes = self.workspace_bytes;
         // Split products may add up only in f32, in an order that does not depend on timing.
         let schemes: u32 = sys::cublasLtReductionScheme_t::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32;
@@ -142,20 +152,19 @@ impl Blas {
             (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, at[2]),
             (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, at[2]),
         ];
-        // SAFETY: the attributes are a size, a 32-bit mask and 32-bit numbers; all descriptors are live; the preference is
-        // released once.
+        // SAFETY: the attributes are a size, a 32-bit mask and 32-bit numbers; all descriptors are live.
         unsafe {
             for (attribute, address) in alignments {
                 let bytes = alignment(address);
                 check(
                     "stating an alignment",
-                    result::set_matmul_pref_attribute(preference, attribute, (&raw const bytes).cast(), 4),
+                    result::set_matmul_pref_attribute(*preference, attribute, (&raw const bytes).cast(), 4),
                 )?;
             }
             check(
                 "limiting the workspace",
                 result::set_matmul_pref_attribute(
-                    preference,
+                    *preference,
                     P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES,
                     (&raw const bytes).cast(),
                     size_of::<usize>(),
@@ -164,14 +173,13 @@ impl Blas {
             check(
                 "limiting reductions",
                 result::set_matmul_pref_attribute(
-                    preference,
+                    *preference,
                     P::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
                     (&raw const schemes).cast(),
                     4,
                 ),
             )?;
-            let found = result::get_matmul_algo_heuristic(self.handle, op, a, b, d, d, preference);
-            let _ = result::destroy_matmul_pref(preference);
+            let found = result::get_matmul_algo_heuristic(*self.handle, op, a, b, d, d, *preference);
             Ok(check("choosing an algorithm", found)?.algo)
         }
     }
@@ -186,18 +194,18 @@ impl Blas {
         // SAFETY: promised by the caller; scalars are read before the call returns.
         let done = unsafe {
             result::matmul(
-                self.handle,
-                p.operation,
+                *self.handle,
+                *p.operation,
                 (&raw const alpha).cast(),
                 (&raw const beta).cast(),
                 a,
-                p.a,
+                *p.a,
                 b,
-                p.b,
+                *p.b,
                 d,
-                p.d,
+                *p.d,
                 d,
-                p.d,
+                *p.d,
                 &p.algorithm,
                 self.workspace as *mut c_void,
                 self.workspace_bytes,
@@ -205,26 +213,5 @@ impl Blas {
             )
         };
         check("multiplying", done)
-    }
-}
-
-impl Drop for Product {
-    fn drop(&mut self) {
-        // SAFETY: made in `prepare`, released once.
-        unsafe {
-            let _ = result::destroy_matmul_desc(self.operation);
-            [self.a, self.b, self.d].into_iter().for_each(|l| {
-                let _ = result::destroy_matrix_layout(l);
-            });
-        }
-    }
-}
-
-impl Drop for Blas {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, released once.
-        unsafe {
-            let _ = result::destroy_handle(self.handle);
-        }
     }
 }

@@ -4,6 +4,7 @@
 //! our own kernel.
 
 use super::libraries;
+use super::owned::Owned;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{ConvKind, ConvSpec};
@@ -15,17 +16,17 @@ use std::ffi::{c_int, c_void};
 
 /// A cuDNN handle and its workspace.
 pub struct Dnn {
-    handle: sys::cudnnHandle_t,
+    handle: Owned<sys::cudnnHandle_t>,
     workspace: u64,
     workspace_bytes: usize,
 }
 
 /// A convolution ready to be enqueued.
 pub struct Convolution {
-    x: sys::cudnnTensorDescriptor_t,
-    w: sys::cudnnFilterDescriptor_t,
-    y: sys::cudnnTensorDescriptor_t,
-    how: sys::cudnnConvolutionDescriptor_t,
+    x: Owned<sys::cudnnTensorDescriptor_t>,
+    w: Owned<sys::cudnnFilterDescriptor_t>,
+    y: Owned<sys::cudnnTensorDescriptor_t>,
+    how: Owned<sys::cudnnConvolutionDescriptor_t>,
     algorithm: Option<Algorithm>,
     /// Device addresses of the operands and the result.
     at: [u64; 3],
@@ -80,10 +81,11 @@ impl Dnn {
             return Ok(None);
         }
         let handle = check("creating a handle", result::create_handle())?;
-        let dnn = Dnn { handle, workspace, workspace_bytes };
+        // SAFETY: made above, given back once.
+        let handle = Owned::new(handle, |h| unsafe { _ = result::destroy_handle(h) });
         // SAFETY: the handle is live, and the stream is the runner's, which outlives this.
-        unsafe { check("setting the stream", result::set_stream(handle, stream.cast()))? };
-        Ok(Some(dnn))
+        unsafe { check("setting the stream", result::set_stream(*handle, stream.cast()))? };
+        Ok(Some(Dnn { handle, workspace, workspace_bytes }))
     }
 
     /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`; none if cuDNN does
@@ -93,11 +95,22 @@ impl Dnn {
         if to != c.format.in_memory() || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
             return Ok(None);
         }
+        let tensor = || {
+            let tensor = check("describing a tensor", result::create_tensor_descriptor())?;
+            // SAFETY: made above, given back once.
+            Ok::<_, Error>(Owned::new(tensor, |t| unsafe { _ = result::destroy_tensor_descriptor(t) }))
+        };
+        let (w, how) = (
+            check("describing a filter", result::create_filter_descriptor())?,
+            check("describing a convolution", result::create_convolution_descriptor())?,
+        );
         let mut conv = Convolution {
-            x: check("describing a tensor", result::create_tensor_descriptor())?,
-            w: check("describing a filter", result::create_filter_descriptor())?,
-            y: check("describing a tensor", result::create_tensor_descriptor())?,
-            how: check("describing a convolution", result::create_convolution_descriptor())?,
+            x: tensor()?,
+            // SAFETY: made above, given back once.
+            w: Owned::new(w, |w| unsafe { _ = result::destroy_filter_descriptor(w) }),
+            y: tensor()?,
+            // SAFETY: made above, given back once.
+            how: Owned::new(how, |h| unsafe { _ = result::destroy_convolution_descriptor(h) }),
             algorithm: None,
             at: [a, b, d],
         };
@@ -113,7 +126,7 @@ impl Dnn {
         };
         // SAFETY: descriptors are live; every list has as many entries as its count says.
         unsafe {
-            for (desc, dims) in [(conv.x, &x), (conv.y, &y)] {
+            for (desc, dims) in [(*conv.x, &x), (*conv.y, &y)] {
                 let strides = strides(dims);
                 let set =
                     result::set_tensornd_descriptor(desc, ty, dims.len() as c_int, dims.as_ptr(), strides.as_ptr());
@@ -122,12 +135,12 @@ impl Dnn {
             let layout = sys::cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
             check(
                 "describing a filter",
-                result::set_filternd_descriptor(conv.w, ty, layout, w.len() as c_int, w.as_ptr()),
+                result::set_filternd_descriptor(*conv.w, ty, layout, w.len() as c_int, w.as_ptr()),
             )?;
             check(
                 "describing a convolution",
                 result::set_convolutionnd_descriptor(
-                    conv.how,
+                    *conv.how,
                     pads.len() as c_int,
                     pads.as_ptr(),
                     stride.as_ptr(),
@@ -136,8 +149,8 @@ impl Dnn {
                     sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
                 ),
             )?;
-            check("grouping", result::set_convolution_group_count(conv.how, c.spec.groups as i32))?;
-            check("choosing arithmetic", result::set_convolution_math_type(conv.how, math))?;
+            check("grouping", result::set_convolution_group_count(*conv.how, c.spec.groups as i32))?;
+            check("choosing arithmetic", result::set_convolution_math_type(*conv.how, math))?;
         }
         conv.algorithm = self.choose(&c.kind, &conv)?;
         Ok(conv.algorithm.is_some().then_some(conv))
@@ -153,7 +166,16 @@ impl Dnn {
                 let mut count: c_int = 0;
                 // SAFETY: descriptors and handle are live, and `found` has room for as many results as are asked for.
                 let got = unsafe {
-                    $get(self.handle, $first, $second, c.how, $third, MOST as c_int, &raw mut count, found.as_mut_ptr())
+                    $get(
+                        *self.handle,
+                        $first,
+                        $second,
+                        *c.how,
+                        $third,
+                        MOST as c_int,
+                        &raw mut count,
+                        found.as_mut_ptr(),
+                    )
                 };
                 check("choosing an algorithm", got)?;
                 let good = |f: &&$ty| {
@@ -170,27 +192,27 @@ impl Dnn {
                 result::get_convolution_forward_algorithm,
                 sys::cudnnConvolutionFwdAlgoPerf_t,
                 PLAIN_FORWARD,
-                c.x,
-                c.w,
-                c.y,
+                *c.x,
+                *c.w,
+                *c.y,
                 Algorithm::Forward
             ),
             ConvKind::Input(_) => pick!(
                 result::get_convolution_backward_data_algorithm,
                 sys::cudnnConvolutionBwdDataAlgoPerf_t,
                 [sys::cudnnConvolutionBwdDataAlgo_t::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1],
-                c.w,
-                c.y,
-                c.x,
+                *c.w,
+                *c.y,
+                *c.x,
                 Algorithm::Input
             ),
             ConvKind::Weight(_) => pick!(
                 result::get_convolution_backward_filter_algorithm,
                 sys::cudnnConvolutionBwdFilterAlgoPerf_t,
                 [sys::cudnnConvolutionBwdFilterAlgo_t::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1],
-                c.x,
-                c.y,
-                c.w,
+                *c.x,
+                *c.y,
+                *c.w,
                 Algorithm::Weight
             ),
         })
@@ -209,74 +231,53 @@ impl Dnn {
         let done = unsafe {
             match c.algorithm.expect("only convolutions with an algorithm are handed out") {
                 Algorithm::Forward(algorithm) => result::convolution_forward(
-                    self.handle,
+                    *self.handle,
                     one,
-                    c.x,
+                    *c.x,
                     a,
-                    c.w,
+                    *c.w,
                     b,
-                    c.how,
+                    *c.how,
                     algorithm,
                     workspace,
                     bytes,
                     zero,
-                    c.y,
+                    *c.y,
                     d,
                 ),
                 Algorithm::Input(algorithm) => result::convolution_backward_data(
-                    self.handle,
+                    *self.handle,
                     one,
-                    c.w,
+                    *c.w,
                     b,
-                    c.y,
+                    *c.y,
                     a,
-                    c.how,
+                    *c.how,
                     algorithm,
                     workspace,
                     bytes,
                     zero,
-                    c.x,
+                    *c.x,
                     d,
                 ),
                 // The gradient of the result stands on the left.
                 Algorithm::Weight(algorithm) => result::convolution_backward_filter(
-                    self.handle,
+                    *self.handle,
                     one,
-                    c.x,
+                    *c.x,
                     a,
-                    c.y,
+                    *c.y,
                     b,
-                    c.how,
+                    *c.how,
                     algorithm,
                     workspace,
                     bytes,
                     zero,
-                    c.w,
+                    *c.w,
                     d,
                 ),
             }
         };
         check("convolving", done)
-    }
-}
-
-impl Drop for Convolution {
-    fn drop(&mut self) {
-        // SAFETY: made in `prepare`, released once.
-        unsafe {
-            let _ = result::destroy_tensor_descriptor(self.x);
-            let _ = result::destroy_filter_descriptor(self.w);
-            let _ = result::destroy_tensor_descriptor(self.y);
-            let _ = result::destroy_convolution_descriptor(self.how);
-        }
-    }
-}
-
-impl Drop for Dnn {
-    fn drop(&mut self) {
-        // SAFETY: made in `new`, released once.
-        unsafe {
-            let _ = result::destroy_handle(self.handle);
-        }
     }
 }

@@ -7,11 +7,12 @@ mod blas;
 mod dnn;
 mod libraries;
 mod nvrtc;
+mod owned;
 
 pub use libraries::{Finding, nvrtc_present, survey};
 pub use nvrtc::{compile, compile_cached, key};
 
-use super::device::Device;
+use super::device::{Backend, Device};
 use crate::error::{Error, Result};
 use crate::format::{Format, narrow, widen};
 use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
@@ -20,6 +21,7 @@ use crate::run::Bytes;
 use blas::{Blas, Product};
 use cudarc::driver::{CudaContext, result, sys};
 use dnn::{Convolution, Dnn};
+use owned::Owned;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::Arc;
@@ -27,20 +29,33 @@ use std::sync::Arc;
 /// Workspace for products: what cuBLAS recommends for Hopper.
 const WORKSPACE: usize = 64 << 20;
 
+/// The first GPU.
+#[derive(Default)]
+pub struct Cuda {
+    /// Compiled kernels by [`key`]; others are compiled when they are needed, and kept in a cache.
+    pub kernels: HashMap<String, Vec<u8>>,
+}
+
+impl Backend for Cuda {
+    fn open(&self, program: Program) -> Result<Box<dyn Device>> {
+        Ok(Box::new(CudaRunner::new(program, &self.kernels)?))
+    }
+}
+
 /// A program on a GPU.
-pub struct CudaRunner {
+struct CudaRunner {
     program: Program,
     arena: Arena,
-    context: Arc<CudaContext>,
-    stream: sys::CUstream,
-    module: sys::CUmodule,
-    graph: sys::CUgraphExec,
-    base: sys::CUdeviceptr,
     name: String,
-    // Algorithms and descriptors live as long as the graph that was captured from them.
-    libraries: Libraries,
+    // Fields are dropped in this order: the graph before what was captured, memory and stream last.
+    graph: Option<Owned<sys::CUgraphExec>>,
     /// What was captured, in order, with the program's launch that each is a part of.
     ready: Vec<(usize, Ready)>,
+    libraries: Libraries,
+    module: Owned<sys::CUmodule>,
+    base: Owned<sys::CUdeviceptr>,
+    stream: Owned<sys::CUstream>,
+    context: Arc<CudaContext>,
 }
 
 /// Handles of the libraries that a step needs.
@@ -90,13 +105,13 @@ pub fn hardware(context: &CudaContext) -> Result<(String, usize, usize)> {
 }
 
 impl CudaRunner {
-    /// Compiles, allocates and captures. `cubin` is used instead of compiling if given.
-    pub fn new(program: Program, cubins: &HashMap<String, Vec<u8>>) -> Result<CudaRunner> {
+    /// Compiles, allocates and captures.
+    fn new(program: Program, kernels: &HashMap<String, Vec<u8>>) -> Result<CudaRunner> {
         let context = context()?;
         let generated = generate(&program)?;
         let arch = architecture(&context)?;
         let key = nvrtc::key(&generated.source, &arch);
-        let cubin = match cubins.get(&key) {
+        let cubin = match kernels.get(&key) {
             Some(c) => c.clone(),
             None => compile_cached(&generated.source, &arch)?,
         };
@@ -108,9 +123,10 @@ impl CudaRunner {
         let needs_dnn = generated.launches.iter().any(|l| matches!(l, Launch::Convolution { .. }));
         let total = workspace + if needs_blas || needs_dnn { WORKSPACE } else { 256 };
         let name = driver("reading the GPU's name", context.name())?;
-        // SAFETY: a new stream and a new allocation, owned by this runner and released in `drop`; the context is current.
+        // SAFETY: a new stream and a new allocation, each given back once; the context is current.
         let (stream, base) = unsafe {
             let stream = driver("creating a stream", result::stream::create(result::stream::StreamKind::NonBlocking))?;
+            let stream = Owned::new(stream, |s| _ = result::stream::destroy(s));
             let (free, _) = driver("asking for free memory", result::mem_get_info())?;
             if total > free {
                 return Err(Error::Device(format!(
@@ -120,29 +136,32 @@ impl CudaRunner {
                 )));
             }
             let base = driver("allocating memory", result::malloc_sync(total))?;
-            driver("clearing memory", result::memset_d8_async(base, 0, total, stream))?;
+            let base = Owned::new(base, |b| _ = result::free_sync(b));
+            driver("clearing memory", result::memset_d8_async(*base, 0, total, *stream))?;
             (stream, base)
         };
         // SAFETY: `cubin` is a whole CUBIN, from NVRTC or checked by its key; the driver copies it.
         let module = unsafe { driver("loading kernels", result::module::load_data(cubin.as_ptr().cast()))? };
-        let at = base + workspace as u64;
+        // SAFETY: loaded above, unloaded once.
+        let module = Owned::new(module, |m| unsafe { _ = result::module::unload(m) });
+        let at = *base + workspace as u64;
         let mut libraries = Libraries {
             blas: if needs_blas { Some(Blas::new(at, WORKSPACE)?) } else { None },
-            dnn: if needs_dnn { Dnn::new(at, WORKSPACE, stream)? } else { None },
+            dnn: if needs_dnn { Dnn::new(at, WORKSPACE, *stream)? } else { None },
         };
+        let areas = Areas { scratch: *base + scratch as u64, partials: *base + partials as u64 };
         let mut runner = CudaRunner {
             program,
             arena,
-            context,
-            stream,
-            module,
-            graph: std::ptr::null_mut(),
-            base,
             name,
-            libraries: Libraries::default(),
+            graph: None,
             ready: Vec::new(),
+            libraries: Libraries::default(),
+            module,
+            base,
+            stream,
+            context,
         };
-        let areas = Areas { scratch: base + scratch as u64, partials: base + partials as u64 };
         runner.capture(&generated, areas, &mut libraries)?;
         runner.libraries = libraries;
         Ok(runner)
@@ -150,7 +169,7 @@ impl CudaRunner {
 
     fn address(&self, at: Address) -> u64 {
         let skipped = at.offset * self.program.buffers[at.buffer].ty.format.bytes();
-        self.base + (self.arena.slots[at.buffer].offset + skipped) as u64
+        *self.base + (self.arena.slots[at.buffer].offset + skipped) as u64
     }
 
     /// Records every launch into one graph.
@@ -167,7 +186,7 @@ impl CudaRunner {
             }
         }
         self.synchronize()?;
-        self.graph = self.captured(libraries, ready.iter_mut(), 1)?;
+        self.graph = Some(self.captured(libraries, ready.iter_mut(), 1)?);
         self.ready = generated.of.iter().copied().zip(ready).collect();
         Ok(())
     }
@@ -178,21 +197,21 @@ impl CudaRunner {
         libraries: &Libraries,
         launches: impl Iterator<Item = &'r mut Ready>,
         copies: usize,
-    ) -> Result<sys::CUgraphExec> {
+    ) -> Result<Owned<sys::CUgraphExec>> {
         // SAFETY: everything recorded (functions, descriptors, addresses) is owned by this runner and outlives the graph.
         unsafe {
             let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-            driver("starting capture", result::stream::begin_capture(self.stream, mode))?;
+            driver("starting capture", result::stream::begin_capture(*self.stream, mode))?;
             for r in launches {
                 for _ in 0..copies {
-                    r.record(self.stream, libraries)?;
+                    r.record(*self.stream, libraries)?;
                 }
             }
-            let graph = driver("ending capture", result::stream::end_capture(self.stream))?;
+            let graph = driver("ending capture", result::stream::end_capture(*self.stream))?;
+            let graph = Owned::new(graph, |g| _ = result::graph::destroy(g));
             let flags = sys::CUgraphInstantiate_flags(0);
-            let exec = driver("instantiating the step's graph", result::graph::instantiate(graph, flags))?;
-            driver("releasing the captured graph", result::graph::destroy(graph))?;
-            Ok(exec)
+            let exec = driver("instantiating the step's graph", result::graph::instantiate(*graph, flags))?;
+            Ok(Owned::new(exec, |e| _ = result::graph::exec_destroy(e)))
         }
     }
 
@@ -201,7 +220,7 @@ impl CudaRunner {
             Launch::Kernel { name, blocks, threads, words } => {
                 let c_name = CString::new(name.as_str()).expect("generated names have no NUL");
                 // SAFETY: the module is loaded and stays so until `drop`.
-                let function = unsafe { driver(name, result::module::get_function(self.module, c_name))? };
+                let function = unsafe { driver(name, result::module::get_function(*self.module, c_name))? };
                 let words = words.iter().map(|w| match *w {
                     Word::Buffer(b) => self.address(b),
                     Word::Scratch => areas.scratch,
@@ -246,7 +265,7 @@ impl CudaRunner {
 
     fn synchronize(&self) -> Result<()> {
         // SAFETY: the stream is this runner's.
-        unsafe { driver("waiting for the GPU", result::stream::synchronize(self.stream)) }
+        unsafe { driver("waiting for the GPU", result::stream::synchronize(*self.stream)) }
     }
 
     fn buffer(&self, name: &str) -> Result<BufferId> {
@@ -257,7 +276,7 @@ impl CudaRunner {
         // SAFETY: the slot holds at least the buffer's bytes, and `bytes` has exactly those; pageable memory is staged
         // before the call returns.
         unsafe {
-            driver("copying to the GPU", result::memcpy_htod_async(self.address(Address::of(b)), bytes, self.stream))
+            driver("copying to the GPU", result::memcpy_htod_async(self.address(Address::of(b)), bytes, *self.stream))
         }
     }
 
@@ -314,18 +333,9 @@ impl Ready {
 
 impl Drop for CudaRunner {
     fn drop(&mut self) {
-        // Failing to release what the process is about to give back anyway is no error of the run.
+        // What the fields own is given back on this thread, when nothing runs any more.
         let _ = self.context.bind_to_thread();
-        // SAFETY: all of these were made in `new` and are released once; the stream is idle after the wait.
-        unsafe {
-            let _ = result::stream::synchronize(self.stream);
-            if !self.graph.is_null() {
-                let _ = result::graph::exec_destroy(self.graph);
-            }
-            let _ = result::module::unload(self.module);
-            let _ = result::free_sync(self.base);
-            let _ = result::stream::destroy(self.stream);
-        }
+        let _ = self.synchronize();
     }
 }
 
@@ -369,8 +379,9 @@ impl Device for CudaRunner {
     }
 
     fn run(&mut self) -> Result<()> {
+        let graph = self.graph.as_ref().expect("captured when the runner was made");
         // SAFETY: the graph was instantiated from this runner's own launches and everything it touches is alive.
-        unsafe { driver("running the step", result::graph::launch(self.graph, self.stream)) }
+        unsafe { driver("running the step", result::graph::launch(**graph, *self.stream)) }
     }
 
     fn wait(&mut self) -> Result<()> {
@@ -390,15 +401,13 @@ impl Device for CudaRunner {
                 self.synchronize()?;
                 let began = std::time::Instant::now();
                 // SAFETY: the graph was just made of launches of this runner.
-                unsafe { driver("running a launch", result::graph::launch(graph, self.stream))? };
+                unsafe { driver("running a launch", result::graph::launch(*graph, *self.stream))? };
                 self.synchronize()?;
                 // The first run warms up.
                 if run > 0 {
                     best = best.min(began.elapsed().as_secs_f64());
                 }
             }
-            // SAFETY: made above, released once, idle after the wait.
-            unsafe { driver("releasing a graph", result::graph::exec_destroy(graph))? };
             seconds[*of] += best / COPIES as f64;
         }
         self.ready = ready;

@@ -34,7 +34,7 @@ fn spread(n: &mut Node, x: NodeId, p: NodeId, axis: usize) -> Import<NodeId> {
 
 fn range(format: Format) -> Import<(f64, f64)> {
     let narrow = format.range().filter(|_| format.bytes() <= 2);
-    Ok(narrow.ok_or_else(|| format!("quantising to {format} is not supported"))?)
+    narrow.ok_or_else(|| format!("quantising to {format} is not supported"))
 }
 
 /// Rounds to the nearest whole number, ties to even, and saturates.
