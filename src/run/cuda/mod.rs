@@ -178,11 +178,11 @@ impl CudaRunner {
         for launch in &generated.launches {
             ready.push(self.prepare(launch, areas, libraries)?);
         }
-        // Libraries load their kernels when they are first used, which a capture does not allow.
-        for r in &ready {
-            if let (Ready::Convolution(c), Some(dnn)) = (r, &libraries.dnn) {
-                // SAFETY: everything the convolution touches is this runner's; what it writes is not in use yet.
-                unsafe { dnn.run(c)? };
+        // Libraries load their kernels when they are first used, which a capture does not always allow.
+        for r in &mut ready {
+            if !matches!(r, Ready::Kernel { .. }) {
+                // SAFETY: everything the launch touches is this runner's; what it writes is not in use yet.
+                unsafe { r.record(*self.stream, libraries)? };
             }
         }
         self.synchronize()?;
