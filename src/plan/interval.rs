@@ -83,7 +83,7 @@ fn bound(graph: &Graph, id: NodeId, x: &[Option<Interval>]) -> Option<Interval> 
 fn unary(u: Unary, x: Option<Interval>) -> Option<Interval> {
     match u {
         Unary::Sigmoid | Unary::Not | Unary::IsFinite | Unary::IsNan | Unary::IsInf => return Some((0.0, 1.0)),
-        Unary::Tanh | Unary::Sin | Unary::Cos | Unary::Erf | Unary::Sign => return Some((-1.0, 1.0)),
+        Unary::Tanh | Unary::Sin | Unary::Cos | Unary::Sinc | Unary::Erf | Unary::Sign => return Some((-1.0, 1.0)),
         _ => {}
     }
     let (lo, hi) = x?;

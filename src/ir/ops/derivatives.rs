@@ -39,6 +39,11 @@ impl Unary {
             Unary::Acosh => dy * (x.square() + -1.0).unary(Unary::Rsqrt),
             Unary::Atanh => dy / (1.0 - x.square()),
             Unary::Erf => dy * bell(x, 1.0, 2.0 / PI.sqrt()),
+            // (cos πx − sinc x) / x, and 0 at 0.
+            Unary::Sinc => {
+                let (zero, slope) = (s.constant(0.0), ((x * PI).unary(Unary::Cos) - y) / x);
+                dy * s.select(x.binary(Binary::Eq, zero), zero, slope)
+            }
             Unary::Sigmoid => dy * (y * (1.0 - y)),
             Unary::Softplus => dy * x.unary(Unary::Sigmoid),
             // The sign of the result is that of the operand, and the result is what the forward pass keeps.

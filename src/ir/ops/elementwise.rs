@@ -20,6 +20,8 @@ named_enum! {
         Erf = "erf", Floor = "floor", Ceil = "ceil", Trunc = "trunc",
         /// To the nearest whole number, ties to even.
         Round = "round",
+        /// sin(πx) / (πx), and 1 at 0.
+        Sinc = "sinc",
         Sigmoid = "sigmoid", Softplus = "softplus", Relu = "relu",
         /// x·Φ(x), Hendrycks & Gimpel 2016.
         Gelu = "gelu",
@@ -181,6 +183,8 @@ impl Unary {
             Unary::Ceil => x.ceil(),
             Unary::Trunc => x.trunc(),
             Unary::Round => x.round_ties_even(),
+            Unary::Sinc if x == 0.0 => 1.0,
+            Unary::Sinc => (std::f64::consts::PI * x).sin() / (std::f64::consts::PI * x),
             Unary::Sigmoid => 1.0 / (1.0 + (-x).exp()),
             Unary::Softplus => x.max(0.0) + (-x.abs()).exp().ln_1p(),
             Unary::Relu => {
@@ -357,7 +361,16 @@ pub fn erf(x: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::erf;
+    use super::{Unary, erf};
+    use std::f64::consts::PI;
+
+    /// The sinc of half-integers is known: sin(π/2) is 1, and that of whole numbers 0.
+    #[test]
+    fn sinc_known_values() {
+        for (x, y) in [(0.0, 1.0), (0.5, 2.0 / PI), (-1.5, -2.0 / (3.0 * PI)), (3.0, 0.0)] {
+            assert!((Unary::Sinc.eval(x) - y).abs() < 1e-15, "{x}: {}", Unary::Sinc.eval(x));
+        }
+    }
 
     /// Values from the Digital Library of Mathematical Functions' definition, to 16 digits.
     #[test]

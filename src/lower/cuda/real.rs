@@ -80,6 +80,10 @@ impl Real {
             Unary::Tanh => f("tanh"),
             Unary::Erf => f("erf"),
             Unary::Floor => f("floor"),
+            Unary::Sinc => {
+                let turned = format!("{} * {x}", self.number(std::f64::consts::PI));
+                format!("{x} == {zero} ? {one} : {} / ({turned})", self.function("sin", &turned))
+            }
             Unary::Sigmoid => format!("sigmoid({x})"),
             Unary::Softplus => format!("softplus({x})"),
             Unary::Relu => format!("maximum({x}, {zero})"),

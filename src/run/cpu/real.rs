@@ -76,6 +76,10 @@ macro_rules! real {
                     Unary::Ceil => map(x, out, $t::ceil),
                     Unary::Trunc => map(x, out, $t::trunc),
                     Unary::Round => map(x, out, $t::round_ties_even),
+                    Unary::Sinc => {
+                        let pi = std::$t::consts::PI;
+                        map(x, out, |v| if v == 0.0 { 1.0 } else { (pi * v).sin() / (pi * v) })
+                    }
                     Unary::Sigmoid => map(x, out, |v| 1.0 / (1.0 + (-v).exp())),
                     Unary::Softplus => map(x, out, |v| v.max(0.0) + (-v.abs()).exp().ln_1p()),
                     Unary::Relu => map(x, out, |v| maximum(v, 0.0)),
