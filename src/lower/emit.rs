@@ -289,7 +289,8 @@ impl Emit<'_> {
             | Op::LogSoftmax { .. }
             | Op::LayerNorm { .. }
             | Op::Normalise { .. }
-            | Op::Loss(_) => {
+            | Op::Loss(_)
+            | Op::Roll { .. } => {
                 unreachable!("{} is expanded before lowering", op.name())
             }
             Op::Scan(_) => unreachable!("loops are kernels of their own"),

@@ -32,6 +32,7 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
                 let scaled = out.binary(Binary::Mul, xhat, x[1])?;
                 out.binary(Binary::Add, scaled, x[2])?
             }
+            Op::Roll { axis, by } => roll(&mut out, x[0], *axis, *by)?,
             Op::Loss(loss) => expand_loss(&mut out, *loss, x[0], x[1])?,
             Op::Normalise { axes, eps, centred } => standardise(&mut out, x[0], axes, eps.get(), *centred)?.0,
             op if op.is_buffer() => out.transfer(graph, id, op.clone(), &x, |f| map.get(f.index()).copied())?,
@@ -43,6 +44,14 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
         out.add_output(&o.name, o.role, map[o.node.index()]);
     }
     Ok(out)
+}
+
+/// The end, then the start.
+fn roll(g: &mut Graph, x: NodeId, axis: usize, by: usize) -> Result<NodeId> {
+    let n = g.ty(x).dims()[axis];
+    let end = g.add(Op::Slice { axis, start: n - by, stop: n, step: 1 }, &[x])?;
+    let start = g.add(Op::Slice { axis, start: 0, stop: n - by, step: 1 }, &[x])?;
+    g.add(Op::Concat { axis }, &[end, start])
 }
 
 /// x − max, and the sum of its exponentials.

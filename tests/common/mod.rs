@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 20] = [
+pub const MODELS: [(&str, &str); 21] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -60,6 +60,10 @@ pub const MODELS: [(&str, &str); 20] = [
     (
         "sinc",
         "model sinc { input x: f32[batch, 5] label y: f32[batch, 5] param w: f32[5] = uniform(1) p = sinc(x * w) + w * sinc(x * 0) loss = mse(p, y) }",
+    ),
+    (
+        "roll",
+        "model roll { input x: f32[batch, 5] label y: f32[batch, 5] param w: f32[5, 5] = xavier_uniform p = roll(roll(x @ w, axis=1, by=2), axis=1, by=4) * roll(tanh(x), axis=1, by=5) loss = mse(p, y) }",
     ),
     (
         "transposed_product",

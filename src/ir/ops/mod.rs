@@ -144,6 +144,11 @@ pub enum Op {
     Concat {
         axis: usize,
     },
+    /// Elements moved on by so many places along an axis, those beyond the end to its start.
+    Roll {
+        axis: usize,
+        by: usize,
+    },
     /// `gather(x, i)`: rows of x along `axis` at the integer positions i.
     Gather {
         axis: usize,
@@ -239,7 +244,9 @@ impl Op {
             Op::Unary(_) | Op::Binary(_) | Op::Select => &elementwise::Elementwise,
             Op::Reduce { .. } | Op::IsExtreme { .. } => &reduce::Reductions,
             Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. } | Op::Slice { .. } => &shape::Moves,
-            Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Concat { .. } => &shape::Moves,
+            Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Concat { .. } | Op::Roll { .. } => {
+                &shape::Moves
+            }
             Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Scatter { .. } => &index::Rows,
             Op::MatMul { .. } => &matmul::Products,
             Op::Conv { .. } => &conv::Convolutions,

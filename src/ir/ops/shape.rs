@@ -33,6 +33,7 @@ impl Family for Moves {
                 .elements(Picked)
                 .with([&[axis(), size], &places()[..], &[or("hi", 0), fill]].concat()),
             Signature::new("unwindow", 1).elements(Picked).with([&[axis(), extent], &places()[..]].concat()),
+            Signature::new("roll", 1).elements(Moved).with([axis(), int("by")]),
             Signature::new("concat", 1).elements(Picked).of_any().with([axis()]),
         ]
     }
@@ -46,6 +47,7 @@ impl Family for Moves {
             Op::Pad { .. } => "pad",
             Op::Window { .. } => "window",
             Op::Unwindow { .. } => "unwindow",
+            Op::Roll { .. } => "roll",
             _ => "concat",
         }
     }
@@ -64,6 +66,7 @@ impl Family for Moves {
             }
             Op::Unwindow { axis, extent, stride, dilation, lo } => ints(&[axis, extent, stride, dilation, lo]),
             Op::Concat { axis } => ints(&[axis]),
+            Op::Roll { axis, by } => ints(&[axis, by]),
             _ => unreachable!("another family's"),
         }
     }
@@ -93,6 +96,7 @@ impl Family for Moves {
                 dilation: a.int("dilation")?,
                 lo: a.int("lo")?,
             },
+            "roll" => Op::Roll { axis: a.int("axis")?, by: a.int("by")? },
             _ => Op::Concat { axis: a.int("axis")? },
         })
     }
@@ -179,6 +183,13 @@ fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
             shape.0.splice(axis..=&(axis + 1), [Dim::Fixed(*extent), Dim::Fixed(size)]);
             Ok(register(a, shape))
         }
+        Op::Roll { axis, by } => {
+            let n = axis_extent(a, *axis)?;
+            if *by > n {
+                return Err(format!("cannot move {n} elements on by {by}"));
+            }
+            Ok(register(a, a.shape.clone()))
+        }
         Op::Concat { axis } => {
             let mut total = 0;
             for t in x {
@@ -228,6 +239,11 @@ fn eval(op: &Op, x: &[&Tensor], ty: &Type) -> Tensor {
             let mut source = i.to_vec();
             source[*axis] = at / stride;
             if at % stride == 0 && source[*axis] < x[0].dims[*axis] { x[0].at(&source) } else { 0.0 }
+        }),
+        Op::Roll { axis, by } => Tensor::from_fn(&dims, |i| {
+            let mut source = i.to_vec();
+            source[*axis] = (i[*axis] + dims[*axis] - by) % dims[*axis];
+            x[0].at(&source)
         }),
         Op::Concat { axis } => Tensor::from_fn(&dims, |i| {
             let mut source = i.to_vec();
@@ -291,6 +307,10 @@ fn vjp(op: &Op, c: Context) -> Gradients {
                 parts.push(g.add(Op::Slice { axis: *axis, start, stop, step: *stride }, &[part])?);
             }
             g.add(Op::Concat { axis: axis + 1 }, &parts)?
+        }
+        Op::Roll { axis, by } => {
+            let by = g.ty(x).dims()[*axis] - by;
+            g.add(Op::Roll { axis: *axis, by }, &[dy])?
         }
         Op::Concat { axis } => {
             let mut start = 0;
