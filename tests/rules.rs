@@ -89,6 +89,7 @@ const PLACES: &[(&str, &str)] = &[
         "whole",
         "a = convert(h, format=i8) b = convert(h, format=i16) c = convert(h, format=i32) d = convert(h, format=u8) e = convert(h, format=u16) f = convert(h, format=u32) g = convert(h, format=u64) p = a + b + c + d + e + f + g + h",
     ),
+    ("rounded", "p = tanh(convert(h, format=f16)) @ w + tanh(convert(h, format=bf16)) @ v"),
     ("double", "p = convert(h, format=f64) * h"),
     ("twice", "p = transpose(transpose(h) ) + w"),
 ];
@@ -109,7 +110,7 @@ fn every_rule_fires_in_the_corpus() {
         let lists = Format::MULTIPLIED.map(|f| (Policy::O1, f));
         for (policy, low) in lists.into_iter().chain([(Policy::O3, Format::F16)]) {
             // One model will do for what depends on the policy alone.
-            if (policy, low) != (Policy::O1, Format::F16) && !matches!(name, "mlp" | "convnet") {
+            if (policy, low) != (Policy::O1, Format::F16) && !matches!(name, "mlp" | "convnet" | "rounded") {
                 continue;
             }
             let compiled = compile(&source, policy, low, sgd);
