@@ -61,6 +61,8 @@ pub(super) struct Instance {
     /// The term that the left side was.
     left: Term,
     tensors: BTreeMap<String, Tensor>,
+    /// Words that variables stand for.
+    words: BTreeMap<String, String>,
 }
 
 impl Instance {
@@ -81,10 +83,12 @@ impl Instance {
         Ok(applied)
     }
 
-    /// The tensors that variables stand for, in words.
-    pub fn tensors(&self) -> String {
-        let all =
-            self.tensors.iter().map(|(name, t)| format!("?{name}: {}", Type::new(Shape::of(&t.dims), Format::F32)));
+    /// What variables stand for.
+    pub fn variables(&self) -> String {
+        let all = self.tensors.iter().map(|(name, t)| match self.words.get(&format!("?{name}")) {
+            Some(word) => format!("?{name} = {word}"),
+            None => format!("?{name}: {}", Type::new(Shape::of(&t.dims), Format::F32)),
+        });
         all.collect::<Vec<_>>().join(", ")
     }
 }
@@ -169,7 +173,7 @@ fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance
     let root = *ids.last().ok_or("an empty left side")?;
     egraph.rebuild();
     let left = left.ok_or("a left side without an operation")?;
-    Ok(Instance { egraph, root, left, tensors })
+    Ok(Instance { egraph, root, left, tensors, words: chosen })
 }
 
 /// A word for a variable: a value of the attribute where it stands, a format of a copy, or a source's name.

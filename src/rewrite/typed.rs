@@ -25,7 +25,7 @@ pub(super) fn check_types(read: &Read) -> Result<(), Spanned> {
         let Ok(mut left) = left_side(&read.rule, &mut rng) else { continue };
         if let Err(misfit) = left.apply(&read.rule) {
             let span = read.spans[misfit.at].clone();
-            return Err(Spanned::new(span, misfit.why).help(format!("the left side fits {}", left.tensors())));
+            return Err(Spanned::new(span, misfit.why).help(format!("the left side fits {}", left.variables())));
         }
         tried += 1;
         if tried == INSTANCES {

@@ -232,10 +232,12 @@ impl<'a> Importer<'a> {
     /// Imports nodes, whatever order they stand in.
     pub(super) fn nodes(&mut self, nodes: &[NodeProto]) -> Result<(), String> {
         let order = ordered(nodes, &|name| self.values.contains_key(name))?;
+        // Nodes of a function or a branch that say nothing are of the module of the node that calls it.
+        let caller = self.graph.module.clone();
         for node in order {
             let place = describe(node);
             self.graph.origin = Some(place.clone());
-            self.graph.module = module_of(node);
+            self.graph.module = module_of(node).or_else(|| caller.clone());
             if node.output.is_empty() {
                 return Err(format!("{place}: has no output"));
             }
@@ -259,6 +261,7 @@ impl<'a> Importer<'a> {
                 }
             }
         }
+        self.graph.module = caller;
         Ok(())
     }
 

@@ -218,7 +218,7 @@ pub fn plainest(step: &Graph, encoded: &Encoded, egraph: &EGraph) -> Result<Grap
     for id in built.ids() {
         let x: Vec<NodeId> = built.inputs(id).iter().map(|i| map[i.index()]).collect();
         // What rules made stands where the value before it stood.
-        if let Some(old) = step.find(built.name_of(id)) {
+        if let Some(old) = step.find(built.name_of(id)).filter(|_| !built.is_auto_named(id)) {
             graph.follow(step.node(old));
         }
         map.push(match built.op(id) {
