@@ -4,6 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// What may fail as the library does.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A failure a user can act on. [`Error::exit_code`] is 2 where the request was wrong, 1 where the work failed.
@@ -11,16 +12,37 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// Text that does not parse or check; the span is a byte range of `text`.
     #[error("{file}:{}: {message}", line_of(text, span))]
-    Source { file: String, text: String, span: Range<usize>, message: String, help: Option<String> },
+    Source {
+        /// The file's name, or what stands for it.
+        file: String,
+        /// All of its text.
+        text: String,
+        /// Byte range of the text.
+        span: Range<usize>,
+        /// What is wrong.
+        message: String,
+        /// What to do.
+        help: Option<String>,
+    },
     /// A graph that breaks the IR's rules: shapes, formats, structure.
     #[error("{0}")]
     Graph(String),
     /// A model file that cannot be read as a model.
     #[error("{}: {message}", path.display())]
-    Model { path: PathBuf, message: String },
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// Training data that is missing, malformed or does not match the model.
     #[error("{}: {message}", path.display())]
-    Data { path: PathBuf, message: String },
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A request that makes no sense: unknown policy, bf16 on a target without it, a plan for another model.
     #[error("{0}")]
     Request(String),
@@ -30,8 +52,16 @@ pub enum Error {
     /// Training could not go on.
     #[error("{0}")]
     Diverged(String),
+    /// The file system refused.
     #[error("cannot {action} {}: {source}", path.display())]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        /// What was tried: "read", "write".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
 }
 
 fn line_of(text: &str, span: &Range<usize>) -> String {
@@ -42,15 +72,18 @@ fn line_of(text: &str, span: &Range<usize>) -> String {
 }
 
 impl Error {
+    /// An error of the file system, at a path, while an action ("read", "write") was tried.
     pub fn io(action: &'static str, path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Error {
         let path = path.as_ref().to_owned();
         move |source| Error::Io { action, path, source }
     }
 
+    /// An error of training data.
     pub fn data(path: impl AsRef<Path>, message: impl Into<String>) -> Error {
         Error::Data { path: path.as_ref().to_owned(), message: message.into() }
     }
 
+    /// An error of a model file.
     pub fn model(path: impl AsRef<Path>, message: impl Into<String>) -> Error {
         Error::Model { path: path.as_ref().to_owned(), message: message.into() }
     }
@@ -90,19 +123,25 @@ impl Error {
 /// An error in a text, before the file it stands in is known.
 #[derive(Debug, Clone)]
 pub struct Spanned {
+    /// Byte range of the text.
     pub span: Range<usize>,
+    /// What is wrong.
     pub message: String,
+    /// What to do.
     pub help: Option<String>,
 }
 
 impl Spanned {
+    /// An error at a place of a text.
     pub fn new(span: Range<usize>, message: impl Into<String>) -> Spanned {
         Spanned { span, message: message.into(), help: None }
     }
+    /// With what to do.
     pub fn help(mut self, help: impl Into<String>) -> Spanned {
         self.help = Some(help.into());
         self
     }
+    /// The error with the text that it is in.
     pub fn in_file(self, file: &str, text: &str) -> Error {
         Error::Source {
             file: file.to_owned(),

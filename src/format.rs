@@ -13,22 +13,37 @@ use std::str::FromStr;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
+    /// IEEE 754 binary64.
     F64,
+    /// IEEE 754 binary32.
     F32,
     /// f32 in memory, 10 mantissa bits inside a tensor core.
     Tf32,
+    /// IEEE 754 binary16.
     F16,
+    /// The upper half of an f32.
     Bf16,
+    /// 4 exponent bits, 3 mantissa bits, no infinity.
     F8E4M3,
+    /// 5 exponent bits, 2 mantissa bits.
     F8E5M2,
+    /// Two's complement, 8 bits.
     I8,
+    /// Two's complement, 16 bits.
     I16,
+    /// Two's complement, 32 bits.
     I32,
+    /// Two's complement, 64 bits.
     I64,
+    /// 8 bits without a sign.
     U8,
+    /// 16 bits without a sign.
     U16,
+    /// 32 bits without a sign.
     U32,
+    /// 64 bits without a sign.
     U64,
+    /// A truth value, a byte in memory.
     Bool,
 }
 
@@ -49,9 +64,12 @@ pub struct Formats(u32);
 const _: () = assert!(Format::ALL.len() <= u32::BITS as usize);
 
 impl Formats {
+    /// No format.
     pub const NONE: Formats = Formats(0);
+    /// Every format.
     pub const ALL: Formats = Formats(u32::MAX);
 
+    /// Is the format in the set?
     pub fn contains(self, format: Format) -> bool {
         self.0 & (1 << format as u32) != 0
     }
@@ -62,6 +80,7 @@ impl Formats {
         Formats(self.0 & other.0)
     }
 
+    /// The formats of the set, in the order of the table.
     pub fn iter(self) -> impl Iterator<Item = Format> {
         Format::ALL.into_iter().filter(move |&f| self.contains(f))
     }
@@ -76,8 +95,11 @@ impl FromIterator<Format> for Formats {
 /// The parameters of a binary floating-point format.
 #[derive(Clone, Copy, Debug)]
 pub struct FloatSpec {
+    /// Bits of the exponent.
     pub exponent_bits: u32,
+    /// Bits of the fraction that are stored.
     pub mantissa_bits: u32,
+    /// What is subtracted from the stored exponent.
     pub bias: i32,
     /// Largest finite magnitude.
     pub max: f64,
@@ -184,6 +206,7 @@ impl Format {
     /// The formats that registers hold numbers of, in the order that rules store them.
     pub const COMPUTED: [Format; 11] = [F32, Bool, F64, I64, I32, I16, I8, U64, U32, U16, U8];
 
+    /// All formats, in the order of the table.
     pub const ALL: [Format; 16] =
         [F64, F32, Tf32, F16, Bf16, F8E4M3, F8E5M2, I8, I16, I32, I64, U8, U16, U32, U64, Bool];
 
@@ -192,6 +215,7 @@ impl Format {
         &ROWS[self as usize]
     }
 
+    /// The name in text, in rules and on the command line.
     pub fn name(self) -> &'static str {
         self.row().name
     }
@@ -226,6 +250,7 @@ impl Format {
         }
     }
 
+    /// A floating-point format?
     pub fn is_float(self) -> bool {
         self.float().is_some()
     }
@@ -356,6 +381,7 @@ impl FromStr for Format {
     }
 }
 
+/// A word that is no format's name.
 #[derive(Debug, thiserror::Error)]
 #[error("unknown format `{0}`; formats are f64 f32 tf32 f16 bf16 f8e4m3 f8e5m2 i8 i16 i32 i64 u8 u16 u32 u64 bool")]
 pub struct UnknownFormat(pub String);

@@ -8,10 +8,12 @@ pub struct Bytes {
 }
 
 impl Bytes {
+    /// So many bytes of 0.
     pub fn zeroed(len: usize) -> Bytes {
         Bytes { words: vec![0; len.div_ceil(8)], len }
     }
 
+    /// A copy.
     pub fn from_slice(bytes: &[u8]) -> Bytes {
         let mut b = Bytes::zeroed(bytes.len());
         b.as_mut().copy_from_slice(bytes);
@@ -24,6 +26,7 @@ impl Bytes {
         self.len = len;
     }
 
+    /// Bytes that fit without another allocation.
     pub fn capacity(&self) -> usize {
         self.words.capacity() * 8
     }

@@ -23,9 +23,13 @@ use table::Table;
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
+    /// As `--target` names it.
     pub name: String,
+    /// The device, in words.
     pub device: String,
+    /// Device memory, in 10^9 bytes per second.
     pub bandwidth_gb_s: f64,
+    /// What a launch takes that does nothing.
     pub launch_us: f64,
     /// Scalar instructions of generated kernels per second, in 10^9.
     pub scalar_gflops: f64,
@@ -33,6 +37,7 @@ pub struct Target {
     pub sector_bytes: usize,
     /// The last cache, in 10^6 bytes: neighbours find each other's sectors in it.
     pub cache_mb: f64,
+    /// Multiprocessors; 0 where there are none.
     pub multiprocessors: usize,
     /// What a product takes besides its launch, its arithmetic and its bytes.
     pub product_us: f64,
@@ -123,6 +128,7 @@ impl Target {
         )))
     }
 
+    /// Do its matrix units multiply this format?
     pub fn multiplies(&self, format: Format) -> bool {
         self.product_tflops.contains_key(&format)
     }
@@ -245,7 +251,9 @@ impl Target {
 /// Predicted seconds and bytes moved.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
+    /// Predicted time, without the launch.
     pub seconds: f64,
+    /// Bytes moved, at least.
     pub bytes: usize,
 }
 

@@ -15,6 +15,7 @@ pub struct Work {
     /// Which operands of a matrix product are transposed (`nn`, `nt`, `tn`, `tt`), or which convolution it is (`conv1` and
     /// so on with kernels of one element).
     pub kind: &'static str,
+    /// What is multiplied.
     pub format: Format,
     /// Batch or groups, rows, columns, and the extent summed over.
     pub extents: [usize; 4],
@@ -23,6 +24,7 @@ pub struct Work {
 }
 
 impl Work {
+    /// A convolution or one of its gradients?
     pub fn is_conv(&self) -> bool {
         self.kind.starts_with("conv")
     }

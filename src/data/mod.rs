@@ -18,7 +18,9 @@ const FEATURES: &str = "x";
 /// Labels of a dataset, row-major, the same number for every sample.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Labels {
+    /// A class to a sample, counted from 0.
     Classes(Vec<i64>),
+    /// Numbers to predict, samples one behind the other.
     Targets(Vec<f32>),
 }
 
@@ -31,10 +33,12 @@ impl Labels {
         }
     }
 
+    /// Are there none?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
+    /// Label i, of all numbers of all samples.
     pub fn at(&self, i: usize) -> f64 {
         match self {
             Labels::Classes(c) => c[i] as f64,
@@ -66,12 +70,16 @@ impl Feature {
     }
 }
 
+/// Samples in memory.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     /// At least one.
     pub features: Vec<Feature>,
+    /// What is to be predicted.
     pub labels: Labels,
+    /// How many there are.
     pub samples: usize,
+    /// Where they were read from, for messages.
     pub path: PathBuf,
 }
 
@@ -87,6 +95,7 @@ pub(crate) struct Array {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
+    /// Inputs: a file, or a folder of IDX files.
     pub features: PathBuf,
     /// Not needed where one file holds both (`.npz` with labels `y`, `.csv` with a label column).
     #[serde(default)]

@@ -10,7 +10,9 @@ use std::str::FromStr;
 /// A kind of device, as people ask for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceKind {
+    /// This machine's processor.
     Cpu,
+    /// The first NVIDIA GPU.
     Cuda,
     /// CUDA if there is a GPU, else the CPU.
     Auto,

@@ -17,6 +17,7 @@ pub trait Backend {
 
 /// A program with its memory on some device.
 pub trait Device {
+    /// What it runs.
     fn program(&self) -> &Program;
 
     /// Overwrites a source with f32 values rounded to its format.

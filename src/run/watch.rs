@@ -8,12 +8,14 @@ use crate::lower::Program;
 /// Told a buffer's name and its values after each kernel that writes it.
 pub type Watcher = Box<dyn FnMut(&str, &[f32])>;
 
+/// A program on the CPU, whose stored values are shown to a watcher.
 pub struct Watched {
     runner: CpuRunner,
     watcher: Watcher,
 }
 
 impl Watched {
+    /// Puts a program on the CPU.
     pub fn new(program: Program, watcher: Watcher) -> Result<Watched> {
         Ok(Watched { runner: CpuRunner::open(program)?, watcher })
     }

@@ -10,9 +10,13 @@ pub const DRIVER_HINT: &str = "libcuda.so.1 is not on the loader's path (it come
 /// One library: is it there, and what was looked for.
 #[derive(Clone, Debug)]
 pub struct Finding {
+    /// The library's name.
     pub library: &'static str,
+    /// What it is needed for.
     pub purpose: &'static str,
+    /// Is it there?
     pub found: bool,
+    /// The names that were looked for.
     pub looked: String,
 }
 
@@ -63,6 +67,7 @@ pub fn driver_present() -> bool {
     unsafe { driver::sys::is_culib_present() }
 }
 
+/// Is NVRTC there, which compiles kernels?
 pub fn nvrtc_present() -> bool {
     preload();
     // SAFETY: as above.
