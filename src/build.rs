@@ -14,7 +14,8 @@ fn main() {
     let is_checkout = Path::new(".git").exists();
     if is_checkout {
         for file in ["HEAD", "logs/HEAD"] {
-            if let Some(path) = git(&["rev-parse", "--git-path", file]) {
+            // What is not there would be changed at every build.
+            if let Some(path) = git(&["rev-parse", "--git-path", file]).filter(|p| Path::new(p).exists()) {
                 println!("cargo::rerun-if-changed={path}");
             }
         }

@@ -7,13 +7,15 @@ use mantissa::data::{self, Source};
 use mantissa::format::Format;
 use mantissa::ir::verify;
 use mantissa::lower::lower;
-use mantissa::model::Model;
+use mantissa::model::{Checkpoint, Model};
 use mantissa::plan::Policy;
 use mantissa::rewrite::RuleSet;
 use mantissa::run::Device;
 use mantissa::run::cpu::{Cpu, CpuRunner};
-use mantissa::train::{Compiled, RunFile, Session, names};
+use mantissa::train::{Compiled, EpochReport, Place, Progress, Run, RunFile, Seen, Session, names, train};
+use std::cell::RefCell;
 use std::path::Path;
+use std::time::Duration;
 
 struct Digits {
     compiled: Compiled,
@@ -82,6 +84,44 @@ fn the_same_seed_gives_the_same_bits_and_a_resumed_run_too() {
     resumed.restore(&run(2), Path::new("memory")).unwrap();
     resumed.train_epoch(&d.train, |_| {}).unwrap();
     assert_eq!(resumed.checkpoint().unwrap(), whole);
+}
+
+/// Looks for the checkpoint at the end of every epoch, as if the run were interrupted there.
+struct Interrupted<'a> {
+    dir: &'a Path,
+    kept: RefCell<Vec<Checkpoint>>,
+}
+
+impl Progress for Interrupted<'_> {
+    fn begins(&self, _: &Session, _: usize) {}
+    fn seen(&self, _: usize, _: Seen) {}
+    fn epoch(&self, _: &EpochReport) {
+        self.kept.borrow_mut().extend(Checkpoint::read(&self.dir.join("checkpoint.safetensors")));
+    }
+    fn ends(&self) {}
+}
+
+/// What an interrupted run has kept, it goes on from as if nothing had been.
+#[test]
+fn an_interrupted_run_has_its_last_epoch() {
+    let d = digits(Policy::O1, Format::F16);
+    let folder = tempfile::tempdir().unwrap();
+    let whole = folder.path().join("whole");
+    let watch = Interrupted { dir: &whole, kept: RefCell::default() };
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/digits");
+    let run = |epochs| Run { epochs, ..Run::on("digits".into(), Source::find(&dir, "train").unwrap()) };
+    let place = |out, resume, keep| Place { device: &Cpu, out: Some(out), force: false, resume, keep };
+    train(d.compiled.clone(), &d.train, &run(3), &place(&whole, None, Duration::ZERO), &watch).unwrap();
+    let kept = watch.kept.into_inner();
+    assert_eq!(kept.iter().map(|c| c.metadata["epoch"].as_str()).collect::<Vec<_>>(), ["1", "2", "3"]);
+    let (second, rest) = (folder.path().join("second.safetensors"), folder.path().join("rest"));
+    kept[1].write(&second).unwrap();
+    let watch = Interrupted { dir: &rest, kept: RefCell::default() };
+    let long = Duration::from_secs(1 << 20);
+    train(d.compiled, &d.train, &run(3), &place(&rest, Some(&second), long), &watch).unwrap();
+    assert!(watch.kept.into_inner().is_empty(), "a short run is written once");
+    let read = |dir: &Path| Checkpoint::read(&dir.join("checkpoint.safetensors")).unwrap().tensors;
+    assert_eq!(read(&rest), read(&whole));
 }
 
 /// All of a device's parameters and state, by name.

@@ -9,6 +9,7 @@ use crate::run::{Backend, DeviceKind};
 use crate::train::{Compiled, EpochReport, Outcome, Place, Run, RunFile, Settings, train};
 use clap::Args;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 #[derive(Args)]
 pub struct TrainArgs {
@@ -162,10 +163,13 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     to_the_end(compiled, &data, &run, &args.run, &*backend)
 }
 
+/// How much of a run may be lost, besides an epoch, if something ends it.
+const KEEP: Duration = Duration::from_secs(30);
+
 /// Trains and prints a summary.
 pub fn to_the_end(compiled: Compiled, data: &Dataset, run: &Run, args: &RunArgs, backend: &dyn Backend) -> Result<()> {
     let (out_dir, resume) = (args.out.as_deref(), args.resume.as_deref());
-    let place = Place { device: backend, out: out_dir, force: args.force, resume };
+    let place = Place { device: backend, out: out_dir, force: args.force, resume, keep: KEEP };
     let outcome = train(compiled, data, run, &place, &Reporter::new(run.epochs, data.samples))?;
     let Some(last) = &outcome.last else {
         let (had, asked) = (outcome.session.epoch, run.epochs);

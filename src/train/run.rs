@@ -9,7 +9,7 @@ use crate::model::Checkpoint;
 use crate::run::Backend;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is trained on, and how long.
 pub struct Run {
@@ -40,6 +40,9 @@ pub struct Place<'a> {
     pub force: bool,
     /// A checkpoint to go on from.
     pub resume: Option<&'a Path>,
+    /// A checkpoint is written at the end of an epoch if so much time has passed since the last one, and at the end of the
+    /// run: what interrupts it loses no more than this and an epoch.
+    pub keep: Duration,
 }
 
 /// Who is told how a run goes.
@@ -84,22 +87,30 @@ pub fn train(compiled: Compiled, data: &Dataset, run: &Run, place: &Place, progr
     let checkpoint = files.dir.join("checkpoint.safetensors");
     progress.begins(&session, data.samples);
     let start = Instant::now();
+    let mut saved = start;
     let (mut last, mut best): (Option<EpochReport>, Option<f64>) = (None, None);
     while session.epoch < run.epochs {
         let epoch = session.epoch;
         let mut report = match session.train_epoch(data, |seen| progress.seen(epoch, seen)) {
-            Err(Error::Diverged(why)) => {
+            Ok(report) => report,
+            Err(e) => {
                 progress.ends();
-                return Err(kept(&mut session, &checkpoint, why));
+                return Err(match e {
+                    Error::Diverged(why) => kept(&mut session, &checkpoint, why),
+                    e => e,
+                });
             }
-            report => report?,
         };
         if let Some(t) = &test {
             report.test = session.evaluate(t)?;
         }
         best = report.test.and_then(|t| t.accuracy).into_iter().chain(best).reduce(f64::max);
-        progress.epoch(&report);
         files.log(&report)?;
+        if saved.elapsed() >= place.keep {
+            session.checkpoint()?.write(&checkpoint)?;
+            saved = Instant::now();
+        }
+        progress.epoch(&report);
         last = Some(report);
     }
     progress.ends();
