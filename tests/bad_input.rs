@@ -441,6 +441,10 @@ fn mir_unknown_attribute() {
     let p = Place::new();
     p.put("a.mir", "model a { input x: f32[batch, 4]  output y = sum(x, axis=1) }");
     p.refuses("plan a.mir --inference", WRONG, &["a.mir:1:46", "no attribute `axis`", "it takes axes, keep"]);
+    p.put("b.mir", "model b { input x: f32[batch, 4]  output y = sum(x, axes=[0], axes=[1]) }");
+    p.refuses("plan b.mir --inference", WRONG, &["b.mir:1:46", "`axes` is given twice"]);
+    p.put("c.mir", "model c { input x: f32[batch, 4]  output y = sum(x, axes=[-3]) }");
+    p.refuses("plan c.mir --inference", WRONG, &["c.mir:1:46", "axes=[-3]"]);
 }
 
 #[test]

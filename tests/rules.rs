@@ -149,6 +149,11 @@ fn rule_file_errors_show_the_place() {
     );
     insta::assert_snapshot!("too_few_attributes", complaint("(rule a \"doc\" (sum ?a ?x) => ?x)"));
     insta::assert_snapshot!("attribute_of_another", complaint("(rule a \"doc\" (gather dims=[0] ?x ?i) => ?x)"));
+    let many = |inside: String, v: &str| format!("(for {v} in (a b c d e f g h) {inside})");
+    let rule = "(rule x?f?g?h?i \"doc\" (neg (neg ?x)) => ?x)".to_owned();
+    let deep = ["?f", "?g", "?h", "?i"].into_iter().fold(rule, many);
+    assert!(complaint(&deep).contains("writes out more than 1000 rules"));
+    assert!(complaint("(for ?f in () (rule a?f \"doc\" (neg (neg ?x)) => ?x))").contains("has no words"));
     insta::assert_snapshot!("no_such_set", complaint("(for ?f in narow (rule a-?f \"doc\" (neg ?x) => ?x))"));
     insta::assert_snapshot!("unknown_operation_in_rule", complaint("(rule a \"doc\" (mull ?x 1) => ?x)"));
     insta::assert_snapshot!("rounding_passes", complaint("(rule a \"doc\" (pass ?v) ~> (pass (neg ?v)))"));

@@ -34,6 +34,9 @@ pub const SETS: [(&str, &str); 3] = [
     ("products", "operations that multiply whole tensors, in a format that is their first attribute"),
 ];
 
+/// Rules that a `for` may write out.
+const MOST: usize = 1000;
+
 /// The words of a set.
 fn set(name: &str) -> Option<Vec<&'static str>> {
     match name {
@@ -54,8 +57,12 @@ pub(super) fn parse_item(phase: &str, item: &Sexpr) -> Parse<Vec<Read>> {
     match item {
         Sexpr::List(parts, _) if parts.first().and_then(Sexpr::atom) == Some("for") => {
             let mut out = Vec::new();
-            for item in written_out(parts, item)? {
-                out.extend(parse_item(phase, &item)?);
+            for written in written_out(parts, item)? {
+                out.extend(parse_item(phase, &written)?);
+                if out.len() > MOST {
+                    let why = format!("this `for` writes out more than {MOST} rules");
+                    return Err(Spanned::new(item.span(), why));
+                }
             }
             Ok(out)
         }
@@ -87,6 +94,10 @@ fn written_out(parts: &[Sexpr], item: &Sexpr) -> Parse<Vec<Sexpr>> {
         })?,
         Sexpr::Text(_, span) => return Err(Spanned::new(span.clone(), "expected words").help(shape)),
     };
+    if words.is_empty() || rules.is_empty() {
+        let what = if words.is_empty() { "words" } else { "rules" };
+        return Err(Spanned::new(item.span(), format!("this `for` has no {what}")).help(shape));
+    }
     Ok(words.iter().flat_map(|word| rules.iter().map(|rule| with(rule, variable, word))).collect())
 }
 

@@ -196,7 +196,10 @@ impl Signature {
     /// # Errors
     /// Which attribute is unknown, missing, or no such value.
     pub fn build(&self, given: &Attrs) -> Result<Op, String> {
-        for (key, _) in &given.0 {
+        for (i, (key, _)) in given.0.iter().enumerate() {
+            if given.0[..i].iter().any(|(before, _)| before == key) {
+                return Err(format!("the attribute `{key}` is given twice"));
+            }
             if !self.attributes.iter().any(|a| a.key == key) {
                 let keys: Vec<&str> = self.attributes.iter().map(|a| a.key).collect();
                 let takes =
@@ -237,10 +240,13 @@ impl Signature {
                 given.0.push((attribute.key.to_owned(), value));
             }
         }
+        let behind = -(rank as i64)..0;
         for (key, attr) in &mut given.0 {
             match attr {
-                Attr::Int(i) if key == "axis" && *i < 0 => *i += rank as i64,
-                Attr::Ints(v) if key == "axes" => v.iter_mut().filter(|i| **i < 0).for_each(|i| *i += rank as i64),
+                Attr::Int(i) if key == "axis" && behind.contains(i) => *i += rank as i64,
+                Attr::Ints(v) if key == "axes" => {
+                    v.iter_mut().filter(|i| behind.contains(i)).for_each(|i| *i += rank as i64);
+                }
                 _ => {}
             }
         }
