@@ -70,14 +70,30 @@ fn snapshots_of_rules_and_mistakes() {
     assert!(said(&snapshot(dir.path(), "")).contains("no models"));
     std::fs::write(file("m.mir"), MODEL).unwrap();
     assert!(snapshot(dir.path(), "--accept").status.success());
-    // Without rules that store, nothing can be narrow.
+    // Without rules that round, nothing can be narrow.
     std::fs::create_dir(file("mine")).unwrap();
-    let rule = "(rule twice \"x + x = 2 x.\" (add ?x ?x) => (mul ?x 2))";
-    std::fs::write(file("mine/simplify.rules"), rule).unwrap();
+    for phase in ["recognise", "simplify", "layout", "fuse", "carry"] {
+        let rules = Path::new(env!("CARGO_MANIFEST_DIR")).join("rules").join(phase).with_extension("rules");
+        std::fs::copy(rules, file("mine").join(phase).with_extension("rules")).unwrap();
+    }
     let o = snapshot(dir.path(), &format!("--rules {}", file("mine").display()));
     assert_eq!(o.status.code(), Some(1));
+    // The step is as it was, and everything after it is not.
+    assert!(said(&o).contains("1 snapshots as they were, 0 accepted, 4 differ, 0 models failed"), "{}", said(&o));
 
     std::fs::write(file("m.mir"), MODEL.replace("--policy o1", "--polcy o1")).unwrap();
     let o = snapshot(dir.path(), "");
     assert!(said(&o).contains("m.mir:1: unexpected argument '--polcy'"), "{}", said(&o));
+    std::fs::write(file("m.mir"), MODEL.replace("--policy o1", "--rules mine")).unwrap();
+    assert!(said(&snapshot(dir.path(), "")).contains("m.mir:1: rules are those of all models"));
+    std::fs::write(file("m.mir"), MODEL.replace("--policy o1", "--policy o1 --target mine.toml")).unwrap();
+    let o = snapshot(dir.path(), "");
+    assert!(
+        said(&o).contains(&file("mine.toml").display().to_string()),
+        "the profile is looked for beside: {}",
+        said(&o)
+    );
+    std::fs::write(file("m.onnx"), "").unwrap();
+    std::fs::write(file("m.onnx.mir"), MODEL).unwrap();
+    assert!(said(&snapshot(dir.path(), "")).contains("would share their snapshots"));
 }

@@ -145,10 +145,19 @@ impl StepArgs {
         Ok(())
     }
 
-    /// With the policy file named from a folder.
+    /// With its files (a policy's, a profile's) named from a folder.
     pub fn within(mut self, dir: &Path) -> StepArgs {
         self.policy_file = self.policy_file.map(|path| dir.join(path));
+        let is_file = |target: &String| target.ends_with(".toml");
+        if let Some(file) = self.target.take_if(|target| is_file(target)) {
+            self.target = Some(dir.join(file).display().to_string());
+        }
         self
+    }
+
+    /// Does it ask for rules of its own?
+    pub fn has_rules(&self) -> bool {
+        self.rules.is_some()
     }
 
     pub fn rule_set(&self) -> Result<RuleSet> {

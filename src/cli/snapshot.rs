@@ -110,6 +110,15 @@ fn models(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = paths.map_err(Error::io("read", dir))?;
     found.retain(|p| p.extension().is_some_and(|e| e == "mir" || e == "onnx"));
     found.sort();
+    let texts = |p: &PathBuf| found.contains(&p.with_extension(""));
+    if let Some(both) = found.iter().find(|p| p.extension().is_some_and(|e| e == "mir") && texts(p)) {
+        let other = both.with_extension("");
+        return Err(Error::Request(format!(
+            "{} and {} would share their snapshots; rename one",
+            other.display(),
+            both.display()
+        )));
+    }
     if found.is_empty() {
         return Err(Error::Request(format!("{}: no models; they are files called .mir or .onnx", dir.display())));
     }
@@ -140,6 +149,12 @@ fn stages(model: &Path, rules: &RuleSet) -> Result<Vec<String>> {
         let first = said.lines().next().unwrap_or("").trim_start_matches("error: ").to_owned();
         Error::Request(format!("{}:{line}: {first}; flags are those of `mantissa plan`", file.display()))
     })?;
+    if step.has_rules() {
+        return Err(Error::Request(format!(
+            "{}:{line}: rules are those of all models of the folder: give --rules to `mantissa snapshot`",
+            file.display()
+        )));
+    }
     let step = step.within(model.parent().unwrap_or(Path::new(".")));
     let mut settings = Settings::default();
     step.apply(&mut settings)?;
