@@ -710,6 +710,15 @@ fn unknown_condition_in_a_rule() {
     p.refuses("rules list --rules mine", WRONG, &parts);
 }
 
+/// A folder's rules take the place of the built-in ones, which is easily forgotten.
+#[test]
+fn rules_that_store_nothing() {
+    let p = Place::new();
+    p.put("mine/simplify.rules", "(rule one \"x + 0 = x.\" (add ?x 0) => ?x)");
+    let parts = ["no phase `fuse`", "copy the built-in rules"];
+    p.refuses("plan small.mir --rules mine -o plan.json", WRONG, &parts);
+}
+
 #[test]
 fn rules_directory_without_rules() {
     let p = Place::new();

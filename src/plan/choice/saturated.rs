@@ -1,9 +1,12 @@
 //! A step with everything that it equals.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ir::{Graph, NodeId, Op, Role, verify};
 use crate::plan::{Request, Verdict};
 use crate::rewrite::{Allow, EGraph, Encoded, Facts, PHASES, PhaseReport, RuleSet, encode, saturate};
+
+/// The phase whose rules store values: without it every value would be computed in one kernel.
+const STORES: &str = "fuse";
 
 /// A step with everything that it equals.
 pub(in crate::plan) struct Saturated {
@@ -17,6 +20,12 @@ impl Saturated {
     /// `step`'s loops have planned bodies.
     pub fn new(step: Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Saturated> {
         let allow: Vec<Allow> = verdicts.iter().map(|v| v.allow).collect();
+        if rules.phase(STORES).next().is_none() {
+            return Err(Error::Request(format!(
+                "the rules have no phase `{STORES}`, whose rules store values, so nothing can be planned: copy the built-in \
+                 rules, and add to them"
+            )));
+        }
         let verified = verify(&step)?;
         let updates = step.outputs().iter().filter(|o| o.role == Role::Update);
         let updated = updates.map(|o| o.name.clone()).collect();
