@@ -1,5 +1,6 @@
 //! Documents: what they point at is there.
 
+use mantissa::ir::ops::{Attribute, Default, Signature};
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
@@ -72,4 +73,56 @@ fn files_that_are_named_exist() {
             }
         }
     }
+}
+
+/// An attribute as a reader may write it: with what it is if it is left out.
+fn attribute(a: &Attribute) -> String {
+    let default = match &a.default {
+        Default::Needed => "…".to_owned(),
+        Default::Is(value) => value.to_string(),
+        Default::Each(_, value) => format!("[{value}, …]"),
+        Default::LastAxis => "the last".to_owned(),
+        Default::AllAxes => "all".to_owned(),
+        Default::LastTwoExchanged => "the last two exchanged".to_owned(),
+    };
+    format!("{}={default}", a.key)
+}
+
+/// The chapter of operations, by the table of operations.
+fn operations() -> String {
+    let plain = |row: &&Signature| row.attributes.is_empty() && !row.in_memory && !row.is_product();
+    let list = |arity: usize| {
+        let names = Signature::all().iter().filter(plain).filter(|row| row.arity == Some(arity));
+        names.map(|row| format!("`{}`", row.name)).collect::<Vec<_>>().join(", ")
+    };
+    let mut out = format!(
+        "# Operations\n\nA test writes this chapter from the compiler's table of operations (`src/ir/ops/signature.rs`). Operands come \
+         first in text, attributes first in rules; what stands behind `=` is what holds where nothing is said, `…` must be \
+         said. `-x`, `a + b`, `a - b`, `a * b`, `a / b` and `a @ b` are operations, too.\n\nElement by element, of one operand: \
+         {}.\n\nOf two operands, which are broadcast: {}.\n\nOf three: {}.\n\n| operation | operands | attributes |\n|---|---|---|\n",
+        list(1),
+        list(2),
+        list(3)
+    );
+    for row in Signature::all().iter().filter(|row| !plain(row)) {
+        let arity = row.arity.map_or_else(|| "any".to_owned(), |n| n.to_string());
+        let attributes: Vec<String> = row.attributes.iter().map(|a| format!("`{}`", attribute(a))).collect();
+        out += &format!("| `{}` | {arity} | {} |\n", row.name, attributes.join(", "));
+    }
+    out + "\n`scan` runs a `body`: see [the model language](model-language.md).\n"
+}
+
+/// `INSTA_UPDATE=always` writes the chapter anew.
+#[test]
+fn the_chapter_of_operations_is_the_table() {
+    let path = root().join("docs/src/operations.md");
+    let made = operations();
+    if std::env::var("INSTA_UPDATE").is_ok_and(|v| v == "always") {
+        std::fs::write(&path, &made).unwrap();
+    }
+    assert_eq!(
+        std::fs::read_to_string(&path).unwrap(),
+        made,
+        "INSTA_UPDATE=always cargo test --test docs writes it anew"
+    );
 }
