@@ -1,6 +1,6 @@
 //! Documents: what they point at is there.
 
-use mantissa::ir::ops::{Attribute, Default, Signature};
+use mantissa::ir::ops::{Arity, Attribute, Default, Signature};
 use std::path::{Path, PathBuf};
 
 fn root() -> PathBuf {
@@ -88,11 +88,19 @@ fn attribute(a: &Attribute) -> String {
     format!("{}={default}", a.key)
 }
 
+fn operands(arity: Arity) -> String {
+    match arity {
+        Arity::ANY => "any".to_owned(),
+        Arity { least, most } if least == most => most.to_string(),
+        Arity { least, most } => format!("{least} to {most}"),
+    }
+}
+
 /// The chapter of operations, by the table of operations.
 fn operations() -> String {
     let plain = |row: &&Signature| row.attributes.is_empty() && !row.in_memory && !row.is_product();
     let list = |arity: usize| {
-        let names = Signature::all().iter().filter(plain).filter(|row| row.arity == Some(arity));
+        let names = Signature::all().iter().filter(plain).filter(|row| row.arity == Arity::exactly(arity));
         names.map(|row| format!("`{}`", row.name)).collect::<Vec<_>>().join(", ")
     };
     let mut out = format!(
@@ -105,7 +113,7 @@ fn operations() -> String {
         list(3)
     );
     for row in Signature::all().iter().filter(|row| !plain(row)) {
-        let arity = row.arity.map_or_else(|| "any".to_owned(), |n| n.to_string());
+        let arity = operands(row.arity);
         let attributes: Vec<String> = row.attributes.iter().map(|a| format!("`{}`", attribute(a))).collect();
         out += &format!("| `{}` | {arity} | {} |\n", row.name, attributes.join(", "));
     }

@@ -260,6 +260,14 @@ fn computed_in(rule: &Rule, format: &str) -> bool {
     rule.conditions.iter().any(|c| c.name == "computed-in" && c.args.iter().any(is_it))
 }
 
+/// The largest unit roundoff of a rule's formats; variables may be bf16.
+fn coarsest(rule: &Rule) -> f64 {
+    let word =
+        |n: &ENodeOrVar<Term>| if let ENodeOrVar::ENode(t) = n { t.to_string().parse::<Format>().ok() } else { None };
+    let formats = rule.right.iter().filter_map(word).chain([Format::Bf16]);
+    formats.filter_map(Format::float).map(|s| s.unit_roundoff()).fold(0.0, f64::max)
+}
+
 impl Instance {
     fn check(&self, rule: &Rule, kind: Numbers) -> Result<(), String> {
         let mut has_nan = false;
@@ -269,8 +277,7 @@ impl Instance {
         if has_nan && kind == Numbers::Hard {
             return Ok(());
         }
-        let unit =
-            if rule.arrow == Arrow::Exact { 1e-12 } else { Format::Bf16.float().map_or(0.0, |s| s.unit_roundoff()) };
+        let unit = if rule.arrow == Arrow::Exact { 1e-12 } else { coarsest(rule) };
         for t in &self.egraph[self.root].nodes {
             let Some(other) = self.eval(t, 0, &mut false) else { continue };
             for (a, b) in left.data.iter().zip(&other.data) {

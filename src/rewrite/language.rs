@@ -5,7 +5,7 @@
 
 use super::EGraph;
 use crate::format::{Format, Formats};
-use crate::ir::ops::{Reads, Signature, names};
+use crate::ir::ops::{Arity, Reads, Signature, names};
 use crate::ir::{Attrs, Num, Op, Shape, Type};
 use egg::{Analysis, DidMerge, Id, Language, Symbol};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -102,7 +102,7 @@ pub(super) struct Parts {
     pub words: usize,
     pub operands: Sort,
     /// Tensors; `None` where any number will do.
-    pub arity: Option<usize>,
+    pub arity: Arity,
 }
 
 impl Parts {
@@ -110,12 +110,12 @@ impl Parts {
     pub fn of(name: &str) -> Option<Parts> {
         let form = |sort, words, operands, arity| Some(Parts { sort, words, operands, arity });
         match name {
-            forms::PASS => form(Sort::Edge, 0, Sort::Value, Some(1)),
-            forms::GET => form(Sort::Edge, 0, Sort::Buffer, Some(1)),
-            forms::PARAM | forms::STATE | forms::INPUT => form(Sort::Buffer, 1, Sort::Word, Some(0)),
-            forms::CARRIED | forms::STAGED => form(Sort::Buffer, 2, Sort::Word, Some(0)),
-            forms::STEP => form(Sort::Step, 0, Sort::Buffer, None),
-            names::SCAN => form(Sort::Buffer, 1, Sort::Buffer, None),
+            forms::PASS => form(Sort::Edge, 0, Sort::Value, Arity::exactly(1)),
+            forms::GET => form(Sort::Edge, 0, Sort::Buffer, Arity::exactly(1)),
+            forms::PARAM | forms::STATE | forms::INPUT => form(Sort::Buffer, 1, Sort::Word, Arity::exactly(0)),
+            forms::CARRIED | forms::STAGED => form(Sort::Buffer, 2, Sort::Word, Arity::exactly(0)),
+            forms::STEP => form(Sort::Step, 0, Sort::Buffer, Arity::ANY),
+            names::SCAN => form(Sort::Buffer, 1, Sort::Buffer, Arity::ANY),
             _ => Signature::find(name).map(|row| Parts {
                 sort: if row.in_memory { Sort::Buffer } else { Sort::Value },
                 words: row.attributes.len(),

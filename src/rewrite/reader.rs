@@ -216,7 +216,7 @@ fn parse_sides(left: &Sexpr, right: &Sexpr, arrow: Arrow) -> Parse<Sides> {
         ));
     }
     let algebra = root == Sort::Value;
-    if arrow == Arrow::Rounds && mentions(right, forms::PASS) {
+    if arrow == Arrow::Rounds && mentions(right, forms::PASS) && !mentions(right, forms::GET) {
         return Err(Spanned::new(right.span(), "a rounding rule must not `pass` on its right side")
             .help("rounding needs a `put`: it would be lost in registers"));
     }
@@ -378,7 +378,7 @@ fn parts_of(name: &str, at: &Sexpr) -> Parse<Parts> {
 
 /// Attributes and operands must be as many as the table says.
 fn count(name: &str, made: &Parts, given: usize, span: &Range<usize>) -> Parse<()> {
-    let fits = made.arity.map_or(given > made.words, |arity| given == made.words + arity);
+    let fits = given.checked_sub(made.words).is_some_and(|n| made.arity.contains(n));
     if fits {
         return Ok(());
     }
@@ -388,8 +388,7 @@ fn count(name: &str, made: &Parts, given: usize, span: &Range<usize>) -> Parse<(
         [] => format!("{} word(s) and ", made.words),
         keys => format!("the attributes {} and then ", keys.join(", ")),
     };
-    let tensors = made.arity.map_or_else(|| "any number of operands".to_owned(), |n| format!("{n} operand(s)"));
-    Err(Spanned::new(span.clone(), format!("`{name}` takes {words}{tensors}; {given} stand here")))
+    Err(Spanned::new(span.clone(), format!("`{name}` takes {words}{}; {given} stand here", made.arity)))
 }
 
 /// A word where attribute `i` of an operation stands must be a value of it.

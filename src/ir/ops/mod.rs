@@ -29,7 +29,7 @@ pub use nn::Loss;
 pub(crate) use nn::{at_label, standardise};
 pub use reduce::ReduceKind;
 pub use scan::{Body, Scan, Take};
-pub use signature::{Attribute, Default, Elements, Kind, Reads, Signature};
+pub use signature::{Arity, Attribute, Default, Elements, Kind, Reads, Signature};
 pub use source::Init;
 
 use signature::Family;
@@ -319,20 +319,18 @@ impl Op {
 
     /// The result type, or what the operands miss.
     pub fn infer(&self, x: &[&Type]) -> Result<Type, String> {
-        if let Some(arity) = self.arity()
-            && x.len() != arity
-        {
-            return Err(format!("takes {arity} operand{}, not {}", if arity == 1 { "" } else { "s" }, x.len()));
+        let arity = self.arity();
+        if !arity.contains(x.len()) {
+            return Err(format!("takes {arity}, not {}", x.len()));
         }
         self.family().infer(self, x)
     }
 
-    /// Operand count; `None` where any positive number will do.
-    pub fn arity(&self) -> Option<usize> {
+    /// How many operands it takes.
+    pub fn arity(&self) -> Arity {
         match self {
-            Op::Scan(_) => None,
-            _ if self.is_source() => Some(0),
-            _ => self.signature().and_then(|row| row.arity),
+            Op::Scan(_) => Arity { least: 0, ..Arity::ANY },
+            _ => self.signature().map_or(Arity::exactly(0), |row| row.arity),
         }
     }
 

@@ -7,7 +7,39 @@ use super::attr::{Attr, Attrs};
 use super::{Context, FAMILIES, Gradients, Op, Tensor, Type};
 use crate::hint::is_meant;
 use rustc_hash::FxHashMap;
+use std::fmt;
 use std::sync::LazyLock;
+
+/// How many operands an operation takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arity {
+    pub least: usize,
+    pub most: usize,
+}
+
+impl Arity {
+    /// Any positive number of operands.
+    pub const ANY: Arity = Arity { least: 1, most: usize::MAX };
+
+    pub const fn exactly(n: usize) -> Arity {
+        Arity { least: n, most: n }
+    }
+
+    pub fn contains(self, n: usize) -> bool {
+        (self.least..=self.most).contains(&n)
+    }
+}
+
+impl fmt::Display for Arity {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match (self.least, self.most) {
+            (1, 1) => f.write_str("1 operand"),
+            (n, m) if n == m => write!(f, "{n} operands"),
+            (_, usize::MAX) => f.write_str("any number of operands"),
+            (n, m) => write!(f, "{n} to {m} operands"),
+        }
+    }
+}
 
 /// Where an operation finds its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,8 +163,7 @@ impl Attribute {
 #[derive(Debug)]
 pub struct Signature {
     pub name: &'static str,
-    /// Operand count; `None` where any positive number will do.
-    pub arity: Option<usize>,
+    pub arity: Arity,
     pub reads: Reads,
     pub elements: Elements,
     /// Yields memory rather than registers.
@@ -147,7 +178,7 @@ impl Signature {
     pub(super) fn new(name: &'static str, arity: usize) -> Signature {
         Signature {
             name,
-            arity: Some(arity),
+            arity: Arity::exactly(arity),
             reads: Reads::Either,
             elements: Elements::Computed,
             in_memory: false,
@@ -157,7 +188,12 @@ impl Signature {
     }
 
     pub(super) fn of_any(self) -> Signature {
-        Signature { arity: None, ..self }
+        Signature { arity: Arity::ANY, ..self }
+    }
+
+    /// The last `n` operands may be missing.
+    pub(super) fn optional(self, n: usize) -> Signature {
+        Signature { arity: Arity { least: self.arity.least - n, ..self.arity }, ..self }
     }
 
     pub(super) fn reads(self, reads: Reads) -> Signature {
