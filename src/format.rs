@@ -80,6 +80,12 @@ impl Formats {
         Formats(self.0 & other.0)
     }
 
+    /// The formats in either set.
+    #[must_use]
+    pub fn or(self, other: Formats) -> Formats {
+        Formats(self.0 | other.0)
+    }
+
     /// The formats of the set, in the order of the table.
     pub fn iter(self) -> impl Iterator<Item = Format> {
         Format::ALL.into_iter().filter(move |&f| self.contains(f))
@@ -203,6 +209,9 @@ impl Format {
     /// The formats narrower than f32 that plans multiply in.
     pub const MULTIPLIED: [Format; 3] = [Format::F16, Format::Bf16, Format::Tf32];
 
+    /// The formats that plans store values in with a scale, so that the largest magnitude is the format's largest number.
+    pub const SCALED: [Format; 1] = [Format::F8E4M3];
+
     /// The formats that registers hold numbers of, in the order that rules store them.
     pub const COMPUTED: [Format; 11] = [F32, Bool, F64, I64, I32, I16, I8, U64, U32, U16, U8];
 
@@ -248,6 +257,11 @@ impl Format {
             U8 | U16 | U32 | U64 => Some((0.0, 2f64.powi(bits) - 1.0)),
             _ => None,
         }
+    }
+
+    /// The largest number.
+    pub fn largest(self) -> f64 {
+        self.float().map(|s| s.max).or(self.range().map(|r| r.1)).unwrap_or(1.0)
     }
 
     /// A floating-point format?

@@ -90,6 +90,7 @@ const PLACES: &[(&str, &str)] = &[
         "a = convert(h, format=i8) b = convert(h, format=i16) c = convert(h, format=i32) d = convert(h, format=u8) e = convert(h, format=u16) f = convert(h, format=u32) g = convert(h, format=u64) p = a + b + c + d + e + f + g + h",
     ),
     ("rounded", "p = tanh(convert(h, format=f16)) @ w + tanh(convert(h, format=bf16)) @ v"),
+    ("scaled", "p = tanh(h) @ w"),
     ("double", "p = convert(h, format=f64) * h"),
     ("twice", "p = transpose(transpose(h) ) + w"),
 ];
@@ -103,10 +104,15 @@ fn every_rule_fires_in_the_corpus() {
     });
     let corpus = MODELS.iter().map(|(n, s)| (*n, (*s).to_owned())).chain(places);
     let mut fired: BTreeSet<String> = BTreeSet::new();
-    let sgd = |s: &mut Settings| {
-        s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 }
-    };
     for (name, source) in corpus {
+        let sgd = |s: &mut Settings| {
+            s.recipe.optimizer = Optimizer::Sgd { lr: 0.1, momentum: 0.0, nesterov: false, weight_decay: 0.0 };
+            // Scaled formats are stored where they are asked for.
+            if name == "scaled" {
+                s.target = "cpu".into();
+                s.overrides.names.insert("h".into(), Format::F8E4M3);
+            }
+        };
         let lists = Format::MULTIPLIED.map(|f| (Policy::O1, f));
         for (policy, low) in lists.into_iter().chain([(Policy::O3, Format::F16)]) {
             // One model will do for what depends on the policy alone.

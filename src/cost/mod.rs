@@ -48,6 +48,9 @@ pub struct Target {
     pub latency_us: f64,
     /// Products go to a library that can only round and store, so other epilogues are kernels of their own.
     pub library_products: bool,
+    /// The formats that its kernels store with a scale.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub scaled: Vec<Format>,
     /// Products that were timed, if any were: what is like them takes as long as they do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub timed: Vec<Timed>,

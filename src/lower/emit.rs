@@ -276,7 +276,11 @@ impl Emit<'_> {
                 self.push(Inst::Accumulator)
             }
             Op::Put(f) | Op::Cast(f) => {
-                let x = self.operand(id, 0);
+                let mut x = self.operand(id, 0);
+                if self.graph.inputs(id).len() == 2 {
+                    let scale = self.operand(id, 1);
+                    x = self.push(Inst::Binary(Binary::Div, x, scale));
+                }
                 if f.is_float() && f != Format::F32 { self.push(Inst::Round(f, x)) } else { x }
             }
             Op::Convert(f) => {
@@ -290,7 +294,8 @@ impl Emit<'_> {
             | Op::LayerNorm { .. }
             | Op::Normalise { .. }
             | Op::Loss(_)
-            | Op::Roll { .. } => {
+            | Op::Roll { .. }
+            | Op::ScaleOf(_) => {
                 unreachable!("{} is expanded before lowering", op.name())
             }
             Op::Scan(_) => unreachable!("loops are kernels of their own"),

@@ -2,7 +2,8 @@
 
 use super::empty::of_nothing;
 use crate::error::Result;
-use crate::ir::ops::{Loss, at_label};
+use crate::format::Format;
+use crate::ir::ops::{LEAST_SCALE, Loss, at_label};
 use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Unary, standardise};
 
 /// The same graph without softmax, layer norm, losses and the like. Names and outputs are kept.
@@ -32,6 +33,10 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
                 let scaled = out.binary(Binary::Mul, xhat, x[1])?;
                 out.binary(Binary::Add, scaled, x[2])?
             }
+            Op::ScaleOf(format) => {
+                let scale = scale_of(&mut out, x[0], *format)?;
+                out.transfer(graph, id, Op::Put(Format::F32), &[scale], |f| map.get(f.index()).copied())?
+            }
             Op::Roll { axis, by } => roll(&mut out, x[0], *axis, *by)?,
             Op::Loss(loss) => expand_loss(&mut out, *loss, x[0], x[1])?,
             Op::Normalise { axes, eps, centred } => standardise(&mut out, x[0], axes, eps.get(), *centred)?.0,
@@ -44,6 +49,16 @@ pub fn expand(graph: &Graph) -> Result<Graph> {
         out.add_output(&o.name, o.role, map[o.node.index()]);
     }
     Ok(out)
+}
+
+/// The largest magnitude over the format's largest number.
+fn scale_of(g: &mut Graph, x: NodeId, format: Format) -> Result<NodeId> {
+    let magnitude = g.unary(Unary::Abs, x)?;
+    let axes: Vec<usize> = (0..g.shape(x).rank()).collect();
+    let amax = g.reduce(ReduceKind::Max, magnitude, &axes, false)?;
+    let (largest, least) = (g.constant(format.largest())?, g.constant(LEAST_SCALE)?);
+    let scale = g.binary(Binary::Div, amax, largest)?;
+    g.binary(Binary::Max, scale, least)
 }
 
 /// The end, then the start.

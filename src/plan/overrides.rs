@@ -44,6 +44,11 @@ impl Overrides {
         })
     }
 
+    /// The formats that are asked for.
+    pub fn formats(&self) -> Formats {
+        self.op.values().chain(self.names.values()).copied().collect()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.op.is_empty() && self.names.is_empty()
     }

@@ -46,4 +46,10 @@ impl Request {
             _ => Formats::from_iter([self.low]),
         }
     }
+
+    /// The formats that values may be stored in: those of the plan, and scaled ones where they are asked for by name.
+    pub fn stored(&self) -> Formats {
+        let scaled = self.target.scaled.iter().copied().collect::<Formats>();
+        self.allowed().or(scaled.and(self.overrides.formats()))
+    }
 }

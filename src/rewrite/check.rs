@@ -126,7 +126,10 @@ pub(super) fn left_side(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, S
 }
 
 fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
-    let mut facts = Facts { formats: Formats::from_iter(Format::MULTIPLIED), ..Facts::default() };
+    let mut facts = Facts {
+        formats: Formats::from_iter(Format::MULTIPLIED).or(Formats::from_iter(Format::SCALED)),
+        ..Facts::default()
+    };
     let mut tensors = BTreeMap::new();
     let convolves = rule.left.iter().any(is_convolution);
     let shapes: &[&[usize]] = match convolves {

@@ -83,7 +83,7 @@ impl Encoder<'_> {
                 }
                 for &input in self.graph.inputs(id) {
                     let child = match op {
-                        Op::Cast(_) => self.buffer(input, None),
+                        Op::Cast(_) | Op::ScaleOf(_) => self.buffer(input, None),
                         op if op.is_product() => self.buffer(input, None),
                         Op::Put(_) => self.classes[input.index()],
                         _ => self.edge(input),

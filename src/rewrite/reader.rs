@@ -28,9 +28,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// Words that rules can be written out for: the set's name, and what is in it.
-pub const SETS: [(&str, &str); 3] = [
+pub const SETS: [(&str, &str); 4] = [
     ("computed", "formats that values are computed in, which storing keeps as they are"),
     ("narrow", "formats that plans round to where they store values and multiply them"),
+    ("scaled", "formats that plans round to with a scale, where they store values"),
     ("products", "operations that multiply whole tensors, in a format that is their first attribute"),
 ];
 
@@ -42,6 +43,7 @@ fn set(name: &str) -> Option<Vec<&'static str>> {
     match name {
         "computed" => Some(Format::COMPUTED.map(Format::name).to_vec()),
         "narrow" => Some(Format::STORED.map(Format::name).to_vec()),
+        "scaled" => Some(Format::SCALED.map(Format::name).to_vec()),
         "products" => {
             let by_format = |row: &&Signature| row.attributes.first().is_some_and(|a| a.kind == Kind::Format);
             Some(Signature::all().iter().filter(|row| row.is_product()).filter(by_format).map(|row| row.name).collect())

@@ -242,7 +242,7 @@ impl Settings {
         let Prepared { task, step, gradient_of, mut weights, layers, recognition } = self.prepare(model, rules)?;
         let settings = self.clone().sized(&task);
         let request = self.request()?;
-        self.overrides.check(&step, request.allowed())?;
+        self.overrides.check(&step, request.stored())?;
         let mut planned = match saved {
             None => self.plan(&step, rules)?,
             Some((file, path)) => Planned::from_graph(file.graph_for(&step, path)?, &request)?,

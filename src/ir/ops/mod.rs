@@ -25,6 +25,7 @@ pub use elementwise::{Binary, Unary};
 pub(crate) use elementwise::{GELU_CUBIC, GELU_SCALE};
 pub use index::ScatterKind;
 pub(crate) use index::resolve;
+pub use memory::LEAST_SCALE;
 pub use nn::Loss;
 pub(crate) use nn::{at_label, standardise};
 pub use reduce::ReduceKind;
@@ -204,8 +205,10 @@ pub enum Op {
     After,
     /// Rounds a value to a format and writes it to memory.
     Put(Format),
-    /// Copies memory to another format.
+    /// Copies memory to another format; `cast(x, s)` what x is in units of s.
     Cast(Format),
+    /// What a tensor in memory is divided by for its largest magnitude to become a format's largest number: a scalar.
+    ScaleOf(Format),
     /// A loop over positions, and what is taken out of it.
     Scan(Scan),
 }
@@ -252,7 +255,9 @@ impl Op {
             Op::Conv { .. } => &conv::Convolutions,
             Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } => &nn::Norms,
             Op::Normalise { .. } | Op::Loss(_) => &nn::Norms,
-            Op::Convert(_) | Op::Alias { .. } | Op::After | Op::Put(_) | Op::Cast(_) => &memory::Memory,
+            Op::Convert(_) | Op::Alias { .. } | Op::After | Op::Put(_) | Op::Cast(_) | Op::ScaleOf(_) => {
+                &memory::Memory
+            }
             Op::Scan(_) => &scan::Loops,
         }
     }
@@ -273,7 +278,8 @@ impl Op {
 
     /// Yields memory rather than registers.
     pub fn is_buffer(&self) -> bool {
-        self.is_source() || matches!(self, Op::Put(_) | Op::Cast(_) | Op::Alias { .. } | Op::After | Op::Scan(_))
+        self.is_source()
+            || matches!(self, Op::Put(_) | Op::Cast(_) | Op::ScaleOf(_) | Op::Alias { .. } | Op::After | Op::Scan(_))
     }
 
     /// One result element from one element of each operand, after broadcasting.

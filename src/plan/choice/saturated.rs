@@ -35,7 +35,7 @@ impl Saturated {
             sources: step.sources().map(|id| (step.name_of(id).to_owned(), step.ty(id).clone())).collect(),
             updated,
             staged: step.sources().filter(is_staged).map(|id| step.name_of(id).to_owned()).collect(),
-            formats: request.allowed(),
+            formats: request.stored(),
             ..Facts::default()
         };
         let mut encoded = encode(verified, facts, &allow)?;
