@@ -1,5 +1,5 @@
 // Reductions: over rows (a team of threads per outer index), over columns (neighbouring threads take neighbouring outer
-// indices), and to a scalar (many blocks, the last of which finishes). The order of every sum is fixed, so the same
+// indices), and over few long rows or to a scalar (many blocks to each, the last of which finishes). The order of every sum is fixed, so the same
 // input gives the same bits.
 //
 // A generated K has SUMS accumulators and PASSES passes over its inner axes:
@@ -137,35 +137,37 @@ template <int TX, int TY, class K, int N> __device__ __forceinline__ void column
     }
 }
 
-/// One scalar from many blocks. Each leaves its partial result in k.partials; the last to arrive combines them in
-/// order and resets the counter for the next run. One pass.
-template <int T, class K, int N> __device__ __forceinline__ void total(const Group<K, N>& g) {
+/// Rows that are too few for a GPU, or one alone, which k.parts blocks of T threads share. Each leaves its partial result in
+/// k.partials; the last of a row to arrive combines them in order. One pass.
+template <int T, class K, int N> __device__ __forceinline__ void split(const Group<K, N>& g) {
     using R = typename K::Real;
     __shared__ R shared[32];
     const K& k = part_of(g);
-    const u64 block = blockIdx.x - k.first_block;
+    const u64 block = blockIdx.x - k.first_block, o = block / k.parts, part = block % k.parts;
     R sum[K::SUMS];
 #pragma unroll
     for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
-    const u64 step = k.blocks * T * K::WIDTH;
-    u64 i = (block * T + threadIdx.x) * K::WIDTH;
-    for (; i + K::WIDTH <= k.n; i += step) k.template element<0, K::WIDTH>(0, i, nullptr, sum);
-    for (; i < k.n; ++i) k.template element<0, 1>(0, i, nullptr, sum);
+    const u64 step = k.parts * T * K::WIDTH;
+    u64 i = (part * T + threadIdx.x) * K::WIDTH;
+#pragma unroll UNROLLED
+    for (; i + K::WIDTH <= k.n; i += step) k.template element<0, K::WIDTH>(o, i, nullptr, sum);
+    for (; i < k.n; ++i) k.template element<0, 1>(o, i, nullptr, sum);
 #pragma unroll
     for (int s = 0; s < K::SUMS; ++s) sum[s] = team_reduce<K, T>(s, sum[s], shared);
     if (threadIdx.x == 0) {
 #pragma unroll
         for (int s = 0; s < K::SUMS; ++s) k.partials[block * K::SUMS + s] = sum[s];
     }
-    if (!arrives_last(k.arrived, k.blocks)) return;
+    if (!arrives_last(k.arrived + o, k.parts)) return;
     R done[K::SUMS];
 #pragma unroll
     for (int s = 0; s < K::SUMS; ++s) {
+        const R* at = k.partials + (block - part) * K::SUMS + s;
         R x = K::identity(s);
-        for (u64 b = threadIdx.x; b < k.blocks; b += T) x = K::combine(s, x, __ldcg(k.partials + b * K::SUMS + s));
+        for (u64 b = threadIdx.x; b < k.parts; b += T) x = K::combine(s, x, __ldcg(at + b * K::SUMS));
         done[s] = k.settle(s, team_reduce<K, T>(s, x, shared));
     }
-    if (threadIdx.x == 0) k.finish(0, done);
+    if (threadIdx.x == 0) k.finish(o, done);
 }
 
 }  // namespace mantissa

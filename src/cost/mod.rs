@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
 use crate::ir::{Graph, verify};
-use crate::lower::{BufferId, Exit, Kernel, Loop, LoopKind, Program, View, launches_of, outline, waits};
+use crate::lower::{BufferId, Exit, Inst, Kernel, Loop, LoopKind, Pass, Program, View};
+use crate::lower::{launches_of, outline, passes, rows_at_once, waits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -241,13 +242,27 @@ impl Target {
         };
         let mut seen: Vec<(BufferId, &View)> = Vec::new();
         let mut total: f64 = k.stores.iter().map(|s| moved(&s.view, s.format)).sum();
-        for l in &k.loads {
+        for (i, l) in k.loads.iter().enumerate() {
             if !seen.contains(&(l.buffer, &l.view)) {
                 seen.push((l.buffer, &l.view));
-                total += moved(&l.view, l.format);
+                total += self.readings(k, i) as f64 * moved(&l.view, l.format);
             }
         }
         total
+    }
+
+    /// How often a kernel reads a load from memory: every pass does, unless the cache holds the rows that are at work.
+    fn readings(&self, k: &Loop, load: usize) -> usize {
+        let cache = self.cache_mb * 0.5e6;
+        if !k.has_reduction() || (k.bytes() as f64) < cache || k.kind() != LoopKind::Row {
+            return 1;
+        }
+        let row = k.bytes() as f64 / k.outer_size() as f64;
+        if row * rows_at_once(k, self.multiprocessors) as f64 <= cache {
+            return 1;
+        }
+        let reads = |pass: &&Pass| pass.elements.iter().any(|&r| k.tape[r] == Inst::Load(load));
+        passes(k).iter().filter(reads).count().max(1)
     }
 }
 

@@ -303,6 +303,14 @@ impl Graph {
         self.rename_as(id, &fresh, Named::MadeUp);
     }
 
+    /// A graph for what becomes of another one: names that are made up here are none of that one's.
+    pub fn successor(of: &Graph) -> Graph {
+        let mut out = Graph::with_capacity(&of.name, of.len());
+        let made_up = of.names.keys().filter_map(|name| name.strip_prefix('t')?.parse::<usize>().ok());
+        out.fresh = made_up.max().map_or(0, |n| n.saturating_add(1));
+        out
+    }
+
     /// An unused name `t0`, `t1`, …
     fn fresh_name(&mut self) -> String {
         loop {

@@ -8,7 +8,7 @@ use crate::ir::{Binary, Graph, NodeId, Op, ReduceKind, Unary, standardise};
 
 /// The same graph without softmax, layer norm, losses and the like. Names and outputs are kept.
 pub fn expand(graph: &Graph) -> Result<Graph> {
-    let mut out = Graph::with_capacity(&graph.name, graph.len());
+    let mut out = Graph::successor(graph);
     let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let node = graph.node(id);

@@ -15,6 +15,8 @@ pub enum LoopKind {
     Row,
     /// Threads beside each other to outer indices beside each other, each of which reduces.
     Column,
+    /// Some blocks of threads to an outer index: rows that are long and too few to keep a GPU busy.
+    Split,
     /// All threads reduce to one value.
     Total,
 }
@@ -26,6 +28,7 @@ impl LoopKind {
             LoopKind::Pointwise => "pointwise",
             LoopKind::Row => "row",
             LoopKind::Column => "column",
+            LoopKind::Split => "split",
             LoopKind::Total => "total",
         }
     }
@@ -42,10 +45,15 @@ pub(super) const COLUMN_THREADS: u32 = 512;
 /// Blocks of columns that are enough, and rows that a thread of one should have at least.
 pub(super) const ENOUGH_BLOCKS: usize = 264;
 pub(super) const ROWS_OF_THREAD: usize = 8;
+/// Blocks that share rows, at most, and the rounds that a thread of one should have.
+pub(super) const MOST_PARTS: usize = 1024;
+pub(super) const ROUNDS: usize = 16;
 /// Rows that a warp each would not fill a GPU.
 pub(super) const FEW_ROWS: usize = 4096;
 /// Threads that are enough for a GPU to have something to do while some of them wait.
 pub(super) const ENOUGH: usize = 1 << 17;
+/// Threads that a multiprocessor has at once.
+pub(super) const RESIDENT: usize = 2048;
 /// Rounds of a row's loop whose loads are made at once, as `reduce.cuh` says.
 pub(super) const UNROLLED: usize = 4;
 /// What combining the sums of several blocks takes, in such waits: writing them, telling so, reading them.
@@ -63,6 +71,7 @@ impl Loop {
         match (self.outer.is_empty(), self.is_column()) {
             (true, _) if single() => LoopKind::Total,
             (false, true) if single() => LoopKind::Column,
+            (false, false) if is_shared(self.outer_size(), self.inner_size()) && single() => LoopKind::Split,
             _ => LoopKind::Row,
         }
     }
@@ -149,6 +158,21 @@ pub(super) fn column_parts(k: &Loop, width: usize) -> usize {
     (ENOUGH_BLOCKS / groups).min(k.inner_size() / (rows_together(width) * ROWS_OF_THREAD)).max(1)
 }
 
+/// Blocks that share a row, where rows are too few: as many as keep a GPU busy, as long as each of their threads has some
+/// rounds of so many elements.
+pub(super) fn row_parts(k: &Loop, width: usize) -> usize {
+    parts_of(k.outer_size(), k.inner_size(), width)
+}
+
+fn parts_of(rows: usize, elements: usize, width: usize) -> usize {
+    elements.div_ceil(THREADS as usize * ROUNDS * width).min(MOST_PARTS / rows.max(1)).max(1)
+}
+
+/// Are rows so few and so long that several blocks share one?
+pub(super) fn is_shared(rows: usize, elements: usize) -> bool {
+    parts_of(rows, elements, 4) > 1
+}
+
 /// Rows that a block of columns takes at once, if its threads take so many columns each.
 pub(super) fn rows_together(width: usize) -> usize {
     COLUMN_THREADS as usize * width / COLUMNS
@@ -183,6 +207,12 @@ pub(super) fn team_size(k: &Loop) -> usize {
     by_length.max(wanted.min(most).min(1024))
 }
 
+/// Rows that are at work at once on so many multiprocessors.
+pub fn rows_at_once(k: &Loop, multiprocessors: usize) -> usize {
+    let threads = if multiprocessors > 1 { multiprocessors * RESIDENT } else { 1 };
+    threads.div_ceil(team_size(k)).min(k.outer_size())
+}
+
 /// How often a thread of a row's or a column's kernel waits for memory, one time after the other; 0 for others.
 pub fn waits(k: &Loop) -> usize {
     match k.kind() {
@@ -194,6 +224,9 @@ pub fn waits(k: &Loop) -> usize {
             // Most take four columns a thread.
             let parts = column_parts(k, 4);
             k.inner_size().div_ceil(parts * rows_together(4) * UNROLLED) + if parts > 1 { PARTS_WAIT } else { 0 }
+        }
+        LoopKind::Split => {
+            k.inner_size().div_ceil(row_parts(k, 4) * THREADS as usize * OF_THREAD * UNROLLED) + PARTS_WAIT
         }
         _ => 0,
     }

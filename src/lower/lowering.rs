@@ -4,6 +4,7 @@ use super::emit::{copy, emit};
 use super::expand::expand;
 use super::kernel::{Address, BufferId};
 use super::launches::group;
+use super::long_rows::store_long_sums;
 use super::merge::regions;
 use super::program::{BufferInfo, Call, Program};
 use super::region::underlying;
@@ -28,7 +29,7 @@ pub fn lower_visibly(plan: Verified) -> Result<Program> {
 }
 
 fn program_of(plan: Verified, extent: Extent) -> Result<Program> {
-    let graph = expand(plan.graph())?;
+    let graph = store_long_sums(expand(plan.graph())?)?;
     let cut = regions(&graph).map_err(|e| Error::Graph(format!("the plan cannot be cut into kernels: {e}")))?;
     let mut program = Program::default();
     let mut place: BTreeMap<NodeId, BufferId> = BTreeMap::new();

@@ -1,6 +1,7 @@
 //! Cutting a planned graph into kernels: one region per buffer, then merged greedily while legal, producers first.
 
 use super::axes::Site;
+use super::layout::is_shared;
 use super::region::{Analyser, Region, loop_region, underlying};
 use crate::ir::{Graph, NodeId, Op, Role, Stage};
 use std::cmp::Reverse;
@@ -430,6 +431,16 @@ fn worth_merging(graph: &Graph, sizes: &[usize], a: &Region, b: &Region) -> bool
     }
     let total = |r: &Region| r.layout.outer.is_empty() && !r.layout.inner.is_empty();
     if total(a) != total(b) {
+        return false;
+    }
+    // What reads a long row's sum would go over the row again, in the few blocks that have one.
+    let again = |w: &Region, r: &Region| {
+        let is_sum = |b: &&NodeId| sizes[b.index()] < domain(w);
+        is_shared(w.layout.outer.iter().product(), w.layout.inner.iter().product())
+            && domain(w) == domain(r)
+            && w.roots.iter().filter(is_sum).any(|b| r.reads.contains(b))
+    };
+    if again(a, b) || again(b, a) {
         return false;
     }
     // A product whose result is stored as it is goes straight to memory; with more to do, libraries go through scratch.

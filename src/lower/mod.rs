@@ -9,6 +9,7 @@ mod expand;
 mod kernel;
 mod launches;
 mod layout;
+mod long_rows;
 mod lowering;
 mod merge;
 mod print;
@@ -23,7 +24,7 @@ pub use expand::expand;
 pub use kernel::{
     Address, BufferId, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
 };
-pub use layout::{LoopKind, launches_of, waits};
+pub use layout::{LoopKind, launches_of, rows_at_once, waits};
 pub use lowering::{lower, lower_visibly, outline};
 pub use merge::{Regions, regions};
 pub use print::print_program;

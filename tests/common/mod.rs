@@ -12,7 +12,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 
 /// Small models that together use every operation family.
-pub const MODELS: [(&str, &str); 21] = [
+pub const MODELS: [(&str, &str); 22] = [
     (
         "mlp",
         "model mlp { input x: f32[batch, 12] label y: i64[batch] param w1: f32[12, 20] = kaiming_uniform param b1: f32[20] = zeros param w2: f32[20, 5] = kaiming_uniform param b2: f32[5] = zeros h = relu(x @ w1 + b1) logits = h @ w2 + b2 loss = cross_entropy(logits, y) }",
@@ -108,6 +108,12 @@ pub const MODELS: [(&str, &str); 21] = [
         "model factorisation { input x: f32[batch, 3, 4] label y: f32[batch, 4] param w: f32[4, 4] = kaiming_uniform \
          e = x @ w s = sum(e, axes=[1]) q = sum(e * e, axes=[1]) \
          p = mean(s * s - q, axes=[1], keep=true) loss = mse(s * 0.1 + broadcast(p * 0.1, dims=[batch, 4]), y) }",
+    ),
+    // Rows so few and so long that several blocks share one.
+    (
+        "batch_norm",
+        "model batch_norm { input x: f32[batch, 2, 4096] label y: f32[batch, 2] param g: f32[2, 1] = ones param b: f32[2, 1] = zeros \
+         h = relu(standardise(x, axes=[0, 2]) * g + b) loss = mse(mean(h, axes=[2]), y) }",
     ),
 ];
 

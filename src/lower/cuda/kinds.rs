@@ -2,7 +2,7 @@
 //! threads, its numbers and its blocks. What decides that a kernel is of a kind stands in `lower/layout`.
 
 use crate::lower::kernel::{Inst, Loop};
-use crate::lower::layout::{COLUMN_THREADS, COLUMNS, LoopKind, SHORT, THREADS, column_parts, team_size};
+use crate::lower::layout::{COLUMN_THREADS, COLUMNS, LoopKind, SHORT, THREADS, column_parts, row_parts, team_size};
 
 /// The blocks of one kernel of a launch, and what they are told.
 pub(super) struct Blocks {
@@ -28,7 +28,7 @@ pub(super) fn of(kind: LoopKind) -> &'static dyn Kind {
         LoopKind::Pointwise => &Pointwise,
         LoopKind::Row => &Row,
         LoopKind::Column => &Column,
-        LoopKind::Total => &Total,
+        LoopKind::Split | LoopKind::Total => &Split,
     }
 }
 
@@ -99,20 +99,21 @@ impl Kind for Column {
     }
 }
 
-/// `reduce.cuh`, `total`
-struct Total;
+/// `reduce.cuh`, `split`: few rows, or one.
+struct Split;
 
-impl Kind for Total {
+impl Kind for Split {
     fn members(&self) -> &'static [&'static str] {
-        &["u64 n", "u64 blocks", "REAL* partials", "u32* arrived"]
+        &["u64 n", "u64 parts", "REAL* partials", "u32* arrived"]
     }
     fn call(&self, _: &Loop, _: usize) -> (String, u32) {
-        (format!("total<{THREADS}>(g)"), THREADS)
+        (format!("split<{THREADS}>(g)"), THREADS)
     }
     fn blocks(&self, k: &Loop, width: usize) -> Blocks {
-        let n = k.inner_size() as u64;
-        let count = n.div_ceil(u64::from(THREADS) * 16 * width as u64).clamp(1, 1024);
-        Blocks { numbers: vec![n, count], partials: Some([count as usize * sums(k), 1]), count }
+        let (rows, parts) = (k.outer_size(), row_parts(k, width));
+        let count = rows * parts;
+        let numbers = vec![k.inner_size() as u64, parts as u64];
+        Blocks { numbers, partials: Some([count * sums(k), rows]), count: count as u64 }
     }
 }
 

@@ -38,7 +38,13 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         let body = program.calls[i].in_loop.as_ref();
         for name in &program.calls[i].computes {
             let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
-            let (_, format, why) = describe(owner, name);
+            let (_, mut format, mut why) = describe(owner, name);
+            // What lowering made stands in no plan.
+            if let Some(b) =
+                program.find(name).filter(|&b| owner.graph.find(name).is_none() && program.buffers[b].source.is_none())
+            {
+                (format, why) = (program.buffers[b].ty.format.to_string(), SUM_OF_ROWS.to_owned());
+            }
             let value = label(planned, body, name);
             let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip_path(&value, 34));
             head = " ".repeat(head.chars().count());
@@ -64,6 +70,9 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     }
     Ok(out)
 }
+
+/// Why lowering stores a value of its own.
+const SUM_OF_ROWS: &str = "a sum over long rows, for the kernels that go over them";
 
 /// What a kernel is, and the format it multiplies in.
 pub(in crate::plan) fn kind_of(kernel: &Kernel) -> String {
