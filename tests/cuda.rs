@@ -11,7 +11,7 @@ use mantissa::plan::Policy;
 use mantissa::run::cpu::CpuRunner;
 use mantissa::run::cuda::{Cuda, available};
 use mantissa::run::{Backend, Device};
-use mantissa::train::Compiled;
+use mantissa::train::{Compiled, Settings};
 
 fn gpu() -> bool {
     if !available() {
@@ -68,6 +68,25 @@ fn every_model_agrees_after_one_step() {
             announce(&format!("{name:<18} {policy} {low}: {d:.2e}"));
             assert!(d < tolerance, "{name} under {policy} {low}: {d:e}");
         }
+    }
+}
+
+/// Images of the size that networks are trained on: cuDNN wants more workspace for these than small ones take, and refuses
+/// algorithms that its own heuristic names.
+#[test]
+fn convolutions_of_images_agree() {
+    if !gpu() {
+        return;
+    }
+    let source = "model images { input x: f32[batch, 3, 224, 224] label y: i64[batch] param a: f32[64, 3, 7, 7] = normal(0.1)
+        param b: f32[64, 64, 3, 3] = normal(0.05) param c: f32[128, 64, 1, 1] = normal(0.1) param f: f32[128, 5] = kaiming_uniform
+        s = relu(conv(x, a, strides=[2, 2], lo=[3, 3], hi=[3, 3])) t = relu(conv(s, b, strides=[2, 2], lo=[1, 1], hi=[1, 1]))
+        u = conv(t, c, strides=[2, 2]) loss = cross_entropy(mean(u, axes=[2, 3]) @ f, y) }";
+    for (low, tolerance) in [(Format::F16, 4e-3), (Format::Bf16, 2e-2)] {
+        let batch = |s: &mut Settings| _ = s.sizes.insert("batch".into(), 32);
+        let d = compare_compiled(&compile(source, Policy::O1, low, batch), 1);
+        announce(&format!("images of 224 x 224 in {low}: {d:.1e}"));
+        assert!(d < tolerance, "{low}: {d:e}");
     }
 }
 

@@ -14,10 +14,13 @@ use cudarc::cudnn::sys;
 use cudarc::driver::sys as driver;
 use std::ffi::{c_int, c_void};
 
-/// A cuDNN handle and its workspace.
+/// Bytes of workspace that an algorithm takes, at most, while another one takes less.
+const MODEST: usize = 1 << 30;
+
+/// A cuDNN handle, and a workspace as large as the convolutions so far need, one at a time.
 pub struct Dnn {
     handle: Owned<sys::cudnnHandle_t>,
-    workspace: u64,
+    workspace: Option<Owned<driver::CUdeviceptr>>,
     workspace_bytes: usize,
 }
 
@@ -27,7 +30,7 @@ pub struct Convolution {
     w: Owned<sys::cudnnFilterDescriptor_t>,
     y: Owned<sys::cudnnTensorDescriptor_t>,
     how: Owned<sys::cudnnConvolutionDescriptor_t>,
-    algorithm: Option<Algorithm>,
+    algorithm: Algorithm,
     /// Device addresses of the operands and the result.
     at: [u64; 3],
 }
@@ -37,6 +40,12 @@ enum Algorithm {
     Forward(sys::cudnnConvolutionFwdAlgo_t),
     Input(sys::cudnnConvolutionBwdDataAlgo_t),
     Weight(sys::cudnnConvolutionBwdFilterAlgo_t),
+}
+
+/// A way to compute a convolution, as cuDNN's heuristic ranks them.
+struct Candidate {
+    algorithm: Algorithm,
+    math: sys::cudnnMathType_t,
 }
 
 fn check<T>(what: &str, r: std::result::Result<T, CudnnError>) -> Result<T> {
@@ -74,9 +83,8 @@ fn at_least(entries: usize, list: &[usize], rest: c_int) -> Vec<c_int> {
 }
 
 impl Dnn {
-    /// None where cuDNN is absent, or turned off by `MANTISSA_CUDNN=off`. `workspace` is device memory that convolutions
-    /// may use, one at a time.
-    pub fn new(workspace: u64, workspace_bytes: usize, stream: driver::CUstream) -> Result<Option<Dnn>> {
+    /// None where cuDNN is absent, or turned off by `MANTISSA_CUDNN=off`.
+    pub fn new(stream: driver::CUstream) -> Result<Option<Dnn>> {
         if !libraries::dnn_present() || std::env::var("MANTISSA_CUDNN").is_ok_and(|v| v == "off") {
             return Ok(None);
         }
@@ -85,12 +93,15 @@ impl Dnn {
         let handle = Owned::new(handle, |h| unsafe { _ = result::destroy_handle(h) });
         // SAFETY: the handle is live, and the stream is the runner's, which outlives this.
         unsafe { check("setting the stream", result::set_stream(*handle, stream.cast()))? };
-        Ok(Some(Dnn { handle, workspace, workspace_bytes }))
+        Ok(Some(Dnn { handle, workspace: None, workspace_bytes: 0 }))
     }
 
-    /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`; none if cuDNN does
-    /// not take it.
-    pub fn prepare(&self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
+    /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`, and runs it once: what
+    /// cuDNN promises it may still refuse. None if it takes no algorithm.
+    ///
+    /// # Safety
+    /// The addresses must be live, and what lies at `d` not in use.
+    pub unsafe fn prepare(&mut self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
         let Some(ty) = data_type(c.format).filter(|_| is_symmetric(c)) else { return Ok(None) };
         if to != c.format.in_memory() || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
             return Ok(None);
@@ -111,7 +122,7 @@ impl Dnn {
             y: tensor()?,
             // SAFETY: made above, given back once.
             how: Owned::new(how, |h| unsafe { _ = result::destroy_convolution_descriptor(h) }),
-            algorithm: None,
+            algorithm: Algorithm::Forward(PLAIN_FORWARD[0]),
             at: [a, b, d],
         };
         let [x, w, y] = [&c.x, &c.w, &c.y].map(|dims| at_least(4, dims, 1));
@@ -152,12 +163,66 @@ impl Dnn {
             check("grouping", result::set_convolution_group_count(*conv.how, c.spec.groups as i32))?;
             check("choosing arithmetic", result::set_convolution_math_type(*conv.how, math))?;
         }
-        conv.algorithm = self.choose(&c.kind, &conv)?;
-        Ok(conv.algorithm.is_some().then_some(conv))
+        // What is to stay f32 is never rounded to tf32, whatever the heuristic has in mind.
+        let exact = |k: Candidate| if c.format == Format::F32 { Candidate { math, ..k } } else { k };
+        let candidates: Vec<Candidate> = self.candidates(&c.kind, &conv)?.into_iter().map(exact).collect();
+        let sized = candidates.into_iter().filter_map(|k| Some((self.workspace_of(&conv, &k)?, k)));
+        let (modest, large): (Vec<_>, Vec<_>) = sized.partition(|k| k.0 <= MODEST);
+        for (bytes, candidate) in modest.into_iter().chain(large) {
+            if !self.reserve(bytes)? {
+                continue;
+            }
+            conv.algorithm = candidate.algorithm;
+            // SAFETY: the descriptor is live; the rest is promised by the caller.
+            let ran = unsafe {
+                _ = result::set_convolution_math_type(*conv.how, candidate.math);
+                self.run(&conv)
+            };
+            if ran.is_ok() {
+                return Ok(Some(conv));
+            }
+        }
+        Ok(None)
     }
 
-    /// The first choice of cuDNN's heuristic that is plain, deterministic and fits the workspace.
-    fn choose(&self, kind: &ConvKind, c: &Convolution) -> Result<Option<Algorithm>> {
+    /// Makes the workspace so large. False where the GPU has no room for it.
+    fn reserve(&mut self, bytes: usize) -> Result<bool> {
+        if bytes <= self.workspace_bytes {
+            return Ok(true);
+        }
+        // SAFETY: what ran with the old workspace has ended before it is given back; the new one is given back once.
+        unsafe {
+            super::driver("waiting for the GPU", cudarc::driver::result::ctx::synchronize())?;
+            (self.workspace, self.workspace_bytes) = (None, 0);
+            let Ok(at) = cudarc::driver::result::malloc_sync(bytes) else { return Ok(false) };
+            self.workspace = Some(Owned::new(at, |at| _ = cudarc::driver::result::free_sync(at)));
+        }
+        self.workspace_bytes = bytes;
+        Ok(true)
+    }
+
+    /// Bytes of workspace that a candidate needs; none if cuDNN does not take it.
+    fn workspace_of(&self, c: &Convolution, candidate: &Candidate) -> Option<usize> {
+        // SAFETY: descriptors and handle are live.
+        let bytes = unsafe {
+            result::set_convolution_math_type(*c.how, candidate.math).ok()?;
+            match candidate.algorithm {
+                Algorithm::Forward(a) => {
+                    result::get_convolution_forward_workspace_size(*self.handle, *c.x, *c.w, *c.how, *c.y, a)
+                }
+                Algorithm::Input(a) => {
+                    result::get_convolution_backward_data_workspace_size(*self.handle, *c.w, *c.y, *c.how, *c.x, a)
+                }
+                Algorithm::Weight(a) => {
+                    result::get_convolution_backward_filter_workspace_size(*self.handle, *c.x, *c.y, *c.how, *c.w, a)
+                }
+            }
+        };
+        bytes.ok()
+    }
+
+    /// The plain and deterministic algorithms that cuDNN's heuristic names, fastest first.
+    fn candidates(&self, kind: &ConvKind, c: &Convolution) -> Result<Vec<Candidate>> {
         const MOST: usize = 16;
         macro_rules! pick {
             ($get:path, $ty:ty, $plain:expr, $first:expr, $second:expr, $third:expr, $wrap:expr) => {{
@@ -181,10 +246,10 @@ impl Dnn {
                 let good = |f: &&$ty| {
                     f.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                         && f.determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC
-                        && f.memory <= self.workspace_bytes
                 };
                 let plain = |f: &&$ty| $plain.contains(&f.algo);
-                found[..count as usize].iter().find(|f| good(f) && plain(f)).map(|f| $wrap(f.algo))
+                let candidate = |f: &$ty| Candidate { algorithm: $wrap(f.algo), math: f.mathType };
+                found[..count as usize].iter().filter(|f| good(f) && plain(f)).map(candidate).collect()
             }};
         }
         Ok(match kind {
@@ -226,10 +291,10 @@ impl Dnn {
         let (one, zero) = (1.0f32, 0.0f32);
         let (one, zero): (*const c_void, *const c_void) = ((&raw const one).cast(), (&raw const zero).cast());
         let [a, b, d] = c.at.map(|p| p as *mut c_void);
-        let (workspace, bytes) = (self.workspace as *mut c_void, self.workspace_bytes);
+        let (workspace, bytes) = (self.workspace.as_ref().map_or(0, |w| **w) as *mut c_void, self.workspace_bytes);
         // SAFETY: promised by the caller; scalars are read before the call returns.
         let done = unsafe {
-            match c.algorithm.expect("only convolutions with an algorithm are handed out") {
+            match c.algorithm {
                 Algorithm::Forward(algorithm) => result::convolution_forward(
                     *self.handle,
                     one,

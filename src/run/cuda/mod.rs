@@ -121,7 +121,7 @@ impl CudaRunner {
         let workspace = (partials + generated.partials_bytes).next_multiple_of(256);
         let needs_blas = generated.launches.iter().any(|l| matches!(l, Launch::Product { .. }));
         let needs_dnn = generated.launches.iter().any(|l| matches!(l, Launch::Convolution { .. }));
-        let total = workspace + if needs_blas || needs_dnn { WORKSPACE } else { 256 };
+        let total = workspace + if needs_blas { WORKSPACE } else { 256 };
         let name = driver("reading the GPU's name", context.name())?;
         // SAFETY: a new stream and a new allocation, each given back once; the context is current.
         let (stream, base) = unsafe {
@@ -147,7 +147,7 @@ impl CudaRunner {
         let at = *base + workspace as u64;
         let mut libraries = Libraries {
             blas: if needs_blas { Some(Blas::new(at, WORKSPACE)?) } else { None },
-            dnn: if needs_dnn { Dnn::new(at, WORKSPACE, *stream)? } else { None },
+            dnn: if needs_dnn { Dnn::new(*stream)? } else { None },
         };
         let areas = Areas { scratch: *base + scratch as u64, partials: *base + partials as u64 };
         let mut runner = CudaRunner {
@@ -215,7 +215,7 @@ impl CudaRunner {
         }
     }
 
-    fn prepare(&self, launch: &Launch, areas: Areas, libraries: &Libraries) -> Result<Ready> {
+    fn prepare(&self, launch: &Launch, areas: Areas, libraries: &mut Libraries) -> Result<Ready> {
         match launch {
             Launch::Kernel { name, blocks, threads, words } => {
                 let c_name = CString::new(name.as_str()).expect("generated names have no NUL");
@@ -244,8 +244,9 @@ impl CudaRunner {
                 };
                 let Contraction::Conv(c) = &p.contraction else { unreachable!("cuDNN convolves") };
                 let (d, format) = self.destination(*to, areas);
-                let found = match &libraries.dnn {
-                    Some(dnn) => dnn.prepare(c, self.address(c.a), self.address(c.b), d, format)?,
+                let found = match &mut libraries.dnn {
+                    // SAFETY: addresses are the runner's, and what lies there is not in use yet.
+                    Some(dnn) => unsafe { dnn.prepare(c, self.address(c.a), self.address(c.b), d, format)? },
                     None => None,
                 };
                 match found {
