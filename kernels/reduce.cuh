@@ -9,6 +9,7 @@
 //   k.settle(s, x)                        the sum made the result: a mean divides
 //   k.element<P, W>(o, i, done, sum)      inner elements i .. i + W of outer index o
 //   k.finish(o, done)                     stores what has one value per outer index
+// Of a held row, `element` takes K::KEPT * W registers more, where a pass keeps what later ones need.
 #pragma once
 #include "mantissa.cuh"
 
@@ -67,6 +68,39 @@ template <int T, class K, int N> __device__ __forceinline__ void row(const Group
     if (o >= k.rows) return;  // teams leave together: a thread, a warp, or the block with its one row
     R done[K::SUMS];
     row_passes<K, T, 0>(k, o, done, shared);
+    if (threadIdx.x % T == 0) k.finish(o, done);
+}
+
+template <class K, int T, int ROUNDS, int P>
+__device__ __forceinline__ void held_passes(const K& k, u64 o, typename K::Real* done, typename K::Real* shared,
+                                            typename K::Real (&kept)[ROUNDS][K::KEPT * K::WIDTH]) {
+    if constexpr (P < K::PASSES) {
+        typename K::Real sum[K::SUMS];
+#pragma unroll
+        for (int s = 0; s < K::SUMS; ++s) sum[s] = K::identity(s);
+#pragma unroll
+        for (int r = 0; r < ROUNDS; ++r) {
+            const u64 i = u64(threadIdx.x % T + r * T) * K::WIDTH;
+            if (i < k.n) k.template element<P, K::WIDTH>(o, i, done, sum, kept[r]);
+        }
+#pragma unroll
+        for (int s = 0; s < K::SUMS; ++s) {
+            if (K::pass_of(s) == P) done[s] = k.settle(s, team_reduce<K, T>(s, sum[s], shared));
+        }
+        held_passes<K, T, ROUNDS, P + 1>(k, o, done, shared, kept);
+    }
+}
+
+/// One row per team of T threads, as in `row`, each of which takes ROUNDS times K::WIDTH elements: what several passes need
+/// of them is computed once and kept in registers. The width divides the row.
+template <int T, int ROUNDS, class K, int N> __device__ __forceinline__ void held(const Group<K, N>& g) {
+    using R = typename K::Real;
+    __shared__ R shared[32];
+    const K& k = part_of(g);
+    const u64 o = (blockIdx.x - k.first_block) * u64(blockDim.x / T) + threadIdx.x / T;
+    if (o >= k.rows) return;
+    R done[K::SUMS], kept[ROUNDS][K::KEPT * K::WIDTH];
+    held_passes<K, T, ROUNDS, 0>(k, o, done, shared, kept);
     if (threadIdx.x % T == 0) k.finish(o, done);
 }
 

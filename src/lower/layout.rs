@@ -2,7 +2,7 @@
 //! CUDA's generator and the CPU executor ask, and how many threads and blocks each kind takes.
 
 use super::kernel::{Contraction, Inst, Kernel, Level, Load, Loop, Store};
-use super::stages::passes;
+use super::stages::{keeping, most_kept, passes};
 use super::view::View;
 use std::hash::{Hash, Hasher};
 
@@ -13,6 +13,8 @@ pub enum LoopKind {
     Pointwise,
     /// A team of threads to an outer index, which reduces over the inner ones.
     Row,
+    /// The same for rows so short that what passes need of them stays in registers.
+    Held,
     /// Threads beside each other to outer indices beside each other, each of which reduces.
     Column,
     /// Some blocks of threads to an outer index: rows that are long and too few to keep a GPU busy.
@@ -27,6 +29,7 @@ impl LoopKind {
         match self {
             LoopKind::Pointwise => "pointwise",
             LoopKind::Row => "row",
+            LoopKind::Held => "held",
             LoopKind::Column => "column",
             LoopKind::Split => "split",
             LoopKind::Total => "total",
@@ -52,6 +55,9 @@ pub(super) const ROUNDS: usize = 16;
 pub(super) const FEW_ROWS: usize = 4096;
 /// Threads that are enough for a GPU to have something to do while some of them wait.
 pub(super) const ENOUGH: usize = 1 << 17;
+/// Registers that a thread holds a row's elements in, and threads that hold one, at most.
+pub(super) const MOST_HELD: usize = 64;
+pub(super) const MOST_TEAM: usize = 512;
 /// Threads that a multiprocessor has at once.
 pub(super) const RESIDENT: usize = 2048;
 /// Rounds of a row's loop whose loads are made at once, as `reduce.cuh` says.
@@ -72,6 +78,7 @@ impl Loop {
             (true, _) if single() => LoopKind::Total,
             (false, true) if single() => LoopKind::Column,
             (false, false) if is_shared(self.outer_size(), self.inner_size()) && single() => LoopKind::Split,
+            _ if held_team(self).is_some() => LoopKind::Held,
             _ => LoopKind::Row,
         }
     }
@@ -213,9 +220,22 @@ pub fn rows_at_once(k: &Loop, multiprocessors: usize) -> usize {
     threads.div_ceil(team_size(k)).min(k.outer_size())
 }
 
+/// Threads that share a row whose elements stay in registers; none where these are too many, or nothing is needed twice.
+pub(super) fn held_team(k: &Loop) -> Option<usize> {
+    let guarded = || k.loads.iter().any(|l| !l.view.guards.is_empty());
+    if k.wide || k.outer.is_empty() || k.inner_size() <= SHORT || k.inner_size() > MOST_HELD * MOST_TEAM || guarded() {
+        return None;
+    }
+    let kept = most_kept(&keeping(k));
+    let fits = |&team: &usize| k.inner_size().div_ceil(team) * kept <= MOST_HELD;
+    let teams = std::iter::successors(Some(team_size(k)), |team| Some(2 * team));
+    teams.take_while(|&team| kept > 0 && team <= MOST_TEAM).find(fits)
+}
+
 /// How often a thread of a row's or a column's kernel waits for memory, one time after the other; 0 for others.
 pub fn waits(k: &Loop) -> usize {
     match k.kind() {
+        LoopKind::Held => 1,
         LoopKind::Row => {
             let live = passes(k).iter().filter(|p| p.is_live()).count();
             live * k.inner_size().div_ceil(team_size(k) * OF_THREAD * UNROLLED)

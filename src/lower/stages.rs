@@ -1,6 +1,7 @@
 //! The passes a kernel makes over its inner axes: each reduction needs all of `inner` before what follows it can start.
 
 use super::kernel::{Inst, Level, Loop, Reg};
+use std::collections::BTreeSet;
 
 /// One pass: first scalars per outer index, then everything its targets need per element.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -61,6 +62,46 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
             Pass { scalars, elements, reductions, stores }
         })
         .collect()
+}
+
+/// What a pass computes at every element, and what it takes from earlier passes, if these keep what later ones need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keeping {
+    /// In tape order, with the scalars that it takes.
+    pub computed: Vec<Reg>,
+    /// Kept by earlier passes.
+    pub taken: Vec<Reg>,
+}
+
+/// Every live pass of a kernel that computes nothing per element twice, but for constants and positions.
+pub fn keeping(k: &Loop) -> Vec<Keeping> {
+    let levels = k.levels();
+    let mut known = vec![false; k.tape.len()];
+    let mut out = Vec::new();
+    for pass in passes(k).iter().filter(|p| p.is_live()) {
+        let mut want = vec![false; k.tape.len()];
+        pass.stores.iter().for_each(|&s| want[k.stores[s].reg] = true);
+        pass.reductions.iter().flat_map(|&r| k.tape[r].operands()).for_each(|r| want[r] = true);
+        for r in (0..want.len()).rev() {
+            if want[r] && !known[r] && !matches!(k.tape[r], Inst::Reduce(..)) {
+                k.tape[r].operands().iter().for_each(|&x| want[x] = true);
+            }
+        }
+        let (taken, computed): (Vec<Reg>, Vec<Reg>) = (0..want.len()).filter(|&r| want[r]).partition(|&r| known[r]);
+        let lasts = |r: Reg| levels[r] == Level::Inner && !matches!(k.tape[r], Inst::Const(_) | Inst::Position(_));
+        computed.iter().filter(|&&r| lasts(r)).for_each(|&r| known[r] = true);
+        out.push(Keeping { computed, taken });
+    }
+    out
+}
+
+/// Registers that are kept from one pass to the next, at most.
+pub fn most_kept(passes: &[Keeping]) -> usize {
+    let kept = |p: usize| {
+        let later: BTreeSet<Reg> = passes[p..].iter().flat_map(|k| k.taken.iter().copied()).collect();
+        later.iter().filter(|r| passes[..p].iter().any(|k| k.computed.contains(r))).count()
+    };
+    (1..passes.len()).map(kept).max().unwrap_or(0)
 }
 
 #[cfg(test)]

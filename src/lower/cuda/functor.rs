@@ -4,7 +4,7 @@ use super::real::Real;
 use crate::ir::{Binary, ReduceKind};
 use crate::lower::kernel::{Inst, Load, Loop, Reg};
 use crate::lower::layout::LoopKind;
-use crate::lower::stages::{Pass, passes};
+use crate::lower::stages::{Keeping, Pass, keeping, passes};
 use crate::lower::view::View;
 use std::fmt::Write;
 
@@ -15,12 +15,19 @@ pub struct Functor<'a> {
     pub width: usize,
     reductions: Vec<Reg>,
     passes: Vec<Pass>,
+    /// Of a held row, what each pass computes and takes from those before, and what is kept for one: a slot each.
+    keeping: Vec<Keeping>,
+    kept: Vec<Reg>,
 }
 
 impl<'a> Functor<'a> {
     pub fn new(k: &'a Loop, kind: LoopKind) -> Functor<'a> {
         let reductions = (0..k.tape.len()).filter(|&r| matches!(k.tape[r], Inst::Reduce(..))).collect();
-        let mut f = Functor { k, kind, width: 1, reductions, passes: passes(k) };
+        let keeping = if kind == LoopKind::Held { keeping(k) } else { Vec::new() };
+        let mut kept: Vec<Reg> = keeping.iter().flat_map(|k| k.taken.iter().copied()).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        let mut f = Functor { k, kind, width: 1, reductions, passes: passes(k), keeping, kept };
         f.width = f.choose_width();
         f
     }
@@ -77,7 +84,11 @@ impl<'a> Functor<'a> {
         }
         [8, 4, 2]
             .into_iter()
-            .find(|&w| w <= most && (flat || dims[last].is_multiple_of(w)) && views().all(|v| aligned(v, w)))
+            .find(|&w| {
+                w <= most
+                    && (flat && self.kept.is_empty() || dims[last].is_multiple_of(w))
+                    && views().all(|v| aligned(v, w))
+            })
             .unwrap_or(1)
     }
 
@@ -107,7 +118,7 @@ impl<'a> Functor<'a> {
             let all: Vec<Reg> = (0..self.k.tape.len()).collect();
             let stores: Vec<usize> = (0..self.k.stores.len()).collect();
             let _ = writeln!(out, "    template <int W> __device__ __forceinline__ void run(u64 i) const {{");
-            self.body(&mut out, &all, &stores, &[], 2);
+            self.body(&mut out, &all, &[], &stores, &[], 2);
             let _ = writeln!(out, "    }}\n}};");
             return out;
         }
@@ -115,13 +126,17 @@ impl<'a> Functor<'a> {
         let real = self.real();
         let _ = writeln!(
             out,
-            "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const {real}* done, {real}* sum) const {{"
+            "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const {real}* done, {real}* sum{}) const {{",
+            if self.kept.is_empty() { String::new() } else { format!(", {real}* kept") }
         );
         let live = self.passes.iter().filter(|p| p.is_live()).count();
         for (p, pass) in self.passes.iter().take(live).enumerate() {
             let _ = writeln!(out, "        if constexpr (P == {p}) {{");
-            let needed = self.needed(pass);
-            self.body(&mut out, &needed, &pass.stores, &pass.reductions, 3);
+            let (needed, taken) = match self.keeping.get(p) {
+                Some(k) => (k.computed.clone(), &k.taken[..]),
+                None => (self.needed(pass), &[][..]),
+            };
+            self.body(&mut out, &needed, taken, &pass.stores, &pass.reductions, 3);
             let _ = writeln!(out, "        }}");
         }
         let _ = writeln!(out, "    }}\n    __device__ __forceinline__ void finish(u64 o, const {real}* done) const {{");
@@ -134,6 +149,9 @@ impl<'a> Functor<'a> {
         let live = self.passes.iter().filter(|p| p.is_live()).count();
         let kind = |r: Reg| if let Inst::Reduce(k, _) = self.k.tape[r] { k } else { ReduceKind::Sum };
         let _ = writeln!(out, "    static constexpr int PASSES = {live}, SUMS = {};", self.reductions.len());
+        if !self.kept.is_empty() {
+            let _ = writeln!(out, "    static constexpr int KEPT = {};", self.kept.len());
+        }
         let per = |f: &dyn Fn(usize, ReduceKind) -> String| {
             let cases = self.reductions.iter().enumerate().map(|(s, &r)| f(s, kind(r)));
             cases.collect::<Vec<_>>().join(" : ")
@@ -190,7 +208,7 @@ impl<'a> Functor<'a> {
     }
 
     /// Loads, one loop over the lanes, stores.
-    fn body(&self, out: &mut String, regs: &[Reg], stores: &[usize], reductions: &[Reg], depth: usize) {
+    fn body(&self, out: &mut String, regs: &[Reg], taken: &[Reg], stores: &[usize], reductions: &[Reg], depth: usize) {
         let pad = "    ".repeat(depth);
         self.indices(out, &pad);
         for &r in regs {
@@ -202,9 +220,16 @@ impl<'a> Functor<'a> {
             let _ = writeln!(out, "{pad}{} z{s}[W];", self.real());
         }
         let _ = writeln!(out, "#pragma unroll\n{pad}for (int w = 0; w < W; ++w) {{");
+        let slot = |r: Reg| self.kept.iter().position(|&k| k == r);
+        for (r, slot) in taken.iter().filter_map(|&r| Some((r, slot(r)?))) {
+            let _ = writeln!(out, "{pad}    const {} r{r} = kept[{slot} * W + w];", self.real());
+        }
         for &r in regs {
             self.positions(out, &format!("{pad}    "), r);
             let _ = writeln!(out, "{pad}    const {} r{r} = {};", self.real(), self.expression(r));
+            if let Some(slot) = slot(r) {
+                let _ = writeln!(out, "{pad}    kept[{slot} * W + w] = r{r};");
+            }
         }
         for &r in reductions {
             if let Inst::Reduce(_, x) = self.k.tape[r] {
