@@ -142,6 +142,36 @@ fn complaint(text: &str) -> String {
     RuleSet::default().load("simplify", text, "bad.rules").expect_err("this must not load").render(false)
 }
 
+/// Attributes of a pattern are what the table says, however they are spelled; a variable is a whole word.
+#[test]
+fn words_of_rules_are_read_as_what_they_are() {
+    for (text, why) in [
+        ("(rule a \"doc\" f32 => f16)", "the left side must be an operation"),
+        ("(rule a \"doc\" (matmul fp16 nn ?a ?b) => (matmul f32 nn ?a ?b))", "is not a format"),
+        ("(rule a \"doc\" (sum axes=yes keep=false ?x) => ?x)", "is not a list of whole numbers"),
+        ("(rule a \"doc\" (sum axes=[0] keep=3 ?x) => ?x)", "is not true or false"),
+    ] {
+        assert!(complaint(text).contains(why), "{text}: {}", complaint(text));
+    }
+    let mut doubled = "(rule a-?z \"doc\" (neg (neg ?x)) => ?x)".to_owned();
+    for (from, to) in ('a'..'z').zip('b'..='z').collect::<Vec<_>>().into_iter().rev() {
+        doubled = format!("(for ?{from} in (?{to}?{to}) {doubled})");
+    }
+    let far = doubled.replace("a-?z", "a-?a");
+    assert!(complaint(&far).contains("writes out too much"), "{}", complaint(&far));
+    let mut rules = RuleSet::default();
+    let text = "(for ?f in (f16 bf16) (rule r-?f \"doc\" (mul ?factor ?x) => (mul ?x ?factor)))
+        (rule sums \"doc\" (sum axes=[0,1]   keep=false (add ?x 0)) => (sum axes=[0, 1] keep=false ?x))";
+    rules.load("simplify", text, "words.rules").unwrap_or_else(|e| panic!("{}", e.render(false)));
+    assert_eq!(rules.rules.len(), 3);
+    let source = "model m { input x: f32[4, 4] param w: f32[4, 4] = kaiming_uniform loss = sum((x @ w) + 0) }";
+    let model = mantissa::model::Model::from_graph(mantissa::ir::text::parse(source, "m.mir").unwrap());
+    rules.rules.extend(RuleSet::builtin().unwrap().rules.into_iter().filter(|r| r.phase != "simplify"));
+    let planned = Settings::default().compile(&model, &rules, None).unwrap_or_else(|e| panic!("{}", e.render(false)));
+    let counts: Vec<_> = planned.planned.phases.iter().flat_map(|p| &p.applied).collect();
+    assert!(counts.iter().any(|(rule, n)| rule == "sums" && *n > 0), "{counts:?}");
+}
+
 #[test]
 fn rule_file_errors_show_the_place() {
     insta::assert_snapshot!("unbound", complaint("(rule a \"doc\"\n  (mul ?x 1) => ?y)"));

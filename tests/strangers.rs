@@ -500,3 +500,59 @@ fn a_model_without_a_loss_is_told_so() {
     let said = refused("plan batch_norm.onnx --batch 4");
     assert!(said.contains("has no loss") && said.contains("--loss"), "{said}");
 }
+
+/// What moves elements is looked through, whatever it is called: token ids are checked, a divisor is not rounded, and what is
+/// computed from positions is looked at.
+#[test]
+fn rolled_values_are_what_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let shifts =
+        ["roll(V, axis=1, by=1)", "concat(slice(V, axis=1, start=3, stop=4), slice(V, axis=1, stop=3), axis=1)"];
+    let ids = "x,x1,x2,x3,label\n1,2,999,4,0\n1,2,3,4,1\n";
+    std::fs::write(at("d.csv"), ids).unwrap();
+    for (i, shift) in shifts.iter().enumerate() {
+        let of = |v: &str| shift.replace('V', v);
+        let divided = format!(
+            "model d {{ input x: f32[batch, 4] label y: i64[batch] param w: f32[4, 4] = kaiming_uniform \
+             s = square(x @ w) q = x / {} loss = cross_entropy(q, y) }}",
+            of("s")
+        );
+        std::fs::write(at("d.mir"), divided).unwrap();
+        let table = stdout(&format!("plan {} --policy o2", at("d.mir").display()));
+        assert!(table.contains("something is divided by it"), "{i}: {table}");
+        let ids = format!(
+            "model e {{ input x: i64[batch, 4] label y: i64[batch] param e: f32[10, 3] = kaiming_uniform \
+             loss = cross_entropy(mean(gather(e, {}, axis=0), axes=[1]), y) }}",
+            of("x")
+        );
+        std::fs::write(at("e.mir"), ids).unwrap();
+        let command = format!("train {} --data {} --batch 2", at("e.mir").display(), at("d.csv").display());
+        let o = mantissa(&command);
+        assert!(!o.status.success() && stderr(&o).contains("position 999"), "{i}: {}", stderr(&o));
+        let positions = format!(
+            "model p {{ input x: f32[batch, 4] label y: i64[batch] param w: f32[4, 4] = kaiming_uniform \
+             loss = cross_entropy(x @ w + convert({}, format=f32), y) }}",
+            of("iota(dims=[1, 4], axis=1)")
+        );
+        std::fs::write(at("p.mir"), positions).unwrap();
+        stdout(&format!("profile {} --data {} --batch 2", at("p.mir").display(), at("d.csv").display()));
+    }
+}
+
+/// A key that a loop does not know was ignored.
+#[test]
+fn loops_refuse_unknown_attributes() {
+    let step = |more: &str| {
+        format!(
+            "model m {{ input xs: f32[5, 2] param h0: f32[2] = zeros \
+             body step {{ input x: f32[2] state h: f32[2] = data y = put(tanh(x + h), format=f32) output y update h = y }} \
+             h = scan(xs, h0, body=step, steps=[5], last=h{more}) loss = sum(h) }}"
+        )
+    };
+    assert!(text::parse(&step(", reverse=true"), "m.mir").is_ok());
+    for (more, why) in [(", revers=true", "no attribute `revers`"), (", reverse=true, reverse=false", "given twice")] {
+        let error = text::parse(&step(more), "m.mir").expect_err(more).render(false);
+        assert!(error.contains(why), "{error}");
+    }
+}

@@ -44,8 +44,8 @@ fn passed_on<'a>(graph: &Graph, id: NodeId, x: &'a [NodeId]) -> &'a [NodeId] {
         Op::Select => &x[1..],
         Op::Reduce { kind: ReduceKind::Mean | ReduceKind::Max | ReduceKind::Min | ReduceKind::Sum, .. } => x,
         Op::Gather { .. } => &x[..1],
-        Op::Concat { .. } | Op::Convert(_) => x,
-        op if op.is_view() => x,
+        Op::Convert(_) => x,
+        op if op.is_arrangement() => x,
         _ => &[],
     }
 }

@@ -28,8 +28,7 @@ pub fn beyond(graph: &Graph, format: Format) -> Vec<bool> {
     let mut out: Vec<bool> = Vec::with_capacity(graph.len());
     for id in graph.ids() {
         let op = graph.op(id);
-        let keeps =
-            matches!(op, Op::Select | Op::Concat { .. } | Op::Binary(Binary::Add | Binary::Sub)) || op.is_view();
+        let keeps = matches!(op, Op::Select | Op::Binary(Binary::Add | Binary::Sub)) || op.is_arrangement();
         let large = known[id.index()].is_some_and(|(lo, hi)| lo < -most || hi > most);
         // Through masks and the like, not through arithmetic that could bring it back.
         out.push(large || (keeps && known[id.index()].is_none() && graph.inputs(id).iter().any(|i| out[i.index()])));
@@ -59,7 +58,6 @@ fn bound(graph: &Graph, id: NodeId, x: &[Option<Interval>]) -> Option<Interval> 
         Op::Binary(b) if b.is_comparison() => Some((0.0, 1.0)),
         Op::Binary(b) => binary(*b, x[0]?, x[1]?),
         Op::Select => union(&x[1..]),
-        Op::Concat { .. } => union(x),
         Op::Reduce { kind, axes, .. } => match (kind, x[0]?) {
             (ReduceKind::Sum, (lo, hi)) => Some((lo * extent(axes), hi * extent(axes))),
             (ReduceKind::Prod, _) => None,
@@ -69,7 +67,7 @@ fn bound(graph: &Graph, id: NodeId, x: &[Option<Interval>]) -> Option<Interval> 
         Op::Pad { .. } | Op::Unwindow { .. } => union(&[x[0], Some((0.0, 0.0))]),
         Op::Window { fill, .. } => union(&[x[0], Some((fill.get(), fill.get()))]),
         Op::Gather { .. } | Op::Convert(_) => x[0],
-        op if op.is_view() => x[0],
+        op if op.is_arrangement() => union(x),
         Op::MatMul { ta, .. } => {
             let dims = graph.ty(graph.inputs(id)[0]).dims();
             let k = dims[dims.len() - if *ta { 2 } else { 1 }] as f64;

@@ -35,8 +35,9 @@ pub const SETS: [(&str, &str); 4] = [
     ("products", "operations that multiply whole tensors, in a format that is their first attribute"),
 ];
 
-/// Rules that a `for` may write out.
+/// Rules that a `for` may write out, and characters of them, at most: every character may become a word.
 const MOST: usize = 1000;
+const MOST_WRITTEN: usize = 1 << 24;
 
 /// The words of a set.
 fn set(name: &str) -> Option<Vec<&'static str>> {
@@ -100,6 +101,11 @@ fn written_out(parts: &[Sexpr], item: &Sexpr) -> Parse<Vec<Sexpr>> {
         let what = if words.is_empty() { "words" } else { "rules" };
         return Err(Spanned::new(item.span(), format!("this `for` has no {what}")).help(shape));
     }
+    let longest = words.iter().map(|w| w.len()).max().unwrap_or(1).max(1);
+    let written = rules.iter().map(size).sum::<usize>().saturating_mul(words.len()).saturating_mul(longest);
+    if written > MOST_WRITTEN {
+        return Err(Spanned::new(item.span(), "this `for` writes out too much").help("fewer words, or shorter rules"));
+    }
     Ok(words.iter().flat_map(|word| rules.iter().map(|rule| with(rule, variable, word))).collect())
 }
 
@@ -107,9 +113,31 @@ fn written_out(parts: &[Sexpr], item: &Sexpr) -> Parse<Vec<Sexpr>> {
 fn with(e: &Sexpr, variable: &str, word: &str) -> Sexpr {
     match e {
         Sexpr::Atom(a, span) if a == variable => Sexpr::Atom(word.to_owned(), span.clone()),
-        Sexpr::Atom(a, span) => Sexpr::Atom(a.replace(variable, &word.replace('_', "-")), span.clone()),
-        Sexpr::Text(t, span) => Sexpr::Text(t.replace(variable, word), span.clone()),
+        Sexpr::Atom(a, span) => Sexpr::Atom(replaced(a, variable, &word.replace('_', "-")), span.clone()),
+        Sexpr::Text(t, span) => Sexpr::Text(replaced(t, variable, word), span.clone()),
         Sexpr::List(parts, span) => Sexpr::List(parts.iter().map(|p| with(p, variable, word)).collect(), span.clone()),
+    }
+}
+
+/// A text with a word in a variable's place. `?f` is no part of `?factor`.
+fn replaced(text: &str, variable: &str, word: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(variable) {
+        let behind = &rest[at + variable.len()..];
+        let is_whole = !behind.starts_with(|c: char| c.is_alphanumeric() || c == '_');
+        out += &rest[..at];
+        out += if is_whole { word } else { variable };
+        rest = behind;
+    }
+    out + rest
+}
+
+/// Characters of an expression.
+fn size(e: &Sexpr) -> usize {
+    match e {
+        Sexpr::Atom(text, _) | Sexpr::Text(text, _) => text.len() + 1,
+        Sexpr::List(parts, _) => parts.iter().map(size).sum::<usize>() + 2,
     }
 }
 
@@ -208,7 +236,8 @@ struct Sides {
 }
 
 fn parse_sides(left: &Sexpr, right: &Sexpr, arrow: Arrow) -> Parse<Sides> {
-    let root = sort_of(left).ok_or_else(|| Spanned::new(left.span(), "the left side must be an operation"))?;
+    let root = sort_of(left).filter(|&sort| sort != Sort::Word);
+    let root = root.ok_or_else(|| Spanned::new(left.span(), "the left side must be an operation"))?;
     if let Some(other) = sort_of(right)
         && other != root
     {
@@ -351,10 +380,14 @@ impl Build<'_> {
                 let mut children = Vec::new();
                 for (i, part) in given.iter().enumerate() {
                     let sort = if i < made.words { Sort::Word } else { made.operands };
-                    if let (Sort::Word, Some(leaf)) = (sort, part.atom().filter(|a| !a.starts_with('?'))) {
-                        attribute(name, i, leaf).map_err(|why| Spanned::new(part.span(), why))?;
-                    }
-                    children.push(self.term(part, sort)?);
+                    // As the e-graph spells it: `axes=[0,1]` is `axes=[0, 1]`.
+                    let literal = part.atom().filter(|a| sort == Sort::Word && !a.starts_with('?'));
+                    let spelled = literal.map(|leaf| attribute(name, i, leaf)).transpose();
+                    let spelled = spelled.map_err(|why| Spanned::new(part.span(), why))?.flatten();
+                    children.push(match spelled {
+                        Some(leaf) => self.add(ENodeOrVar::ENode(Term::word(&leaf)), &part.span()),
+                        None => self.term(part, sort)?,
+                    });
                 }
                 Ok(self.add(ENodeOrVar::ENode(Term::op(name, children)), span))
             }
@@ -393,10 +426,10 @@ fn count(name: &str, made: &Parts, given: usize, span: &Range<usize>) -> Parse<(
     Err(Spanned::new(span.clone(), format!("`{name}` takes {words}{}; {given} stand here", made.arity)))
 }
 
-/// A word where attribute `i` of an operation stands must be a value of it.
-fn attribute(name: &str, i: usize, leaf: &str) -> std::result::Result<(), String> {
+/// The leaf of attribute `i` of an operation, which must be a value of it; none where words stand for something else.
+fn attribute(name: &str, i: usize, leaf: &str) -> std::result::Result<Option<String>, String> {
     match Signature::find(name).and_then(|row| row.attributes.get(i)) {
-        Some(attribute) => attribute.of_leaf(leaf).map(|_| ()),
-        None => Ok(()),
+        Some(attribute) => Ok(Some(attribute.leaf(&attribute.of_leaf(leaf)?.to_string()))),
+        None => Ok(None),
     }
 }

@@ -108,8 +108,7 @@ fn source_of_each(graph: &Graph) -> Vec<Lineage> {
         let found = match graph.op(id) {
             Op::Input { label: false, .. } => Lineage::Input(id),
             Op::Const(_) | Op::Iota { .. } => Lineage::Constants,
-            op if op.is_view() => out[of[0].index()],
-            Op::Convert(_) | Op::Unary(_) | Op::Binary(_) | Op::Select | Op::Concat { .. } => {
+            op if op.is_arrangement() || matches!(op, Op::Convert(_) | Op::Unary(_) | Op::Binary(_) | Op::Select) => {
                 of.iter().map(|x| out[x.index()]).fold(Lineage::Constants, Lineage::and)
             }
             _ => Lineage::Else,

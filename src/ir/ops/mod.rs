@@ -310,6 +310,11 @@ impl Op {
         )
     }
 
+    /// Its elements are its operands', or zeros and fills, wherever they lie: views, and what is joined or turned around.
+    pub fn is_arrangement(&self) -> bool {
+        self.is_view() || matches!(self, Op::Concat { .. } | Op::Roll { .. })
+    }
+
     /// Contracts whole tensors in memory; what follows can only be its epilogue.
     pub fn is_product(&self) -> bool {
         matches!(self, Op::MatMul { .. } | Op::Conv { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. })

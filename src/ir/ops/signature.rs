@@ -3,7 +3,7 @@
 //! Text, rules, the e-graph, the generator of `rules check` and the book read operations by their [`Signature`]; what an
 //! operation means (type, value, gradient) is its [`Family`]'s. Families keep their rows: this file only asks them.
 
-use super::attr::{Attr, Attrs};
+use super::attr::{Attr, Attrs, Num};
 use super::{Context, FAMILIES, Gradients, Op, Tensor, Type};
 use crate::hint::is_meant;
 use rustc_hash::FxHashMap;
@@ -147,7 +147,22 @@ impl Attribute {
             None if self.is_bare() => leaf,
             None => return Err(format!("`{leaf}` stands where {}=… must", self.key)),
         };
-        crate::ir::text::parse_attr(value).map_err(|e| e.message)
+        let attr = crate::ir::text::parse_attr(value).map_err(|e| e.message)?;
+        let wrong = |what: &str| Err(format!("{}={attr} is not {what}", self.key));
+        match (self.kind, &attr) {
+            (Kind::Number, &Attr::Int(n)) => Ok(Attr::Float(Num::new(n as f64))),
+            (Kind::Int, Attr::Int(_)) | (Kind::Ints, Attr::Ints(_)) | (Kind::Number, Attr::Float(_)) => Ok(attr),
+            (Kind::Ints, Attr::Dims(d)) if d.fixed().is_some() => Ok(attr),
+            (Kind::Flag, Attr::Bool(_)) | (Kind::Dims, Attr::Dims(_) | Attr::Ints(_)) => Ok(attr),
+            (Kind::Format, Attr::Format(_)) => Ok(attr),
+            (Kind::Int, _) => wrong("a whole number"),
+            (Kind::Ints, _) => wrong("a list of whole numbers"),
+            (Kind::Number, _) => wrong("a number"),
+            (Kind::Flag, _) => wrong("true or false"),
+            (Kind::Dims, _) => wrong("a shape"),
+            (Kind::Format, _) => wrong("a format"),
+            (Kind::Choice(_), _) => self.checked(attr),
+        }
     }
 
     fn checked(&self, attr: Attr) -> Result<Attr, String> {

@@ -66,7 +66,10 @@ fn is_readable(graph: &Graph, op: &Op, operand: usize, at: NodeId) -> bool {
         Op::Scan(_) => graph.op(at).is_buffer(),
         op if op.is_product() => graph.op(at).is_buffer(),
         Op::Gather { .. } if operand == 0 => resolve_view(graph, at).is_some_and(|(_, v)| v.guards.is_empty()),
-        Op::Slice { .. } | Op::Pad { .. } | Op::Window { .. } | Op::Unwindow { .. } | Op::Concat { .. } => {
+        // These read their operands where they lie.
+        op if op.is_arrangement()
+            && !matches!(op, Op::Broadcast { .. } | Op::Reshape { .. } | Op::Transpose { .. }) =>
+        {
             resolve_view(graph, at).is_some()
         }
         _ => true,

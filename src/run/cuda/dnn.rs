@@ -111,17 +111,17 @@ impl Dnn {
             // SAFETY: made above, given back once.
             Ok::<_, Error>(Owned::new(tensor, |t| unsafe { _ = result::destroy_tensor_descriptor(t) }))
         };
-        let (w, how) = (
-            check("describing a filter", result::create_filter_descriptor())?,
-            check("describing a convolution", result::create_convolution_descriptor())?,
-        );
+        let w = check("describing a filter", result::create_filter_descriptor())?;
+        // SAFETY: made above, given back once.
+        let w = Owned::new(w, |w| unsafe { _ = result::destroy_filter_descriptor(w) });
+        let how = check("describing a convolution", result::create_convolution_descriptor())?;
+        // SAFETY: made above, given back once.
+        let how = Owned::new(how, |h| unsafe { _ = result::destroy_convolution_descriptor(h) });
         let mut conv = Convolution {
             x: tensor()?,
-            // SAFETY: made above, given back once.
-            w: Owned::new(w, |w| unsafe { _ = result::destroy_filter_descriptor(w) }),
+            w,
             y: tensor()?,
-            // SAFETY: made above, given back once.
-            how: Owned::new(how, |h| unsafe { _ = result::destroy_convolution_descriptor(h) }),
+            how,
             algorithm: Algorithm::Forward(PLAIN_FORWARD[0]),
             at: [a, b, d],
         };

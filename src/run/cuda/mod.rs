@@ -162,9 +162,10 @@ impl CudaRunner {
             stream,
             context,
         };
-        runner.capture(&generated, areas, &mut libraries)?;
+        let captured = runner.capture(&generated, areas, &mut libraries);
+        // Libraries go before the stream that they use.
         runner.libraries = libraries;
-        Ok(runner)
+        captured.map(|()| runner)
     }
 
     fn address(&self, at: Address) -> u64 {
