@@ -154,7 +154,7 @@ fn words_of_rules_are_read_as_what_they_are() {
         assert!(complaint(text).contains(why), "{text}: {}", complaint(text));
     }
     let mut doubled = "(rule a-?z \"doc\" (neg (neg ?x)) => ?x)".to_owned();
-    for (from, to) in ('a'..'z').zip('b'..='z').collect::<Vec<_>>().into_iter().rev() {
+    for (from, to) in ('a'..='y').zip('b'..='z').collect::<Vec<_>>().into_iter().rev() {
         doubled = format!("(for ?{from} in (?{to}?{to}) {doubled})");
     }
     let far = doubled.replace("a-?z", "a-?a");
