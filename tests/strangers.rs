@@ -556,3 +556,25 @@ fn loops_refuse_unknown_attributes() {
         assert!(error.contains(why), "{error}");
     }
 }
+
+/// Distances near the largest whole number wrapped around: a padded axis of 8 had 4 elements, and trained.
+#[test]
+fn distances_do_not_wrap_around() {
+    let of = |h: &str| {
+        let text =
+            format!("model m {{ input x: f32[4, 8] param w: f32[8, 8] = kaiming_uniform h = x @ w loss = sum({h}) }}");
+        text::parse(&text, "m.mir").expect_err(h).render(false)
+    };
+    let far = i64::MAX;
+    for h in [
+        format!("pad(h, axis=1, lo={far}, hi={far})"),
+        format!("pad(h, axis=1, inner={far})"),
+        format!("window(h, axis=1, size=2, lo={far}, hi={far})"),
+        format!("window(h, axis=1, size={far}, dilation=3)"),
+        format!("unwindow(window(h, axis=1, size=2), axis=1, extent=8, lo={far})"),
+        format!("conv(reshape(h, dims=[1, 1, 32]), reshape(w, dims=[1, 1, 64]), strides=[1], lo=[{far}], hi=[{far}])"),
+    ] {
+        let error = of(&h);
+        assert!(error.contains("2^40"), "{h}: {error}");
+    }
+}

@@ -5,6 +5,7 @@
 //! convolution is the gradient with respect to x.
 
 use super::attr::{Attr, Attrs};
+use super::shape::within;
 use super::signature::{Attribute, Default, Family, Kind, Reads, Signature};
 use super::{Context, Format, Gradients, Op, Shape, Type};
 use crate::ir::tensor::{Tensor, for_each_index};
@@ -124,8 +125,12 @@ fn parts(op: &Op) -> (&ConvKind, &ConvSpec, Format) {
 impl ConvSpec {
     /// Positions of a kernel of `size` along spatial axis `i` of an input of `extent`.
     pub fn places(&self, i: usize, extent: usize, size: usize) -> usize {
-        let reach = self.dilation[i] * size.saturating_sub(1) + 1;
-        (extent + self.lo[i] + self.hi[i]).checked_sub(reach).map_or(0, |room| room / self.stride[i] + 1)
+        let reach = self.dilation[i].saturating_mul(size.saturating_sub(1)).saturating_add(1);
+        extent
+            .saturating_add(self.lo[i])
+            .saturating_add(self.hi[i])
+            .checked_sub(reach)
+            .map_or(0, |room| room / self.stride[i] + 1)
     }
 
     /// The dims of x, w and y, from the operation's operands and result.
@@ -166,6 +171,9 @@ fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result<Type, Stri
     }
     if [s.dilation.len(), s.lo.len(), s.hi.len()] != [n; 3] || s.stride.contains(&0) || s.dilation.contains(&0) {
         return Err("stride, dilation, lo and hi need a positive entry for each spatial axis".into());
+    }
+    for (key, list) in [("strides", &s.stride), ("dilations", &s.dilation), ("lo", &s.lo), ("hi", &s.hi)] {
+        list.iter().try_for_each(|&n| within([(key, n)]))?;
     }
     if s.groups == 0 {
         return Err("groups must be at least 1".into());

@@ -133,6 +133,14 @@ fn with_extent(x: &Type, axis: usize, n: usize) -> Type {
     register(x, shape)
 }
 
+/// Refuses distances that no value has elements for: positions are computed from them.
+pub(super) fn within<const N: usize>(attributes: [(&str, usize); N]) -> Result<(), String> {
+    match attributes.iter().find(|(_, n)| *n > Type::MOST) {
+        Some((key, n)) => Err(format!("{key}={n} is more than 2^{}", Type::MOST.ilog2())),
+        None => Ok(()),
+    }
+}
+
 fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
     let a = x.first().ok_or("needs an operand")?;
     match op {
@@ -161,11 +169,13 @@ fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
         }
         Op::Pad { axis, lo, hi, inner } => {
             let n = axis_extent(a, *axis)?;
-            Ok(with_extent(a, *axis, lo + n + n.saturating_sub(1) * inner + hi))
+            within([("lo", *lo), ("hi", *hi), ("inner", *inner)])?;
+            Ok(with_extent(a, *axis, (lo + n + hi).saturating_add(n.saturating_sub(1).saturating_mul(*inner))))
         }
         Op::Window { axis, size, stride, dilation, lo, hi, .. } => {
             let n = axis_extent(a, *axis)?;
-            let reach = dilation * size.saturating_sub(1) + 1;
+            within([("lo", *lo), ("hi", *hi), ("size", *size), ("stride", *stride), ("dilation", *dilation)])?;
+            let reach = dilation.saturating_mul(size.saturating_sub(1)).saturating_add(1);
             if *size == 0 || *stride == 0 || *dilation == 0 {
                 return Err("size, stride and dilation must be at least 1".into());
             }
@@ -174,7 +184,8 @@ fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
             shape.0.splice(axis..=axis, [Dim::Fixed(places), Dim::Fixed(*size)]);
             Ok(register(a, shape))
         }
-        Op::Unwindow { axis, extent, stride, dilation, .. } => {
+        Op::Unwindow { axis, extent, stride, dilation, lo } => {
+            within([("extent", *extent), ("lo", *lo), ("stride", *stride), ("dilation", *dilation)])?;
             let size = axis_extent(a, axis + 1)?;
             if *stride == 0 || *dilation == 0 {
                 return Err("stride and dilation must be at least 1".into());
