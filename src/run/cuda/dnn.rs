@@ -11,7 +11,7 @@ use crate::ir::{ConvKind, ConvSpec};
 use crate::lower::Conv;
 use cudarc::cudnn::result::{self, CudnnError};
 use cudarc::cudnn::sys;
-use cudarc::driver::sys as driver;
+use cudarc::driver::{result as device, sys as driver};
 use std::ffi::{c_int, c_void};
 
 /// Bytes of workspace that an algorithm takes, at most, while another one takes less.
@@ -185,19 +185,17 @@ impl Dnn {
         Ok(None)
     }
 
-    /// Makes the workspace so large. False where the GPU has no room for it.
+    /// Makes the workspace so large. False where the GPU has no room for it: what others need is kept.
     fn reserve(&mut self, bytes: usize) -> Result<bool> {
         if bytes <= self.workspace_bytes {
             return Ok(true);
         }
-        // SAFETY: what ran with the old workspace has ended before it is given back; the new one is given back once.
-        unsafe {
-            super::driver("waiting for the GPU", cudarc::driver::result::ctx::synchronize())?;
-            (self.workspace, self.workspace_bytes) = (None, 0);
-            let Ok(at) = cudarc::driver::result::malloc_sync(bytes) else { return Ok(false) };
-            self.workspace = Some(Owned::new(at, |at| _ = cudarc::driver::result::free_sync(at)));
-        }
-        self.workspace_bytes = bytes;
+        // SAFETY: a new allocation.
+        let Ok(at) = (unsafe { device::malloc_sync(bytes) }) else { return Ok(false) };
+        // SAFETY: allocated above, given back once.
+        let larger = Owned::new(at, |at| unsafe { _ = device::free_sync(at) });
+        super::driver("waiting for what uses the workspace", device::ctx::synchronize())?;
+        (self.workspace, self.workspace_bytes) = (Some(larger), bytes);
         Ok(true)
     }
 
