@@ -147,6 +147,7 @@ fn complaint(text: &str) -> String {
 fn words_of_rules_are_read_as_what_they_are() {
     for (text, why) in [
         ("(rule a \"doc\" f32 => f16)", "the left side must be an operation"),
+        ("(rule a \"doc\" (pass (mul ?x (get ?b))) ~> (pass (mul (get ?b) ?x)))", "must not `pass` on its right side"),
         ("(rule a \"doc\" (matmul fp16 nn ?a ?b) => (matmul f32 nn ?a ?b))", "is not a format"),
         ("(rule a \"doc\" (sum axes=yes keep=false ?x) => ?x)", "is not a list of whole numbers"),
         ("(rule a \"doc\" (sum axes=[0] keep=3 ?x) => ?x)", "is not true or false"),

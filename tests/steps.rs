@@ -108,6 +108,21 @@ fn scaled_numbers_are_what_they_are_by_hand() {
     }
 }
 
+/// ONNX's Cast has no scale: a file without it would hold other numbers.
+#[test]
+fn a_scaled_value_is_not_exported_without_its_scale() {
+    let export = |scale: &str| {
+        let text = format!(
+            "model m {{ input x: f32[4] input s: f32 q = cast(x{scale}, format=f16) y = put(q * s, format=f32) output y }}"
+        );
+        let graph = mantissa::ir::text::parse(&text, "m.mir").unwrap();
+        mantissa::model::Model::from_graph(graph).to_onnx(&Default::default(), &Default::default(), None, "")
+    };
+    assert!(export("").is_ok());
+    let refused = export(", s").map(|_| ()).expect_err("the scale is lost").to_string();
+    assert!(refused.contains("ONNX has no such operation") && refused.contains("cast"), "{refused}");
+}
+
 #[test]
 fn a_plan_reads_back_from_its_text() {
     for (name, source) in MODELS {

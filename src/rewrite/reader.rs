@@ -247,7 +247,8 @@ fn parse_sides(left: &Sexpr, right: &Sexpr, arrow: Arrow) -> Parse<Sides> {
         ));
     }
     let algebra = root == Sort::Value;
-    if arrow == Arrow::Rounds && mentions(right, forms::PASS) && !mentions(right, forms::GET) {
+    let from_memory = || mentions(right, forms::GET) && (mentions(right, names::PUT) || mentions(right, names::CAST));
+    if arrow == Arrow::Rounds && mentions(right, forms::PASS) && !from_memory() {
         return Err(Spanned::new(right.span(), "a rounding rule must not `pass` on its right side")
             .help("rounding needs a `put`: it would be lost in registers"));
     }

@@ -307,7 +307,7 @@ impl Writer<'_> {
                 self.normalise(&x[0], &axes, eps.get(), centred, (&own, ty.format));
                 Ok(own)
             }
-            Op::Convert(f) | Op::Put(f) | Op::Cast(f) => {
+            Op::Convert(f) | Op::Put(f) | Op::Cast(f) if x.len() == 1 => {
                 // A narrow value is f32 once it is read.
                 let rounded = self.cast(&x[0], format(0), f);
                 let y = self.cast(&rounded, f, ty.format);
