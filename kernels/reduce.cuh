@@ -1,6 +1,6 @@
 // Reductions: over rows (a team of threads per outer index), over columns (neighbouring threads take neighbouring outer
-// indices), and over few long rows or to a scalar (many blocks to each, the last of which finishes). The order of every sum is fixed, so the same
-// input gives the same bits.
+// indices), and over few long rows or to a scalar (many blocks to each, the last of which finishes). The order of every sum
+// is fixed, so the same input gives the same bits.
 //
 // A generated K has SUMS accumulators and PASSES passes over its inner axes:
 //   K::Real                               the type of registers: float, or double

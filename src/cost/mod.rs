@@ -242,27 +242,22 @@ impl Target {
         };
         let mut seen: Vec<(BufferId, &View)> = Vec::new();
         let mut total: f64 = k.stores.iter().map(|s| moved(&s.view, s.format)).sum();
+        let passes = if self.reads_again(k) { passes(k) } else { Vec::new() };
         for (i, l) in k.loads.iter().enumerate() {
             if !seen.contains(&(l.buffer, &l.view)) {
                 seen.push((l.buffer, &l.view));
-                total += self.readings(k, i) as f64 * moved(&l.view, l.format);
+                let reads = |pass: &&Pass| pass.elements.iter().any(|&r| k.tape[r] == Inst::Load(i));
+                total += passes.iter().filter(reads).count().max(1) as f64 * moved(&l.view, l.format);
             }
         }
         total
     }
 
-    /// How often a kernel reads a load from memory: every pass does, unless the cache holds the rows that are at work.
-    fn readings(&self, k: &Loop, load: usize) -> usize {
-        let cache = self.cache_mb * 0.5e6;
-        if !k.has_reduction() || (k.bytes() as f64) < cache || k.kind() != LoopKind::Row {
-            return 1;
-        }
-        let row = k.bytes() as f64 / k.outer_size() as f64;
-        if row * rows_at_once(k, self.multiprocessors) as f64 <= cache {
-            return 1;
-        }
-        let reads = |pass: &&Pass| pass.elements.iter().any(|&r| k.tape[r] == Inst::Load(load));
-        passes(k).iter().filter(reads).count().max(1)
+    /// Does every pass over a kernel's rows read them from memory? So it does, unless the cache holds the rows at work.
+    fn reads_again(&self, k: &Loop) -> bool {
+        let (cache, bytes) = (self.cache_mb * 0.5e6, k.bytes() as f64);
+        let at_work = || rows_at_once(k, self.multiprocessors) as f64 / k.outer_size() as f64;
+        k.has_reduction() && bytes >= cache && k.kind() == LoopKind::Row && bytes * at_work() > cache
     }
 }
 

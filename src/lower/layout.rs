@@ -2,7 +2,7 @@
 //! CUDA's generator and the CPU executor ask, and how many threads and blocks each kind takes.
 
 use super::kernel::{Contraction, Inst, Kernel, Level, Load, Loop, Store};
-use super::stages::{keeping, most_kept, passes};
+use super::stages::{most_kept, passes, work};
 use super::view::View;
 use std::hash::{Hash, Hasher};
 
@@ -198,7 +198,7 @@ pub fn launches_of(k: &Loop, kernels: usize) -> usize {
 }
 
 /// Threads that share a row: as many as keep a GPU busy, as long as each has something to do.
-pub(super) fn team_size(k: &Loop) -> usize {
+fn team_size(k: &Loop) -> usize {
     let (rows, elements) = (k.outer_size(), k.inner_size());
     if elements <= SHORT {
         return 1;
@@ -221,15 +221,20 @@ pub fn rows_at_once(k: &Loop, multiprocessors: usize) -> usize {
 }
 
 /// Threads that share a row whose elements stay in registers; none where these are too many, or nothing is needed twice.
-pub(super) fn held_team(k: &Loop) -> Option<usize> {
+fn held_team(k: &Loop) -> Option<usize> {
     let guarded = || k.loads.iter().any(|l| !l.view.guards.is_empty());
     if k.wide || k.outer.is_empty() || k.inner_size() <= SHORT || k.inner_size() > MOST_HELD * MOST_TEAM || guarded() {
         return None;
     }
-    let kept = most_kept(&keeping(k));
+    let kept = most_kept(&work(k, true));
     let fits = |&team: &usize| k.inner_size().div_ceil(team) * kept <= MOST_HELD;
     let teams = std::iter::successors(Some(team_size(k)), |team| Some(2 * team));
     teams.take_while(|&team| kept > 0 && team <= MOST_TEAM).find(fits)
+}
+
+/// Threads that share a row, held or not.
+pub(super) fn row_team(k: &Loop) -> usize {
+    held_team(k).unwrap_or_else(|| team_size(k))
 }
 
 /// How often a thread of a row's or a column's kernel waits for memory, one time after the other; 0 for others.

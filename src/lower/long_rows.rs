@@ -61,8 +61,14 @@ fn reach(graph: &Graph) -> (Vec<usize>, Vec<Option<NodeId>>) {
 
 /// The sum behind a buffer; a number tells those of the same kind apart.
 fn name_of_sum(graph: &Graph, buffer: &str, kind: &str) -> String {
-    let names = (1..).map(|n| if n == 1 { format!("{buffer}.{kind}") } else { format!("{buffer}.{kind}{n}") });
-    names.into_iter().find(|name| graph.find(name).is_none()).unwrap_or_default()
+    let mut name = format!("{buffer}.{kind}");
+    for n in 2.. {
+        if graph.find(&name).is_none() {
+            break;
+        }
+        name = format!("{buffer}.{kind}{n}");
+    }
+    name
 }
 
 /// Is this a sum over long rows from which something is computed element by element?

@@ -64,17 +64,18 @@ pub fn passes(k: &Loop) -> Vec<Pass> {
         .collect()
 }
 
-/// What a pass computes at every element, and what it takes from earlier passes, if these keep what later ones need.
+/// What a pass computes at every element, and what it takes from earlier passes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Keeping {
+pub struct Work {
     /// In tape order, with the scalars that it takes.
     pub computed: Vec<Reg>,
     /// Kept by earlier passes.
     pub taken: Vec<Reg>,
 }
 
-/// Every live pass of a kernel that computes nothing per element twice, but for constants and positions.
-pub fn keeping(k: &Loop) -> Vec<Keeping> {
+/// The work of every live pass. Passes that keep what later ones need compute nothing per element twice, but for constants and
+/// positions.
+pub fn work(k: &Loop, keeps: bool) -> Vec<Work> {
     let levels = k.levels();
     let mut known = vec![false; k.tape.len()];
     let mut out = Vec::new();
@@ -88,15 +89,16 @@ pub fn keeping(k: &Loop) -> Vec<Keeping> {
             }
         }
         let (taken, computed): (Vec<Reg>, Vec<Reg>) = (0..want.len()).filter(|&r| want[r]).partition(|&r| known[r]);
-        let lasts = |r: Reg| levels[r] == Level::Inner && !matches!(k.tape[r], Inst::Const(_) | Inst::Position(_));
+        let lasts =
+            |r: Reg| keeps && levels[r] == Level::Inner && !matches!(k.tape[r], Inst::Const(_) | Inst::Position(_));
         computed.iter().filter(|&&r| lasts(r)).for_each(|&r| known[r] = true);
-        out.push(Keeping { computed, taken });
+        out.push(Work { computed, taken });
     }
     out
 }
 
 /// Registers that are kept from one pass to the next, at most.
-pub fn most_kept(passes: &[Keeping]) -> usize {
+pub fn most_kept(passes: &[Work]) -> usize {
     let kept = |p: usize| {
         let later: BTreeSet<Reg> = passes[p..].iter().flat_map(|k| k.taken.iter().copied()).collect();
         later.iter().filter(|r| passes[..p].iter().any(|k| k.computed.contains(r))).count()

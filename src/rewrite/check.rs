@@ -10,7 +10,7 @@ use super::EGraph;
 use super::apply::Misfit;
 use super::language::{Facts, Head, Sort, Term, decode_op, forms, makes_sense};
 use super::rule::{Arrow, Rule};
-use crate::format::{Format, Formats};
+use crate::format::Format;
 use crate::ir::ops::{Signature, names};
 use crate::ir::{Num, Op, Shape, Tensor, Type};
 use egg::{ENodeOrVar, Id, Language, Pattern, Searcher};
@@ -126,10 +126,8 @@ pub(super) fn left_side(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, S
 }
 
 fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
-    let mut facts = Facts {
-        formats: Formats::from_iter(Format::MULTIPLIED).or(Formats::from_iter(Format::SCALED)),
-        ..Facts::default()
-    };
+    let formats = Format::MULTIPLIED.into_iter().chain(Format::SCALED).collect();
+    let mut facts = Facts { formats, ..Facts::default() };
     let mut tensors = BTreeMap::new();
     let convolves = rule.left.iter().any(is_convolution);
     let shapes: &[&[usize]] = match convolves {

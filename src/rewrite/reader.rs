@@ -22,7 +22,7 @@ use crate::error::Spanned;
 use crate::format::Format;
 use crate::hint::{is_meant, nearest};
 use crate::ir::Num;
-use crate::ir::ops::{Kind, Signature, names};
+use crate::ir::ops::{Attribute, Kind, Signature, names};
 use egg::{ENodeOrVar, Id, PatternAst, Var};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -376,18 +376,19 @@ impl Build<'_> {
                         format!("expected {}, but `{name}` yields {}", describe(wanted), describe(made.sort)),
                     ));
                 }
-                let given = with_rest(name, &parts[1..]);
+                let attributes = Signature::find(name).map_or(&[][..], |row| &row.attributes);
+                let given = with_rest(attributes, &parts[1..]);
                 count(name, &made, given.len(), span)?;
                 let mut children = Vec::new();
                 for (i, part) in given.iter().enumerate() {
                     let sort = if i < made.words { Sort::Word } else { made.operands };
-                    // As the e-graph spells it: `axes=[0,1]` is `axes=[0, 1]`.
-                    let literal = part.atom().filter(|a| sort == Sort::Word && !a.starts_with('?'));
-                    let spelled = literal.map(|leaf| attribute(name, i, leaf)).transpose();
-                    let spelled = spelled.map_err(|why| Spanned::new(part.span(), why))?.flatten();
-                    children.push(match spelled {
-                        Some(leaf) => self.add(ENodeOrVar::ENode(Term::word(&leaf)), &part.span()),
-                        None => self.term(part, sort)?,
+                    let literal = part.atom().filter(|a| !a.starts_with('?'));
+                    children.push(match (attributes.get(i), literal) {
+                        (Some(attribute), Some(leaf)) => {
+                            let leaf = attribute.spelled(leaf).map_err(|why| Spanned::new(part.span(), why))?;
+                            self.add(ENodeOrVar::ENode(Term::word(&leaf)), &part.span())
+                        }
+                        _ => self.term(part, sort)?,
                     });
                 }
                 Ok(self.add(ENodeOrVar::ENode(Term::op(name, children)), span))
@@ -397,8 +398,7 @@ impl Build<'_> {
 }
 
 /// What stands behind a head, with `..` as variables for the attributes that are not written.
-fn with_rest(name: &str, given: &[Sexpr]) -> Vec<Sexpr> {
-    let attributes = Signature::find(name).map_or(&[][..], |row| &row.attributes);
+fn with_rest(attributes: &[Attribute], given: &[Sexpr]) -> Vec<Sexpr> {
     let Some(at) = given.iter().position(|e| e.atom() == Some("..")) else { return given.to_vec() };
     let rest = attributes.iter().skip(at).map(|a| Sexpr::Atom(format!("?{}", a.key), given[at].span()));
     given[..at].iter().cloned().chain(rest).chain(given[at + 1..].iter().cloned()).collect()
@@ -425,12 +425,4 @@ fn count(name: &str, made: &Parts, given: usize, span: &Range<usize>) -> Parse<(
         keys => format!("the attributes {} and then ", keys.join(", ")),
     };
     Err(Spanned::new(span.clone(), format!("`{name}` takes {words}{}; {given} stand here", made.arity)))
-}
-
-/// The leaf of attribute `i` of an operation, which must be a value of it; none where words stand for something else.
-fn attribute(name: &str, i: usize, leaf: &str) -> std::result::Result<Option<String>, String> {
-    match Signature::find(name).and_then(|row| row.attributes.get(i)) {
-        Some(attribute) => Ok(Some(attribute.leaf(&attribute.of_leaf(leaf)?.to_string()))),
-        None => Ok(None),
-    }
 }

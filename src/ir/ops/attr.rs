@@ -2,6 +2,7 @@
 
 use super::Shape;
 use crate::format::Format;
+use crate::hint::is_meant;
 use std::fmt;
 
 /// An f64 that can be compared and hashed by its bits, so operations can be.
@@ -89,6 +90,24 @@ impl Attrs {
     /// The value of this name, if it was given.
     pub fn get(&self, name: &str) -> Option<&Attr> {
         self.0.iter().find(|(n, _)| n == name).map(|(_, a)| a)
+    }
+
+    /// Are these attributes of something that takes these keys, each once?
+    ///
+    /// # Errors
+    /// Which one is not.
+    pub fn known(&self, keys: &[&str]) -> Result<(), String> {
+        for (i, (key, _)) in self.0.iter().enumerate() {
+            if self.0[..i].iter().any(|(before, _)| before == key) {
+                return Err(format!("the attribute `{key}` is given twice"));
+            }
+            if !keys.contains(&key.as_str()) {
+                let takes =
+                    if keys.is_empty() { "it takes none".to_owned() } else { format!("it takes {}", keys.join(", ")) };
+                return Err(format!("there is no attribute `{key}`; {takes}{}", is_meant(key, keys.iter().copied())));
+            }
+        }
+        Ok(())
     }
 
     fn need<T>(&self, name: &str, what: &str, f: impl Fn(&Attr) -> Option<T>) -> Result<T, String> {

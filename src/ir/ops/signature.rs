@@ -3,9 +3,8 @@
 //! Text, rules, the e-graph, the generator of `rules check` and the book read operations by their [`Signature`]; what an
 //! operation means (type, value, gradient) is its [`Family`]'s. Families keep their rows: this file only asks them.
 
-use super::attr::{Attr, Attrs, Num};
+use super::attr::{Attr, Attrs};
 use super::{Context, FAMILIES, Gradients, Op, Tensor, Type};
-use crate::hint::is_meant;
 use rustc_hash::FxHashMap;
 use std::fmt;
 use std::sync::LazyLock;
@@ -147,22 +146,26 @@ impl Attribute {
             None if self.is_bare() => leaf,
             None => return Err(format!("`{leaf}` stands where {}=… must", self.key)),
         };
-        let attr = crate::ir::text::parse_attr(value).map_err(|e| e.message)?;
-        let wrong = |what: &str| Err(format!("{}={attr} is not {what}", self.key));
-        match (self.kind, &attr) {
-            (Kind::Number, &Attr::Int(n)) => Ok(Attr::Float(Num::new(n as f64))),
-            (Kind::Int, Attr::Int(_)) | (Kind::Ints, Attr::Ints(_)) | (Kind::Number, Attr::Float(_)) => Ok(attr),
-            (Kind::Ints, Attr::Dims(d)) if d.fixed().is_some() => Ok(attr),
-            (Kind::Flag, Attr::Bool(_)) | (Kind::Dims, Attr::Dims(_) | Attr::Ints(_)) => Ok(attr),
-            (Kind::Format, Attr::Format(_)) => Ok(attr),
-            (Kind::Int, _) => wrong("a whole number"),
-            (Kind::Ints, _) => wrong("a list of whole numbers"),
-            (Kind::Number, _) => wrong("a number"),
-            (Kind::Flag, _) => wrong("true or false"),
-            (Kind::Dims, _) => wrong("a shape"),
-            (Kind::Format, _) => wrong("a format"),
-            (Kind::Choice(_), _) => self.checked(attr),
-        }
+        crate::ir::text::parse_attr(value).map_err(|e| e.message)
+    }
+
+    /// A leaf as the e-graph spells it: `axes=[0,1]` is `axes=[0, 1]`.
+    ///
+    /// # Errors
+    /// Those of [`Attribute::of_leaf`], and that the value is of another kind.
+    pub fn spelled(&self, leaf: &str) -> Result<String, String> {
+        let attr = self.of_leaf(leaf)?;
+        let given = Attrs(vec![(self.key.to_owned(), attr.clone())]);
+        let attr = match self.kind {
+            Kind::Int => given.int(self.key).map(|_| attr),
+            Kind::Ints => given.ints(self.key).map(|_| attr),
+            Kind::Number => given.float(self.key).map(Attr::Float),
+            Kind::Flag => given.flag(self.key).map(|_| attr),
+            Kind::Dims => given.dims(self.key).map(|_| attr),
+            Kind::Format => given.format(self.key).map(|_| attr),
+            Kind::Choice(_) => self.checked(attr),
+        };
+        Ok(self.leaf(&attr?.to_string()))
     }
 
     fn checked(&self, attr: Attr) -> Result<Attr, String> {
@@ -247,17 +250,7 @@ impl Signature {
     /// # Errors
     /// Which attribute is unknown, missing, or no such value.
     pub fn build(&self, given: &Attrs) -> Result<Op, String> {
-        for (i, (key, _)) in given.0.iter().enumerate() {
-            if given.0[..i].iter().any(|(before, _)| before == key) {
-                return Err(format!("the attribute `{key}` is given twice"));
-            }
-            if !self.attributes.iter().any(|a| a.key == key) {
-                let keys: Vec<&str> = self.attributes.iter().map(|a| a.key).collect();
-                let takes =
-                    if keys.is_empty() { "it takes none".to_owned() } else { format!("it takes {}", keys.join(", ")) };
-                return Err(format!("there is no attribute `{key}`; {takes}{}", is_meant(key, keys.into_iter())));
-            }
-        }
+        given.known(&self.attributes.iter().map(|a| a.key).collect::<Vec<_>>())?;
         let mut complete = Attrs::default();
         for attribute in &self.attributes {
             let value = match (given.get(attribute.key), &attribute.default) {

@@ -187,14 +187,7 @@ impl Parser {
 
     /// The operation of `scan(…)`: the only one whose attributes name something defined elsewhere.
     fn scan(&self, a: &Attrs) -> std::result::Result<Op, String> {
-        for (i, (key, _)) in a.0.iter().enumerate() {
-            if !["body", "steps", "reverse", "stack", "last"].contains(&key.as_str()) {
-                return Err(format!("has no attribute `{key}`; it takes body, steps, reverse, and stack or last"));
-            }
-            if a.0[..i].iter().any(|(before, _)| before == key) {
-                return Err(format!("{key} is given twice"));
-            }
-        }
+        a.known(&["body", "steps", "reverse", "stack", "last"])?;
         let name = a.word("body")?;
         let body = self.scope.bodies.get(&name).cloned();
         let body = body.ok_or_else(|| format!("there is no `body {name} {{ … }}` above"))?;

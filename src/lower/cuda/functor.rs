@@ -4,8 +4,9 @@ use super::real::Real;
 use crate::ir::{Binary, ReduceKind};
 use crate::lower::kernel::{Inst, Load, Loop, Reg};
 use crate::lower::layout::LoopKind;
-use crate::lower::stages::{Keeping, Pass, keeping, passes};
+use crate::lower::stages::{Pass, Work, passes, work};
 use crate::lower::view::View;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// A functor under construction.
@@ -15,19 +16,18 @@ pub struct Functor<'a> {
     pub width: usize,
     reductions: Vec<Reg>,
     passes: Vec<Pass>,
-    /// Of a held row, what each pass computes and takes from those before, and what is kept for one: a slot each.
-    keeping: Vec<Keeping>,
+    work: Vec<Work>,
+    /// What passes take from those before, each in a slot of its own.
     kept: Vec<Reg>,
 }
 
 impl<'a> Functor<'a> {
     pub fn new(k: &'a Loop, kind: LoopKind) -> Functor<'a> {
         let reductions = (0..k.tape.len()).filter(|&r| matches!(k.tape[r], Inst::Reduce(..))).collect();
-        let keeping = if kind == LoopKind::Held { keeping(k) } else { Vec::new() };
-        let mut kept: Vec<Reg> = keeping.iter().flat_map(|k| k.taken.iter().copied()).collect();
-        kept.sort_unstable();
-        kept.dedup();
-        let mut f = Functor { k, kind, width: 1, reductions, passes: passes(k), keeping, kept };
+        let work = work(k, kind == LoopKind::Held);
+        let kept: BTreeSet<Reg> = work.iter().flat_map(|w| w.taken.iter().copied()).collect();
+        let kept = kept.into_iter().collect();
+        let mut f = Functor { k, kind, width: 1, reductions, passes: passes(k), work, kept };
         f.width = f.choose_width();
         f
     }
@@ -115,10 +115,10 @@ impl<'a> Functor<'a> {
         let mut out = format!("struct {name} {{\n{}", self.members());
         let _ = writeln!(out, "    static constexpr int WIDTH = {};", self.width);
         if self.kind == LoopKind::Pointwise {
-            let all: Vec<Reg> = (0..self.k.tape.len()).collect();
+            let all = Work { computed: (0..self.k.tape.len()).collect(), taken: Vec::new() };
             let stores: Vec<usize> = (0..self.k.stores.len()).collect();
             let _ = writeln!(out, "    template <int W> __device__ __forceinline__ void run(u64 i) const {{");
-            self.body(&mut out, &all, &[], &stores, &[], 2);
+            self.body(&mut out, &all, &stores, &[], 2);
             let _ = writeln!(out, "    }}\n}};");
             return out;
         }
@@ -129,14 +129,9 @@ impl<'a> Functor<'a> {
             "    template <int P, int W> __device__ __forceinline__ void element(u64 o, u64 i, const {real}* done, {real}* sum{}) const {{",
             if self.kept.is_empty() { String::new() } else { format!(", {real}* kept") }
         );
-        let live = self.passes.iter().filter(|p| p.is_live()).count();
-        for (p, pass) in self.passes.iter().take(live).enumerate() {
+        for (p, (pass, work)) in self.passes.iter().zip(&self.work).enumerate() {
             let _ = writeln!(out, "        if constexpr (P == {p}) {{");
-            let (needed, taken) = match self.keeping.get(p) {
-                Some(k) => (k.computed.clone(), &k.taken[..]),
-                None => (self.needed(pass), &[][..]),
-            };
-            self.body(&mut out, &needed, taken, &pass.stores, &pass.reductions, 3);
+            self.body(&mut out, work, &pass.stores, &pass.reductions, 3);
             let _ = writeln!(out, "        }}");
         }
         let _ = writeln!(out, "    }}\n    __device__ __forceinline__ void finish(u64 o, const {real}* done) const {{");
@@ -188,15 +183,6 @@ impl<'a> Functor<'a> {
             writeln!(out, "    __device__ __forceinline__ {real} settle(int s, {real} x) const {{ return {settle}; }}");
     }
 
-    /// Everything a pass computes per element, and the scalars that takes.
-    fn needed(&self, pass: &Pass) -> Vec<Reg> {
-        let mut want = vec![false; self.k.tape.len()];
-        pass.elements.iter().for_each(|&r| want[r] = true);
-        pass.stores.iter().for_each(|&s| want[self.k.stores[s].reg] = true);
-        pass.reductions.iter().flat_map(|&r| self.k.tape[r].operands()).for_each(|r| want[r] = true);
-        self.close(want)
-    }
-
     /// Operands of what is wanted, but for what finished reductions already hold.
     fn close(&self, mut want: Vec<bool>) -> Vec<Reg> {
         for r in (0..want.len()).rev() {
@@ -208,10 +194,10 @@ impl<'a> Functor<'a> {
     }
 
     /// Loads, one loop over the lanes, stores.
-    fn body(&self, out: &mut String, regs: &[Reg], taken: &[Reg], stores: &[usize], reductions: &[Reg], depth: usize) {
+    fn body(&self, out: &mut String, work: &Work, stores: &[usize], reductions: &[Reg], depth: usize) {
         let pad = "    ".repeat(depth);
         self.indices(out, &pad);
-        for &r in regs {
+        for &r in &work.computed {
             if let Inst::Load(l) = self.k.tape[r] {
                 self.vector_load(out, &pad, l);
             }
@@ -221,10 +207,10 @@ impl<'a> Functor<'a> {
         }
         let _ = writeln!(out, "#pragma unroll\n{pad}for (int w = 0; w < W; ++w) {{");
         let slot = |r: Reg| self.kept.iter().position(|&k| k == r);
-        for (r, slot) in taken.iter().filter_map(|&r| Some((r, slot(r)?))) {
+        for (r, slot) in work.taken.iter().filter_map(|&r| Some((r, slot(r)?))) {
             let _ = writeln!(out, "{pad}    const {} r{r} = kept[{slot} * W + w];", self.real());
         }
-        for &r in regs {
+        for &r in &work.computed {
             self.positions(out, &format!("{pad}    "), r);
             let _ = writeln!(out, "{pad}    const {} r{r} = {};", self.real(), self.expression(r));
             if let Some(slot) = slot(r) {

@@ -2,9 +2,7 @@
 //! threads, its numbers and its blocks. What decides that a kernel is of a kind stands in `lower/layout`.
 
 use crate::lower::kernel::{Inst, Loop};
-use crate::lower::layout::{
-    COLUMN_THREADS, COLUMNS, LoopKind, SHORT, THREADS, column_parts, held_team, row_parts, team_size,
-};
+use crate::lower::layout::{COLUMN_THREADS, COLUMNS, LoopKind, SHORT, THREADS, column_parts, row_parts, row_team};
 
 /// The blocks of one kernel of a launch, and what they are told.
 pub(super) struct Blocks {
@@ -28,8 +26,7 @@ pub(super) trait Kind {
 pub(super) fn of(kind: LoopKind) -> &'static dyn Kind {
     match kind {
         LoopKind::Pointwise => &Pointwise,
-        LoopKind::Row => &Row,
-        LoopKind::Held => &Held,
+        LoopKind::Row | LoopKind::Held => &Row,
         LoopKind::Column => &Column,
         LoopKind::Split | LoopKind::Total => &Split,
     }
@@ -51,45 +48,24 @@ impl Kind for Pointwise {
     }
 }
 
-/// `reduce.cuh`, `row`
+/// `reduce.cuh`, `row` and `held`
 struct Row;
 
 impl Kind for Row {
     fn members(&self) -> &'static [&'static str] {
         &["u64 n", "u64 rows"]
     }
-    fn call(&self, k: &Loop, _: usize) -> (String, u32) {
-        let team = team_size(k);
-        (format!("row<{team}>(g)"), if team <= 32 { 128 } else { team as u32 })
-    }
-    fn blocks(&self, k: &Loop, width: usize) -> Blocks {
-        let (o, i) = (k.outer_size() as u64, k.inner_size() as u64);
-        let teams = u64::from(self.call(k, width).1) / team_size(k) as u64;
-        Blocks { numbers: vec![i, o], partials: None, count: o.div_ceil(teams) }
-    }
-}
-
-/// `reduce.cuh`, `held`
-struct Held;
-
-impl Held {
-    fn team(k: &Loop) -> usize {
-        held_team(k).expect("only rows that fit are held")
-    }
-}
-
-impl Kind for Held {
-    fn members(&self) -> &'static [&'static str] {
-        Row.members()
-    }
     fn call(&self, k: &Loop, width: usize) -> (String, u32) {
-        let team = Held::team(k);
-        let rounds = k.inner_size().div_ceil(team * width);
-        (format!("held<{team}, {rounds}>(g)"), if team <= 32 { 128 } else { team as u32 })
+        let team = row_team(k);
+        let call = match k.kind() {
+            LoopKind::Held => format!("held<{team}, {}>(g)", k.inner_size().div_ceil(team * width)),
+            _ => format!("row<{team}>(g)"),
+        };
+        (call, if team <= 32 { 128 } else { team as u32 })
     }
     fn blocks(&self, k: &Loop, width: usize) -> Blocks {
         let (o, i) = (k.outer_size() as u64, k.inner_size() as u64);
-        let teams = u64::from(self.call(k, width).1) / Held::team(k) as u64;
+        let teams = u64::from(self.call(k, width).1) / row_team(k) as u64;
         Blocks { numbers: vec![i, o], partials: None, count: o.div_ceil(teams) }
     }
 }

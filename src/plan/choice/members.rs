@@ -150,7 +150,8 @@ impl<'a> Members<'a> {
             let mut kept: Vec<Term> = self.of[at].iter().filter(|t| keep(t)).cloned().collect();
             // What a rule passes instead of the value was stored with a scale.
             let is_scaled = |t: &Term| t.name() == forms::PASS && self.passed(class) != Some(t.children[0]);
-            if kept.iter().any(is_scaled) {
+            let asked = allow.stores.iter().any(|f| Format::SCALED.contains(&f));
+            if asked && kept.iter().any(is_scaled) {
                 kept.retain(is_scaled);
             }
             if !kept.is_empty() {

@@ -38,13 +38,15 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         let body = program.calls[i].in_loop.as_ref();
         for name in &program.calls[i].computes {
             let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
-            let (_, mut format, mut why) = describe(owner, name);
-            // What lowering made stands in no plan.
-            if let Some(b) =
-                program.find(name).filter(|&b| owner.graph.find(name).is_none() && program.buffers[b].source.is_none())
-            {
-                (format, why) = (program.buffers[b].ty.format.to_string(), SUM_OF_ROWS.to_owned());
-            }
+            let (format, why) = describe(owner, name).map_or_else(
+                || {
+                    (
+                        program.find(name).map_or_else(String::new, |b| program.buffers[b].ty.format.to_string()),
+                        SUM_OF_ROWS.to_owned(),
+                    )
+                },
+                |(_, format, why)| (format, why),
+            );
             let value = label(planned, body, name);
             let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip_path(&value, 34));
             head = " ".repeat(head.chars().count());
@@ -84,8 +86,9 @@ pub(in crate::plan) fn kind_of(kernel: &Kernel) -> String {
 
 /// The value behind a stored buffer's name, with the loop it is computed in.
 pub(in crate::plan) fn label(planned: &Planned, in_loop: Option<&InLoop>, buffer: &str) -> String {
-    let Some(l) = in_loop else { return planned.full_name(&describe(planned, buffer).0) };
-    let value = describe(planned.body(&l.body).unwrap_or(planned), buffer).0;
+    let value = |owner: &Planned| describe(owner, buffer).map_or_else(|| buffer.to_owned(), |(value, ..)| value);
+    let Some(l) = in_loop else { return planned.full_name(&value(planned)) };
+    let value = value(planned.body(&l.body).unwrap_or(planned));
     let times = if l.times > 1 { format!("{} × ", l.times) } else { String::new() };
     format!("{times}{}: {value}", clip(&l.body, 16))
 }
@@ -109,15 +112,13 @@ fn clip_path(s: &str, width: usize) -> String {
     }
 }
 
-/// A stored buffer: the value it holds, its format, and the reason.
-fn describe(planned: &Planned, buffer: &str) -> (String, String, String) {
+/// A stored buffer of a plan: the value it holds, its format, and the reason. None of what lowering stores of its own.
+fn describe(planned: &Planned, buffer: &str) -> Option<(String, String, String)> {
     let g = &planned.graph;
     if let Some((first, id)) = first_of(buffer).zip(g.find(buffer)) {
-        return (buffer.to_owned(), g.ty(id).format.to_string(), format!("computed again as `{first}` was"));
+        return Some((buffer.to_owned(), g.ty(id).format.to_string(), format!("computed again as `{first}` was")));
     }
-    let Some(id) = g.find(buffer) else {
-        return (buffer.to_owned(), String::new(), "copied at the end of the step".into());
-    };
+    let id = g.find(buffer)?;
     let value = g.inputs(id).first().map_or(buffer, |&v| g.name_of(v));
     let update = g.outputs().iter().find(|o| o.node == id && o.role == crate::ir::Role::Update);
     let shown = update.map_or_else(|| value.to_owned(), |o| format!("{} ←", o.name));
@@ -126,7 +127,7 @@ fn describe(planned: &Planned, buffer: &str) -> (String, String, String) {
         Some(rule) if !rule.starts_with("store-f32") => format!("{rule}: {reason}"),
         _ => reason,
     };
-    (shown, g.ty(id).format.to_string(), why)
+    Some((shown, g.ty(id).format.to_string(), why))
 }
 
 /// Casts that are kernels of their own, and narrow stores that cost no kernel.
