@@ -42,10 +42,9 @@
 //!
 //! What the modules hold besides is for this project's own programs and tests, and may change with any version.
 
-#![warn(missing_docs)]
+#![warn(missing_docs, clippy::missing_errors_doc)]
 
 pub mod autodiff;
-#[doc(hidden)]
 pub mod cli;
 pub mod cost;
 pub mod data;
@@ -53,20 +52,14 @@ pub mod error;
 pub mod files;
 pub mod format;
 pub mod hint;
-#[doc(hidden)]
 pub mod ir;
-#[doc(hidden)]
 pub mod lower;
 pub mod measure;
 pub mod memory;
-#[doc(hidden)]
 pub mod model;
-#[doc(hidden)]
 pub mod plan;
-#[doc(hidden)]
 pub mod rewrite;
 pub mod run;
-#[doc(hidden)]
 pub mod train;
 pub mod trainer;
 

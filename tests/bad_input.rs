@@ -444,7 +444,23 @@ fn mir_unknown_attribute() {
     p.put("b.mir", "model b { input x: f32[batch, 4]  output y = sum(x, axes=[0], axes=[1]) }");
     p.refuses("plan b.mir --inference", WRONG, &["b.mir:1:46", "`axes` is given twice"]);
     p.put("c.mir", "model c { input x: f32[batch, 4]  output y = sum(x, axes=[-3]) }");
-    p.refuses("plan c.mir --inference", WRONG, &["c.mir:1:46", "axes=[-3]"]);
+    p.refuses("plan c.mir --inference", WRONG, &["c.mir:1:46", "axis -3 is out of range", "rank 2"]);
+}
+
+/// Axes are whole numbers that an operand has, and a message says what was written.
+#[test]
+fn mir_axes() {
+    let p = Place::new();
+    for (call, says) in [
+        ("softmax(x, axis=1.0)", "axis=1.0 is not a whole number"),
+        ("softmax(x, axis=-3)", "axis -3 is out of range for an operand of rank 2"),
+        ("softmax(sum(x))", "goes along an axis, and a scalar has none"),
+        ("sum(x, axes=[-1.5])", "expected a whole number, found `-`"),
+        ("slice(x, axis=0, start=-1, stop=2)", "start=-1 is below 0"),
+    ] {
+        p.put("a.mir", &format!("model a {{ input x: f32[batch, 4]  output y = {call} }}"));
+        p.refuses("plan a.mir --inference", WRONG, &["a.mir:1:", says]);
+    }
 }
 
 #[test]

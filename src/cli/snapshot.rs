@@ -79,7 +79,9 @@ pub fn run(args: &SnapshotArgs) -> Result<()> {
             }
             Err(e) => {
                 tally.failed += 1;
-                say!("{}", e.render(console::colors_enabled_stderr()).trim_end());
+                let text = e.render(console::colors_enabled_stderr());
+                let known = text.contains(file.as_str());
+                say!("{}{}", if known { String::new() } else { format!("{}: ", model.display()) }, text.trim_end());
             }
         }
     }

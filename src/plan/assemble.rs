@@ -5,13 +5,13 @@ use crate::ir::NodeId;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::hash::Hash;
 
-/// Makes nodes and all that they read, depth first, and tells which is which; none where one would read itself, or where
-/// `operands` or `make` has none.
+/// Makes nodes and all that they read, depth first, and tells which is which; or the first that cannot be made, as it would
+/// read itself, or `operands` or `make` has none.
 pub(super) fn assemble<K: Copy + Eq + Hash>(
     roots: impl IntoIterator<Item = K>,
     operands: impl Fn(K) -> Option<Vec<K>>,
     mut make: impl FnMut(K, &[NodeId]) -> Result<Option<NodeId>>,
-) -> Result<Option<FxHashMap<K, NodeId>>> {
+) -> Result<std::result::Result<FxHashMap<K, NodeId>, K>> {
     let mut made: FxHashMap<K, NodeId> = FxHashMap::default();
     // What is to be entered, and what is to be made once its operands are.
     let mut stack: Vec<(K, Option<Vec<K>>)> = Vec::new();
@@ -24,16 +24,16 @@ pub(super) fn assemble<K: Copy + Eq + Hash>(
                 continue;
             }
             let Some(read) = read else {
-                let Some(read) = operands(key).filter(|_| open.insert(key)) else { return Ok(None) };
+                let Some(read) = operands(key).filter(|_| open.insert(key)) else { return Ok(Err(key)) };
                 let below: Vec<_> = read.iter().rev().map(|&k| (k, None)).collect();
                 stack.push((key, Some(read)));
                 stack.extend(below);
                 continue;
             };
             let inputs: Vec<NodeId> = read.iter().map(|k| made[k]).collect();
-            let Some(id) = make(key, &inputs)? else { return Ok(None) };
+            let Some(id) = make(key, &inputs)? else { return Ok(Err(key)) };
             made.insert(key, id);
         }
     }
-    Ok(Some(made))
+    Ok(Ok(made))
 }

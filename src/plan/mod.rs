@@ -19,13 +19,14 @@ mod request;
 mod show;
 mod units;
 
-pub use choice::{Extracted, copy_name};
+pub use choice::copy_name;
 pub use evidence::{
     Budget, Calibration, Evidence, Fate, HEADROOM, Kink, Measured, Probe, Shares, Spread, gradient_output,
     gradient_outputs, observed, percent, probe,
 };
 pub use file::{EvidenceSummary, PLAN_VERSION, PlanFile, fingerprint};
 pub use interval::beyond;
+pub use layers::NotAlike;
 pub use overrides::Overrides;
 pub use planned::Planned;
 pub use policy::{Policy, Verdict, paint};
@@ -73,10 +74,11 @@ pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned>
         modules,
         places: extracted.places,
         rules: extracted.rules,
-        phases: extracted.phases,
+        phases: extracted.saturated.phases,
         evaluations: extracted.evaluations,
         bodies,
         layers: extracted.layers,
+        apart: extracted.apart.filter(|why| *why != NotAlike::Few),
         again: None,
         search_cut_short: extracted.cut_short,
         noise: extracted.noise,

@@ -1,6 +1,7 @@
 //! A plan, and how it came about.
 
 use super::evidence::Measured;
+use super::layers::NotAlike;
 use super::recompute::Again;
 use super::request::Request;
 use crate::cost::Estimate;
@@ -30,6 +31,8 @@ pub struct Planned {
     pub bodies: BTreeMap<String, Planned>,
     /// Runs of layers that are alike and were planned alike: how many there are, and how many of them were planned.
     pub layers: Vec<(usize, usize)>,
+    /// Why layers that are alike were planned one by one.
+    pub apart: Option<NotAlike>,
     /// What is computed again in the backward pass, to keep to a limit of memory.
     pub again: Option<Again>,
     /// The search for a cheaper plan ended at its limit.
@@ -89,6 +92,7 @@ impl Planned {
             evaluations: 0,
             bodies: BTreeMap::new(),
             layers: Vec::new(),
+            apart: None,
             again: None,
             search_cut_short: false,
             noise: Vec::new(),

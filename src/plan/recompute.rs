@@ -13,10 +13,10 @@ use crate::cost::{Estimate, Target};
 use crate::error::{Error, Result};
 use crate::ir::{Graph, NodeId, Op, Role, Stage, verify};
 use crate::lower::{Memory, Program, lower, outline};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// What a plan computes again to keep to a limit of memory.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Again {
     /// Segments of the forward pass, and how many of them are computed again.
     pub segments: usize,
@@ -25,6 +25,8 @@ pub struct Again {
     pub seconds: f64,
     /// Memory that it saves.
     pub bytes: usize,
+    /// Buffers of the plan that are computed again, with those they repeat.
+    pub repeats: BTreeMap<NodeId, NodeId>,
 }
 
 impl Planned {
@@ -71,6 +73,7 @@ impl Planned {
             again: best.cuts.again,
             seconds: best.estimate.seconds - self.estimate.seconds,
             bytes: memory.total().saturating_sub(best.memory),
+            repeats: best.made.repeats,
         };
         let places = self.places.iter().map(|p| p.and_then(|p| best.made.places[p.index()])).collect();
         Ok(Planned { graph: best.made.graph, places, estimate: best.estimate, again: Some(again), ..self })
@@ -86,8 +89,14 @@ fn memory_of(graph: &Graph, outline: &Program) -> Result<Memory> {
 impl Planned {
     /// Is a value of the step computed again in the backward pass, instead of being kept for it?
     pub fn computes_again(&self, value: &str) -> bool {
-        let mut again = self.graph.ids().filter_map(|id| first_of(self.graph.name_of(id)));
-        again.any(|buffer| buffer == value || buffer.rsplit_once('.').is_some_and(|b| b.0 == value))
+        let is_named = |id: NodeId| self.graph.name_of(id) == value;
+        let firsts = self.again.iter().flat_map(|a| a.repeats.values());
+        firsts.copied().any(|first| is_named(first) || self.graph.inputs(first).iter().copied().any(is_named))
+    }
+
+    /// The buffer that one computed again repeats.
+    pub(super) fn first_of(&self, buffer: NodeId) -> Option<NodeId> {
+        self.again.as_ref()?.repeats.get(&buffer).copied()
     }
 }
 
@@ -95,6 +104,8 @@ impl Planned {
 struct Recomputed {
     graph: Graph,
     places: Vec<Option<NodeId>>,
+    /// Buffers computed again, with those they repeat.
+    repeats: BTreeMap<NodeId, NodeId>,
 }
 
 /// The same, with what it takes.
@@ -419,16 +430,21 @@ impl Builder<'_> {
             graph.follow(node);
             let made = match key {
                 Key::Own(_) if op.is_source() || !old.is_auto_named(id) => graph.add_named(&node.name, op, inputs),
-                Key::Again(..) if is_root(&op) => graph.add_named(format!("{AGAIN}{}", node.name), op, inputs),
+                Key::Again(..) if is_root(&op) => graph.add_named(format!("again.{}", node.name), op, inputs),
                 _ => graph.add(op, inputs),
             };
             made.map(Some)
         })?;
-        let Some(made) = made else { return Ok(None) };
+        let Ok(made) = made else { return Ok(None) };
         old.outputs().iter().for_each(|o| graph.add_output(&o.name, o.role, made[&Key::Own(o.node)]));
         let place = |id: NodeId| made.get(&Key::Own(id)).or_else(|| made.get(&self.read(id, None))).copied();
         let places = old.ids().map(place).collect();
-        Ok(Some(Recomputed { graph, places }))
+        let repeat = |(key, &id): (&Key, &NodeId)| match *key {
+            Key::Again(first, _) if is_root(old.op(first)) => Some((id, *made.get(&Key::Own(first))?)),
+            _ => None,
+        };
+        let repeats = made.iter().filter_map(repeat).collect();
+        Ok(Some(Recomputed { graph, places, repeats }))
     }
 
     /// What the outputs need of the nodes there were, ascending.
@@ -444,12 +460,4 @@ impl Builder<'_> {
         }
         seen.into_iter().filter_map(|k| if let Key::Own(id) = k { Some(id) } else { None }).collect()
     }
-}
-
-/// What the names of buffers computed again begin with.
-const AGAIN: &str = "again.";
-
-/// The name of the buffer that one computed again repeats.
-pub(super) fn first_of(name: &str) -> Option<&str> {
-    name.strip_prefix(AGAIN)
 }

@@ -112,7 +112,12 @@ impl Attrs {
 
     fn need<T>(&self, name: &str, what: &str, f: impl Fn(&Attr) -> Option<T>) -> Result<T, String> {
         let attr = self.get(name).ok_or_else(|| format!("needs {name}={what}"))?;
-        f(attr).ok_or_else(|| format!("{name}={attr} is not {what}"))
+        f(attr).ok_or_else(|| match attr {
+            // A point tells that it is no whole number, whatever is behind it.
+            Attr::Float(x) if x.get().fract() == 0.0 => format!("{name}={attr}.0 is not {what}"),
+            Attr::Int(i) if *i < 0 => format!("{name}={i} is below 0"),
+            _ => format!("{name}={attr} is not {what}"),
+        })
     }
 
     pub fn int(&self, name: &str) -> Result<usize, String> {

@@ -266,11 +266,17 @@ impl Signature {
     }
 
     /// Adds the attributes that the operand's rank decides, and counts axes from the front.
-    pub fn fill_in(&self, given: &mut Attrs, rank: usize) {
+    ///
+    /// # Errors
+    /// An axis before the first, and the last one of a scalar.
+    pub fn fill_in(&self, given: &mut Attrs, rank: usize) -> Result<(), String> {
         let all = 0..rank as i64;
         for attribute in &self.attributes {
             let is_given = given.get(attribute.key).is_some();
             let value = match attribute.default {
+                Default::LastAxis if rank == 0 && !given.0.iter().any(|(key, _)| key == attribute.key) => {
+                    return Err("goes along an axis, and a scalar has none".to_owned());
+                }
                 Default::LastAxis => Attr::Int(rank as i64 - 1),
                 Default::AllAxes => Attr::Ints(all.clone().collect()),
                 Default::LastTwoExchanged if rank >= 2 => {
@@ -285,15 +291,22 @@ impl Signature {
             }
         }
         let behind = -(rank as i64)..0;
+        let from_front = |i: &mut i64| match *i {
+            i if i < behind.start => Err(format!("axis {i} is out of range for an operand of rank {rank}")),
+            _ if behind.contains(i) => {
+                *i += rank as i64;
+                Ok(())
+            }
+            _ => Ok(()),
+        };
         for (key, attr) in &mut given.0 {
             match attr {
-                Attr::Int(i) if key == "axis" && behind.contains(i) => *i += rank as i64,
-                Attr::Ints(v) if key == "axes" => {
-                    v.iter_mut().filter(|i| behind.contains(i)).for_each(|i| *i += rank as i64);
-                }
+                Attr::Int(i) if key == "axis" => from_front(i)?,
+                Attr::Ints(v) if key == "axes" => v.iter_mut().try_for_each(from_front)?,
                 _ => {}
             }
         }
+        Ok(())
     }
 }
 

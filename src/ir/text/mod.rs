@@ -12,7 +12,7 @@ mod parse;
 mod print;
 
 pub use parse::{parse, parse_attr};
-pub use print::{print, quoted};
+pub use print::{declaration, print, quoted};
 
 /// Words that start a statement; a value of such a name is written in backticks.
 const KEYWORDS: [&str; 13] =

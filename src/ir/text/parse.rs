@@ -409,12 +409,12 @@ impl Parser {
             }
         }
         let start = name_span.start;
-        let row = Signature::find(name);
-        if let (Some(row), Some(&x)) = (row, operands.first()) {
-            row.fill_in(&mut attrs, self.scope.graph.shape(x).rank());
-        }
-        let op = if name == names::SCAN { self.scan(&attrs) } else { Op::build(name, &attrs) };
-        let op = op.map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
+        let filled = match (Signature::find(name), operands.first()) {
+            (Some(row), Some(&x)) => row.fill_in(&mut attrs, self.scope.graph.shape(x).rank()),
+            _ => Ok(()),
+        };
+        let build = |()| if name == names::SCAN { self.scan(&attrs) } else { Op::build(name, &attrs) };
+        let op = filled.and_then(build).map_err(|e| Spanned::new(self.since(start), format!("{name}: {e}")))?;
         let average = matches!(op, Op::Loss(_)) && attrs.get("reduction") != Some(&Attr::Word("none".into()));
         let node = self.add(start, None, op, &operands)?;
         if average {
@@ -437,7 +437,12 @@ impl Parser {
                 self.expect('[')?;
                 let mut out = Vec::new();
                 while !self.eat(']') {
-                    out.push(self.number()?.get() as i64);
+                    let start = self.at;
+                    let Attr::Int(i) = self.number_attr()? else {
+                        self.at = start;
+                        return Err(self.unexpected("a whole number"));
+                    };
+                    out.push(i);
                     self.eat(',');
                 }
                 Ok(Attr::Ints(out))
@@ -454,12 +459,14 @@ impl Parser {
                 self.at += 1;
                 Ok(w.parse::<Format>().map_or(Attr::Word(w), Attr::Format))
             }
-            _ => {
-                let whole = matches!(self.peek(), Token::Number(n) if n.bytes().all(|b| b.is_ascii_digit()))
-                    || matches!((self.peek(), self.tokens.get(self.at + 1)), (Token::Symbol('-'), Some((Token::Number(n), _))) if n.bytes().all(|b| b.is_ascii_digit()));
-                let x = self.number()?;
-                Ok(if whole { Attr::Int(x.get() as i64) } else { Attr::Float(x) })
-            }
+            _ => self.number_attr(),
         }
+    }
+
+    /// A number as it is spelled: whole ones have digits alone.
+    fn number_attr(&mut self) -> Parse<Attr> {
+        let x = self.number()?;
+        let whole = matches!(&self.tokens[self.at - 1].0, Token::Number(n) if n.bytes().all(|b| b.is_ascii_digit()));
+        Ok(if whole { Attr::Int(x.get() as i64) } else { Attr::Float(x) })
     }
 }

@@ -17,18 +17,30 @@ use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Output};
 use crate::plan::evidence::Estimates;
-use crate::plan::layers::{Grown, LAYERS, Layers};
+use crate::plan::layers::{Grown, LAYERS, Layers, NotAlike, Unlike};
 use crate::plan::{Policy, Request, Verdict};
-use crate::rewrite::{EGraph, Encoded, PhaseReport, RuleSet, forms};
+use crate::rewrite::{EGraph, Encoded, RuleSet, forms};
 use egg::Id;
 use std::collections::BTreeMap;
 
-/// The chosen graph, with what it is predicted to cost.
-pub struct Extracted {
+/// What the search found for a step.
+pub(in crate::plan) struct Extracted {
+    /// What was planned: the step, or the same with few of its layers.
+    pub saturated: Saturated,
+    /// What was chosen of it, and what that costs.
+    pub choice: Choice,
+    pub seconds: f64,
+    /// The plan of the step, with all its layers.
     pub graph: Graph,
     /// Where each value of the step is in the graph.
     pub places: Vec<Option<NodeId>>,
     pub estimate: Estimate,
+    /// For each value of the step, the one of `saturated` whose plan is its own.
+    pub planned_as: Vec<NodeId>,
+    /// Runs of layers that are alike: how many there are, and how many were planned.
+    pub layers: Vec<(usize, usize)>,
+    /// Why all layers were planned, where they were.
+    pub apart: Option<NotAlike>,
     /// Steps, and parts of the step, lowered on the way.
     pub evaluations: usize,
     /// The search ended before it had tried every kind of move.
@@ -39,96 +51,77 @@ pub struct Extracted {
     pub frontier: Vec<(f64, f64)>,
     /// The rule that made each stored buffer's choice, by the buffer's name.
     pub rules: BTreeMap<String, String>,
-    pub phases: Vec<PhaseReport>,
-    /// Runs of layers that are alike: how many there are, and how many were planned.
-    pub layers: Vec<(usize, usize)>,
 }
 
-/// The cheapest graph found.
-pub fn extract(step: &Graph, verdicts: &[Verdict], request: &Request, rules: &RuleSet) -> Result<Extracted> {
-    with_plan(step, verdicts, request, rules, &|mut found| {
-        let (members, planned) = (found.search.members, &found.saturated.step);
-        let mut rules = rules_behind(members, &found.choice);
-        if !found.layers.is_empty() {
-            let rule = |id: NodeId| rules.get(planned.name_of(found.planned_as[id.index()])).cloned();
-            rules = step.ids().filter_map(|id| Some((step.name_of(id).to_owned(), rule(id)?))).collect();
-        }
-        let frontier = match found.search.fastest.take().filter(|_| request.frontier) {
-            Some(fastest) => found.search.frontier(fastest),
-            None => Vec::new(),
-        };
-        Ok(Extracted {
-            noise: noisiest(members, &found.choice),
-            evaluations: found.search.evaluations,
-            cut_short: found.search.cut_short,
-            frontier,
-            graph: found.graph,
-            places: found.places,
-            estimate: found.estimate,
-            phases: found.saturated.phases.clone(),
-            layers: found.layers,
-            rules,
-        })
-    })
-}
-
-/// What the search found for a step.
-pub(in crate::plan) struct Found<'a> {
-    /// What was planned: the step, or the same with few of its layers.
-    pub saturated: &'a Saturated,
-    pub search: Search<'a>,
-    pub choice: Choice,
-    /// What the choice costs.
-    pub seconds: f64,
-    /// The plan of the step, with all its layers.
-    pub graph: Graph,
-    pub estimate: Estimate,
-    pub places: Vec<Option<NodeId>>,
-    /// For each value of the step, the one of `saturated` whose plan is its own.
-    pub planned_as: Vec<NodeId>,
-    /// Runs of layers that are alike: how many there are, and how many were planned.
-    pub layers: Vec<(usize, usize)>,
-}
-
-/// Plans a step, by few of its layers if it has many, and hands the plan to `read`.
-pub(in crate::plan) fn with_plan<T>(
+/// The cheapest plan found of a step, by few of its layers if it has many that are alike.
+pub(in crate::plan) fn extract(
     step: &Graph,
     verdicts: &[Verdict],
     request: &Request,
     rules: &RuleSet,
-    read: &dyn Fn(Found) -> Result<T>,
-) -> Result<T> {
+) -> Result<Extracted> {
+    let mut apart = None;
     for number in LAYERS {
-        let Some(layers) = Layers::of(step, number, verdicts, request)? else { break };
-        let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
-        let few = Saturated::new(layers.step.clone(), &verdicts, request, rules)?;
-        let members = members(&few, request);
-        let alike = alike(&members, &layers.pairs());
-        let (search, Costed { choice, graph, estimate, .. }, places) = searched(&members, request, alike)?;
-        if let Some(Grown { graph, places, planned_as }) = layers.grow(&graph, &places)? {
-            let (seconds, estimate) = (estimate.seconds, request.target.estimate_graph(&graph)?);
-            let layers = layers.counts();
-            let saturated = &few;
-            return read(Found { saturated, search, choice, seconds, graph, estimate, places, planned_as, layers });
+        match by_layers(step, number, verdicts, request, rules) {
+            Ok(extracted) => return Ok(extracted),
+            Err(Unlike::Failed(fault)) => return Err(fault),
+            Err(Unlike::Because(why)) => {
+                // Where too few are alike for one number of layers, they are for a greater one.
+                let last = why == NotAlike::Few;
+                apart = apart.or(Some(why));
+                if last {
+                    break;
+                }
+            }
         }
     }
-    let saturated = &Saturated::new(step.clone(), verdicts, request, rules)?;
-    let members = members(saturated, request);
-    let (search, Costed { choice, graph, estimate, .. }, places) = searched(&members, request, Alike::default())?;
-    let (seconds, planned_as) = (estimate.seconds, step.ids().collect());
-    read(Found { saturated, search, choice, seconds, graph, estimate, places, planned_as, layers: Vec::new() })
+    let saturated = Saturated::new(step.clone(), verdicts, request, rules)?;
+    Ok(Extracted { apart, ..searched(saturated, request, &[])? })
 }
 
-/// The cheapest choice, and where its graph has what was planned.
-fn searched<'a>(
-    members: &'a Members<'a>,
-    request: &'a Request,
-    alike: Alike,
-) -> Result<(Search<'a>, Costed, Vec<Option<NodeId>>)> {
-    let mut search = Search::new(members, request, alike);
-    let best = cheapest(&mut search)?;
-    let places = Sketch::whole(members, &best.choice)?.places(members.step)?;
-    Ok((search, best, places))
+/// Plans a step by so few of its layers.
+fn by_layers(
+    step: &Graph,
+    number: isize,
+    verdicts: &[Verdict],
+    request: &Request,
+    rules: &RuleSet,
+) -> Result<Extracted, Unlike> {
+    let layers = Layers::of(step, number, verdicts, request)?;
+    let verdicts: Vec<Verdict> = layers.full_of.iter().map(|id| verdicts[id.index()].clone()).collect();
+    let few = searched(Saturated::new(layers.step.clone(), &verdicts, request, rules)?, request, &layers.pairs())?;
+    let Grown { graph, places, planned_as } = layers.grow(&few.graph, &few.places)?;
+    let estimate = request.target.estimate_graph(&graph)?;
+    let rule = |id: NodeId| few.rules.get(layers.step.name_of(planned_as[id.index()])).cloned();
+    let rules = step.ids().filter_map(|id| Some((step.name_of(id).to_owned(), rule(id)?))).collect();
+    Ok(Extracted { graph, places, estimate, planned_as, layers: layers.counts(), rules, ..few })
+}
+
+/// The cheapest choice; `pairs` are values that are the same in one layer and the next.
+fn searched(saturated: Saturated, request: &Request, pairs: &[(NodeId, NodeId)]) -> Result<Extracted> {
+    let members = members(&saturated, request);
+    let mut search = Search::new(&members, request, alike(&members, pairs));
+    let Costed { choice, graph, estimate, .. } = cheapest(&mut search)?;
+    let frontier = match search.fastest.take().filter(|_| request.frontier) {
+        Some(fastest) => search.frontier(fastest),
+        None => Vec::new(),
+    };
+    Ok(Extracted {
+        places: Sketch::whole(&members, &choice)?.places(members.step)?,
+        seconds: estimate.seconds,
+        graph,
+        estimate,
+        planned_as: members.step.ids().collect(),
+        layers: Vec::new(),
+        apart: None,
+        evaluations: search.evaluations,
+        cut_short: search.cut_short,
+        noise: noisiest(&members, &choice),
+        frontier,
+        rules: rules_behind(&members, &choice),
+        choice,
+        saturated,
+    })
 }
 
 /// What there is to choose, with its noise where that was measured.

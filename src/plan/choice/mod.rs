@@ -14,10 +14,10 @@ mod sketch;
 mod start;
 mod window;
 
-pub(super) use extract::{Found, extract, plainest, with_plan};
+pub(super) use alike::Alike;
+pub(super) use extract::{Extracted, extract, members, plainest};
 pub(super) use live::{Flip, Live};
 pub(super) use members::{Choice, Members};
 pub(super) use search::Search;
 
-pub use extract::Extracted;
 pub use sketch::copy_name;

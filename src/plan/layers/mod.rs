@@ -3,7 +3,7 @@
 //! What follows from parameters being alike tells which values are the same in one layer and the next ([`matching`]). They
 //! form chains ([`chains`]), and taking layers out of the chains leaves a smaller step of the same kind ([`resize`]). That
 //! one is planned; in its plan chains are looked for again, and put in where layers had been taken out. Where any of this
-//! fails, as where layers are not alike or not planned alike, the step is planned as it is.
+//! fails, as where layers are not alike or not planned alike, the step is planned as it is, and says why ([`NotAlike`]).
 //!
 //! Evidence differs from layer to layer, so plans by evidence are made for the whole step.
 
@@ -12,13 +12,14 @@ mod matching;
 mod resize;
 
 use super::{Request, Verdict};
-use crate::error::Result;
+use crate::error::Error;
 use crate::ir::{Graph, NodeId, Op, Role};
 use chains::Chains;
 pub(super) use matching::{Matching, Numbers};
 use resize::{Change, Key, Made, Resize};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Layers left in a step to be planned: as many as are tried, one after another, until they are planned alike but for
 /// those at the ends.
@@ -27,6 +28,61 @@ pub(super) const LAYERS: [isize; 2] = [4, 6];
 const WORTH: isize = 2;
 /// Layers that a plan must have in common: one at each end that what is around may read, and those between.
 const COMMON: isize = 3;
+
+/// Why a step was planned with all of its layers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum NotAlike {
+    /// It has too few that are alike.
+    Few,
+    /// Evidence is kept by value, and differs from layer to layer.
+    Evidence,
+    /// A value that is in no layer reads one whose layer cannot be told.
+    Reader(String),
+    /// An output of the step is computed in some layers only.
+    Output(String),
+    /// The plan of a step with few layers did not treat them alike.
+    Plan,
+}
+
+/// What ends an attempt: a reason to plan all layers, or a fault.
+pub(super) enum Unlike {
+    Because(NotAlike),
+    Failed(Error),
+}
+
+impl From<NotAlike> for Unlike {
+    fn from(why: NotAlike) -> Unlike {
+        Unlike::Because(why)
+    }
+}
+
+impl From<Error> for Unlike {
+    fn from(fault: Error) -> Unlike {
+        Unlike::Failed(fault)
+    }
+}
+
+impl NotAlike {
+    fn reader(graph: &Graph, id: NodeId) -> NotAlike {
+        NotAlike::Reader(graph.name_of(id).to_owned())
+    }
+
+    fn output(name: &str) -> NotAlike {
+        NotAlike::Output(name.to_owned())
+    }
+}
+
+impl fmt::Display for NotAlike {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            NotAlike::Few => write!(f, "fewer than {} are alike", LAYERS[0] + WORTH),
+            NotAlike::Evidence => write!(f, "evidence differs from layer to layer"),
+            NotAlike::Reader(name) => write!(f, "`{name}` is in none, and reads one that is not the last or first"),
+            NotAlike::Output(name) => write!(f, "only some compute `{name}`"),
+            NotAlike::Plan => write!(f, "those at the ends are planned otherwise than those between"),
+        }
+    }
+}
 
 /// A step of many layers and the one with few that is planned in its place.
 pub(super) struct Layers<'a> {
@@ -54,10 +110,7 @@ pub(super) struct Grown {
 
 impl<'a> Layers<'a> {
     /// A step with so few layers, if this one has many that are alike and nothing is known that would tell them apart.
-    pub fn of(full: &'a Graph, few: isize, verdicts: &[Verdict], request: &Request) -> Result<Option<Layers<'a>>> {
-        if request.calibration.is_some() {
-            return Ok(None);
-        }
+    pub fn of(full: &'a Graph, few: isize, verdicts: &[Verdict], request: &Request) -> Result<Layers<'a>, Unlike> {
         let mut allowed = Numbers::default();
         let labels: Vec<u32> = verdicts.iter().map(|v| allowed.of(v.allow)).collect();
         let links = chains::links(full);
@@ -74,7 +127,10 @@ impl<'a> Layers<'a> {
             })
             .collect();
         if changes.is_empty() {
-            return Ok(None);
+            return Err(NotAlike::Few.into());
+        }
+        if request.calibration.is_some() {
+            return Err(NotAlike::Evidence.into());
         }
         let resize = Resize { graph: full, chains: &chains, changes: &changes };
         let mut outputs = Vec::new();
@@ -87,39 +143,37 @@ impl<'a> Layers<'a> {
                 }
                 _ => resize.key(o.node),
             };
-            let Some(key) = key else { return Ok(None) };
-            outputs.push((o.name.clone(), o.role, key));
+            outputs.push((o.name.clone(), o.role, key.ok_or_else(|| NotAlike::output(&o.name))?));
         }
         let name = |old: NodeId| Made { op: full.op(old).clone(), name: Some(full.name_of(old).to_owned()) };
-        let Some((step, made)) = resize.build(&outputs, &|old, _| Some(name(old)))? else { return Ok(None) };
+        let (step, made) = resize.build(&outputs, &|old, _| Some(name(old)))?;
         let mut keys = vec![Key::Own(NodeId::new(0)); step.len()];
         made.iter().for_each(|(&key, id)| keys[id.index()] = key);
         let full_of = keys.iter().map(|&k| resize.old(k).0).collect();
-        Ok(Some(Layers { full, step, full_of, keys, made, chains, changes }))
+        Ok(Layers { full, step, full_of, keys, made, chains, changes })
     }
 
-    /// A plan of the step with few layers, with all of them; none where it does not plan its layers alike.
-    pub fn grow(&self, planned: &Graph, places: &[Option<NodeId>]) -> Result<Option<Grown>> {
+    /// A plan of the step with few layers, with all of them, where it plans its layers alike.
+    pub fn grow(&self, planned: &Graph, places: &[Option<NodeId>]) -> Result<Grown, Unlike> {
         let chains = self.chains_in(planned);
-        let Some(changes) = self.changes_in(&chains) else { return Ok(None) };
+        let changes = self.changes_in(&chains).ok_or(NotAlike::Plan)?;
         let resize = Resize { graph: planned, chains: &chains, changes: &changes };
-        let Some(outputs) = self.outputs(&resize) else { return Ok(None) };
+        let outputs = self.outputs(&resize)?;
         let own_name = |id: NodeId| places[id.index()].filter(|&p| self.step.name_of(id) == planned.name_of(p));
         let named: FxHashSet<NodeId> = self.step.ids().filter_map(own_name).collect();
         let make = |old: NodeId, later: isize| {
             let later = chains.at[old.index()].map(|_| later);
-            let renamed = |name: &str| self.full_name(name, later, &changes);
             let mut op = planned.op(old).clone();
             if let Some(of) = planned.op(old).copy_of() {
-                op = op.with_copy_of(&renamed(of)?);
+                op = op.with_copy_of(&self.full_name(self.step.find(of)?, of, later, &changes)?);
             }
             let known = !planned.is_auto_named(old) || named.contains(&old);
-            Some(Made { op, name: if known { renamed(planned.name_of(old)) } else { None } })
+            let renamed = || self.full_name(self.base(planned, old)?, planned.name_of(old), later, &changes);
+            Some(Made { op, name: if known { renamed() } else { None } })
         };
-        let Some((graph, made)) = resize.build(&outputs, &make)? else { return Ok(None) };
-        let Some(stand_ins) = self.full.ids().map(|id| self.stand_in(id, &changes)).collect::<Option<Vec<_>>>() else {
-            return Ok(None);
-        };
+        let (graph, made) = resize.build(&outputs, &make)?;
+        let stand_in = |id| self.stand_in(id, &changes).ok_or_else(|| NotAlike::reader(self.full, id));
+        let stand_ins = self.full.ids().map(stand_in).collect::<Result<Vec<_>, _>>()?;
         let place = |&(few, later): &(NodeId, Option<isize>)| {
             let place = places[few.index()]?;
             let changed = |at: &(usize, usize)| changes.contains_key(&chains.all[at.0].family);
@@ -131,7 +185,7 @@ impl<'a> Layers<'a> {
         };
         let places = stand_ins.iter().map(place).collect();
         let places = self.consistent(&graph, places);
-        Ok(Some(Grown { graph, places, planned_as: stand_ins.into_iter().map(|s| s.0).collect() }))
+        Ok(Grown { graph, places, planned_as: stand_ins.into_iter().map(|s| s.0).collect() })
     }
 
     /// Places without those that compute as their value does, but of something else: of a value that the ends of a run share
@@ -160,7 +214,7 @@ impl<'a> Layers<'a> {
         let links = chains::links(planned);
         let mut matching = Matching::of_graph(planned, &links, &|_| 0);
         matching.follow(&self.sources(planned));
-        let layer = |id: NodeId| match self.key(base(planned, id))? {
+        let layer = |id: NodeId| match self.keys[self.base(planned, id)?.index()] {
             Key::In(chain, at) => Some((self.chains.all[chain].family, self.chains.all[chain].first + at)),
             Key::Own(_) => None,
         };
@@ -219,18 +273,38 @@ impl<'a> Layers<'a> {
         self.changes.iter().map(of).collect()
     }
 
-    /// Where a source of the small step is in the chains.
-    fn key(&self, name: &str) -> Option<Key> {
-        self.step.find(name).map(|id| self.keys[id.index()])
+    /// The value of the small step that a plan's is named after: its own, the source it is a copy of or replaces, or the one
+    /// that a buffer holds.
+    fn base(&self, planned: &Graph, mut id: NodeId) -> Option<NodeId> {
+        loop {
+            if let Some(own) = self.step.find(planned.name_of(id)) {
+                return Some(own);
+            }
+            let copied = planned.op(id).copy_of();
+            let replaces = planned.outputs().iter().find(|o| o.role == Role::Update && o.node == id);
+            let of = copied.map(|of| self.step.find(of)).or_else(|| replaces.map(|o| self.source(planned, &o.name)));
+            match (of, planned.op(id)) {
+                (Some(source), _) => return source,
+                (None, Op::Put(_)) => id = planned.inputs(id)[0],
+                _ => return None,
+            }
+        }
+    }
+
+    /// The source of the small step that a plan's is, or is a copy of.
+    fn source(&self, planned: &Graph, name: &str) -> Option<NodeId> {
+        let copied = planned.find(name).and_then(|id| planned.op(id).copy_of());
+        self.step.find(copied.unwrap_or(name))
     }
 
     /// Pairs of the plan's sources that are the same in one layer and the next.
     fn sources(&self, planned: &Graph) -> Vec<(usize, usize)> {
         let mut of: BTreeMap<(usize, isize, String), NodeId> = BTreeMap::new();
         for id in planned.sources() {
-            if let Some(Key::In(chain, at)) = self.key(base(planned, id)) {
-                let what = planned.name_of(id)[base(planned, id).len()..].to_owned();
-                of.insert((chain, at, what), id);
+            let Some(base) = self.base(planned, id) else { continue };
+            if let Key::In(chain, at) = self.keys[base.index()] {
+                let what = planned.name_of(id).strip_prefix(self.step.name_of(base)).unwrap_or_default();
+                of.insert((chain, at, what.to_owned()), id);
             }
         }
         let next = |(chain, at, what): &(usize, isize, String)| of.get(&(*chain, at + 1, what.clone()));
@@ -238,20 +312,22 @@ impl<'a> Layers<'a> {
     }
 
     /// The outputs of the grown plan: the step's in their order, then what it carries along.
-    fn outputs(&self, resize: &Resize) -> Option<Vec<(String, Role, Key)>> {
+    fn outputs(&self, resize: &Resize) -> Result<Vec<(String, Role, Key)>, NotAlike> {
         let (planned, mut out) = (resize.graph, Vec::new());
         for o in planned.outputs() {
+            let unknown = || NotAlike::output(&o.name);
             if o.role != Role::Update {
-                out.push((o.name.clone(), o.role, resize.key(o.node)?));
+                out.push((o.name.clone(), o.role, resize.key(o.node).ok_or_else(unknown)?));
                 continue;
             }
-            let source = planned.find(&o.name)?;
+            let source = planned.find(&o.name).ok_or_else(unknown)?;
             let first = resize.chains.at[source.index()].is_none_or(|at| at.1 == 0);
             for key in resize.all(source).into_iter().filter(|_| first) {
                 let (old, later) = resize.old(key);
                 let later = resize.chains.at[old.index()].map(|_| later);
-                let name = self.full_name(planned.name_of(old), later, resize.changes)?;
-                out.push((name, Role::Update, resize.replaced_by(key)?));
+                let base = self.base(planned, old).ok_or_else(unknown)?;
+                let name = self.full_name(base, planned.name_of(old), later, resize.changes).ok_or_else(unknown)?;
+                out.push((name, Role::Update, resize.replaced_by(key).ok_or_else(unknown)?));
             }
         }
         let rank: FxHashMap<(&str, Role), usize> =
@@ -260,32 +336,31 @@ impl<'a> Layers<'a> {
             (rank.get(&(name.as_str(), *role)).copied().unwrap_or(rank.len()), name.clone())
         });
         // Every output of the step, once.
-        let known = out.iter().filter(|(name, role, _)| rank.contains_key(&(name.as_str(), *role))).count();
-        (known == rank.len()).then_some(out)
+        let made: FxHashSet<(&str, Role)> = out.iter().map(|(name, role, _)| (name.as_str(), *role)).collect();
+        match self.full.outputs().iter().find(|o| !made.contains(&(o.name.as_str(), o.role))) {
+            Some(lacking) => Err(NotAlike::output(&lacking.name)),
+            None if made.len() < out.len() => Err(NotAlike::Plan),
+            None => Ok(out),
+        }
     }
 
-    /// The name that a plan's value has so many layers later; what is in no chain of the plan is before what is put in, or
-    /// after it.
-    fn full_name(&self, name: &str, later: Option<isize>, changes: &BTreeMap<usize, Change>) -> Option<String> {
-        let mut base = name;
-        let id = loop {
-            match self.step.find(base) {
-                Some(id) => break id,
-                None => base = base.rsplit_once('.')?.0,
-            }
-        };
-        let Key::In(chain, at) = self.keys[id.index()] else {
+    /// The name that a plan's value, named after `base`, has so many layers later; what is in no chain of the plan is before
+    /// what is put in, or after it.
+    fn full_name(
+        &self,
+        base: NodeId,
+        name: &str,
+        later: Option<isize>,
+        changes: &BTreeMap<usize, Change>,
+    ) -> Option<String> {
+        let what = name.strip_prefix(self.step.name_of(base))?;
+        let Key::In(chain, at) = self.keys[base.index()] else {
             return (later.unwrap_or(0) == 0).then(|| name.to_owned());
         };
         let c = &self.chains.all[chain];
         let change = changes.get(&c.family);
         let later = later.unwrap_or(change.filter(|g| c.first + at > g.after).map_or(0, |g| g.by));
         let full = *c.nodes.get(usize::try_from(at + later).ok()?)?;
-        Some(self.full.name_of(full).to_owned() + &name[base.len()..])
+        Some(self.full.name_of(full).to_owned() + what)
     }
-}
-
-/// The name of a source, or of what it is a copy of.
-fn base(graph: &Graph, id: NodeId) -> &str {
-    graph.op(id).copy_of().unwrap_or(graph.name_of(id))
 }

@@ -1,7 +1,7 @@
 //! The same graph with more or fewer layers.
 
 use super::chains::{Chain, Chains, Operand};
-use crate::error::Result;
+use super::{NotAlike, Unlike};
 use crate::ir::{Graph, NodeId, Op, Role};
 use crate::plan::assemble::assemble;
 use rustc_hash::FxHashMap;
@@ -127,13 +127,13 @@ impl Resize<'_> {
         (0..links.len()).map(operand).collect()
     }
 
-    /// The new graph, with the outputs given, and its nodes; none if there is no such size. `make` says what a new node is,
+    /// The new graph, with the outputs given, and its nodes, if there is such a size. `make` says what a new node is,
     /// told its old one and how many layers later the new one is.
     pub fn build(
         &self,
         outputs: &[(String, Role, Key)],
         make: &dyn Fn(NodeId, isize) -> Option<Made>,
-    ) -> Result<Option<(Graph, FxHashMap<Key, NodeId>)>> {
+    ) -> Result<(Graph, FxHashMap<Key, NodeId>), Unlike> {
         let mut graph = Graph::new(&self.graph.name);
         let operands = |key| {
             if self.graph.op(self.old(key).0).is_source() { Some(Vec::new()) } else { self.operands(key) }
@@ -150,8 +150,8 @@ impl Resize<'_> {
                 _ => graph.add(op, inputs).map(Some),
             }
         })?;
-        let Some(made) = made else { return Ok(None) };
+        let made = made.map_err(|key| NotAlike::reader(self.graph, self.old(key).0))?;
         outputs.iter().for_each(|(name, role, key)| graph.add_output(name, *role, made[key]));
-        Ok(Some((graph, made)))
+        Ok((graph, made))
     }
 }

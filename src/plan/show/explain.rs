@@ -9,10 +9,7 @@ use crate::hint::is_meant;
 use crate::ir::ops::{Kind, Signature};
 use crate::ir::{Graph, NodeId, Op, text};
 use crate::plan::bodies::plan_bodies;
-use crate::plan::choice::Search;
-use crate::plan::choice::{Choice, Members};
-use crate::plan::choice::{Flip, Live};
-use crate::plan::choice::{Found, with_plan};
+use crate::plan::choice::{Alike, Choice, Extracted, Flip, Live, Members, Search, extract, members};
 use crate::plan::evidence::Spread;
 use crate::plan::evidence::{Shares, percent};
 use crate::plan::units::seconds;
@@ -70,26 +67,26 @@ pub struct Explanation {
 /// formats that it had; [`crate::plan::Planned::computes_again`] tells what is.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
     // As plans show it, behind the module it belongs to.
-    let bare = name.rsplit('/').next().unwrap_or(name);
-    let Some(id) = step.find(name).or_else(|| step.find(bare)) else { return Err(unknown(step, name)) };
+    let in_module = |id: NodeId| {
+        let of_name = name.strip_suffix(step.name_of(id)).and_then(|module| module.strip_suffix('/'));
+        of_name.is_some() && of_name == step.module_of(id)
+    };
+    let Some(id) = step.find(name).or_else(|| step.ids().find(|&id| in_module(id))) else {
+        return Err(unknown(step, name));
+    };
     let name = step.name_of(id).to_owned();
     let name = name.as_str();
     let step = &plan_bodies(step, request, rules)?.graph;
     let verdicts = paint(step, request);
-    let judged = with_plan(step, &verdicts, request, rules, &|found| Ok(judge(found, id, rules)))?;
+    let judged = judge(&extract(step, &verdicts, request, rules)?, request, id, rules);
     let calibration = request.calibration.as_ref();
     let products = calibration.map_or(Vec::new(), |c| {
         let reading = c.operands.iter().filter_map(|(p, of)| Some((p.clone(), of.get(name)?.clone())));
         reading.collect()
     });
-    let printed = text::print(step);
-    let line = printed.lines().map(str::trim).find(|l| {
-        let declared = l.split_once(':').map_or("", |(n, _)| n.rsplit(' ').next().unwrap_or(""));
-        declared == name
-    });
     Ok(Explanation {
         name: name.to_owned(),
-        line: line.unwrap_or(name).to_owned(),
+        line: text::declaration(step, id),
         planned_as: Some(judged.planned_as).filter(|other| other != name),
         origin: step.node(id).origin.clone(),
         module: step.module_of(id).map(str::to_owned),
@@ -115,10 +112,11 @@ struct Judged {
 }
 
 /// All ways for a value of the step, in the plan of what stands for it.
-fn judge(found: Found, id: NodeId, rules: &RuleSet) -> Judged {
-    let Found { saturated, mut search, choice, seconds, .. } = found;
-    let (id, m) = (found.planned_as[id.index()], search.members);
-    let mut live = Live::new(m, choice);
+fn judge(found: &Extracted, request: &Request, id: NodeId, rules: &RuleSet) -> Judged {
+    let (saturated, seconds, id) = (&found.saturated, found.seconds, found.planned_as[id.index()]);
+    let m = &members(saturated, request);
+    let mut search = Search::new(m, request, Alike::default());
+    let mut live = Live::new(m, found.choice.clone());
     let value = m.find(saturated.encoded.classes[id.index()]);
     let mut alternatives = alternatives(m, &mut search, &mut live, value, seconds, rules);
     // What all other layers take.
@@ -142,7 +140,10 @@ fn unknown(step: &Graph, name: &str) -> Error {
             "`{name}` is computed inside the loop `{body}`, whose body is planned by itself; values of the step can be explained"
         ));
     }
-    let hint = is_meant(name, step.ids().map(|id| step.name_of(id)));
+    let bare = step.ids().map(|id| step.name_of(id).to_owned());
+    let with_module = step.ids().filter_map(|id| Some(format!("{}/{}", step.module_of(id)?, step.name_of(id))));
+    let known: Vec<String> = bare.chain(with_module).collect();
+    let hint = is_meant(name, known.iter().map(String::as_str));
     Error::Request(format!("the step has no value `{name}`{hint}; mantissa plan --emit step lists them"))
 }
 

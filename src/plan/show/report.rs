@@ -7,7 +7,6 @@ use crate::error::Result;
 use crate::ir::{Graph, NodeId, Op, Stage, verify};
 use crate::lower::{Program, outline};
 use crate::plan::evidence::Spread;
-use crate::plan::recompute::first_of;
 use crate::plan::{Planned, Request};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -175,8 +174,8 @@ fn launches(
         let values: Vec<NodeId> =
             range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| value(n)).collect();
         // What is computed again stands beside where it was computed first.
-        let again = || range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| first_of(n));
-        let first_value = |n: &str| value(n).or_else(|| step.find(n.rsplit_once('.')?.0));
+        let again =
+            || range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| planned.first_of(g.find(n)?));
         let known = values.iter().map(|&v| step.node(v).stage).min();
         let stage = match again().next() {
             Some(_) => Stage::Backward,
@@ -186,7 +185,10 @@ fn launches(
                 _ => Stage::Forward,
             })),
         };
-        let mut of = values.iter().filter_map(|&v| step.node(v).grad_of).chain(again().filter_map(first_value));
+        let mut of = values
+            .iter()
+            .filter_map(|&v| step.node(v).grad_of)
+            .chain(again().filter_map(|first| value(g.name_of(first))));
         let beside = of.find_map(|f| row_of.get(&f).copied());
         let row = match (stage, beside) {
             (Stage::Backward, Some(row)) => row,

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::ir::{Graph, Op, verify};
 use crate::lower::{InLoop, Kernel, Program, lower, outline};
-use crate::plan::recompute::{Again, first_of};
+use crate::plan::recompute::Again;
 use crate::plan::units::{bytes, seconds};
 use crate::plan::{Planned, Request};
 use std::fmt::Write;
@@ -59,9 +59,9 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         carried(&planned.graph),
         staged(&planned.graph)
     );
-    if let Some(Again { segments, again, seconds: more, bytes: less }) = planned.again {
-        let time = if more > 0.0 { format!("takes {}", seconds(more)) } else { "takes no longer".to_owned() };
-        let less = bytes(less);
+    if let Some(Again { segments, again, seconds: more, bytes: less, .. }) = &planned.again {
+        let time = if *more > 0.0 { format!("takes {}", seconds(*more)) } else { "takes no longer".to_owned() };
+        let less = bytes(*less);
         let _ = writeln!(
             out,
             "memory: {again} of {segments} segments of the forward pass are computed again in the backward pass, which {time} and saves {less}"
@@ -69,6 +69,9 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     }
     for (all, few) in &planned.layers {
         let _ = writeln!(out, "layers: {all} that are alike, planned as {few}");
+    }
+    if let Some(why) = &planned.apart {
+        let _ = writeln!(out, "layers: planned one by one, for {why}");
     }
     Ok(out)
 }
@@ -115,10 +118,11 @@ fn clip_path(s: &str, width: usize) -> String {
 /// A stored buffer of a plan: the value it holds, its format, and the reason. None of what lowering stores of its own.
 fn describe(planned: &Planned, buffer: &str) -> Option<(String, String, String)> {
     let g = &planned.graph;
-    if let Some((first, id)) = first_of(buffer).zip(g.find(buffer)) {
-        return Some((buffer.to_owned(), g.ty(id).format.to_string(), format!("computed again as `{first}` was")));
-    }
     let id = g.find(buffer)?;
+    if let Some(first) = planned.first_of(id) {
+        let why = format!("computed again as `{}` was", g.name_of(first));
+        return Some((buffer.to_owned(), g.ty(id).format.to_string(), why));
+    }
     let value = g.inputs(id).first().map_or(buffer, |&v| g.name_of(v));
     let update = g.outputs().iter().find(|o| o.node == id && o.role == crate::ir::Role::Update);
     let shown = update.map_or_else(|| value.to_owned(), |o| format!("{} ←", o.name));

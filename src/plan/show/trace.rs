@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::ir::Graph;
 use crate::plan::bodies::plan_bodies;
 use crate::plan::choice::Members;
-use crate::plan::choice::{Found, with_plan};
+use crate::plan::choice::{Extracted, extract, members};
 use crate::plan::{Request, paint};
 use crate::rewrite::{PhaseReport, RuleSet};
 use egg::Id;
@@ -45,11 +45,11 @@ pub struct Trace {
 pub fn trace(step: &Graph, request: &Request, rules: &RuleSet, before: &[PhaseReport]) -> Result<Trace> {
     let step = &plan_bodies(step, request, rules)?.graph;
     let verdicts = paint(step, request);
-    with_plan(step, &verdicts, request, rules, &|found| Ok(traced(&found, rules, before)))
+    Ok(traced(&extract(step, &verdicts, request, rules)?, request, rules, before))
 }
 
-fn traced(found: &Found, rules: &RuleSet, before: &[PhaseReport]) -> Trace {
-    let m = found.search.members;
+fn traced(found: &Extracted, request: &Request, rules: &RuleSet, before: &[PhaseReport]) -> Trace {
+    let m = &members(&found.saturated, request);
     let mut made: BTreeMap<&str, (Vec<String>, Vec<String>)> = BTreeMap::new();
     let mut reached = vec![false; m.ids()];
     m.reachable(&found.choice).into_iter().for_each(|c| reached[usize::from(c)] = true);
