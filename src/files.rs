@@ -5,6 +5,9 @@ use std::io::Write;
 use std::path::Path;
 
 /// Writes a file whole or not at all: to a temporary name beside it, then renamed.
+///
+/// # Errors
+/// What the file system refuses: of the folder, or of the file. What was there before is there still.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let dir = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // A temporary file's errors name that file, so what is wrong with the folder is asked of the folder.
@@ -22,6 +25,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Writes an executable file, whole or not at all.
+///
+/// # Errors
+/// Those of [`write_atomically`], and permissions that cannot be set.
 pub fn write_executable(path: &Path, bytes: &[u8]) -> Result<()> {
     write_atomically(path, bytes)?;
     #[cfg(unix)]

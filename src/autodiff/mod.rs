@@ -11,12 +11,16 @@ use std::collections::{BTreeMap, BTreeSet};
 ///
 /// `seed` is a scalar node: 1, or the loss scale. A value `of` does not depend on has no entry in the result.
 /// Every value's whole gradient is marked as such, so that policies can treat it like the value.
+///
+/// # Errors
+/// `of` is no scalar, or a value of `wrt` reaches it through what has no gradient: a scatter that multiplies or compares,
+/// a loop whose number of steps is still a name.
 pub fn gradients(graph: &mut Graph, of: NodeId, seed: NodeId, wrt: &[NodeId]) -> Result<BTreeMap<NodeId, NodeId>> {
     gradients_holding(graph, of, seed, wrt, &[])
 }
 
 /// [`gradients`], with the values of `held` taken for constants.
-pub fn gradients_holding(
+pub(crate) fn gradients_holding(
     graph: &mut Graph,
     of: NodeId,
     seed: NodeId,

@@ -91,6 +91,9 @@ impl Target {
     }
 
     /// A profile from a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or holds no profile.
     pub fn read(path: &Path) -> Result<Target> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let target: Target = toml::from_str(&text).map_err(|e| {
@@ -116,6 +119,9 @@ impl Target {
     }
 
     /// A built-in target, or the profile in a `.toml` file.
+    ///
+    /// # Errors
+    /// A name that no built-in target has, with the names there are; those of [`Target::read`].
     pub fn named(name: &str) -> Result<Target> {
         if Path::new(name).extension().is_some_and(|e| e == "toml") {
             return Target::read(Path::new(name));
@@ -138,6 +144,9 @@ impl Target {
     }
 
     /// Refuses a format the target has no matrix units for, naming those that do.
+    ///
+    /// # Errors
+    /// The format is not multiplied: with the targets that multiply it.
     pub fn require(&self, format: Format) -> Result<()> {
         if self.multiplies(format) {
             return Ok(());
@@ -152,6 +161,9 @@ impl Target {
     }
 
     /// Predicted time of a planned graph.
+    ///
+    /// # Errors
+    /// A graph that breaks the IR's rules ([`verify`]), or that cannot be lowered.
     pub fn estimate_graph(&self, graph: &Graph) -> Result<Estimate> {
         Ok(self.estimate_program(&outline(verify(graph)?)?))
     }

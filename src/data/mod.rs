@@ -105,6 +105,9 @@ pub struct Source {
 impl Source {
     /// The data a path names: a file that holds both parts, or a directory with IDX files of a split
     /// (`train` or `test`) named as MNIST's are.
+    ///
+    /// # Errors
+    /// A path where nothing is, and a directory without both files of the split.
     pub fn find(path: &Path, split: &str) -> Result<Source> {
         if !path.is_dir() {
             if !path.exists() {
@@ -137,6 +140,10 @@ impl Source {
 /// Loads a split. Features are multiplied by `scale` (of several arrays, those that are not of whole numbers). The
 /// arrays of an `.npz` file are named as the model's inputs are (the only input's may be called `x`, and a single one have
 /// any name), and its labels `y`.
+///
+/// # Errors
+/// A file that cannot be read or is of no known kind, no samples, no labels, arrays that differ in how many samples they
+/// have, a label that is not finite.
 pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
     let path = &source.features;
     let label_path = source.labels.as_ref().unwrap_or(path);
@@ -172,6 +179,9 @@ pub fn load(source: &Source, scale: f64) -> Result<Dataset> {
 
 /// Loads features alone, as inference needs them: `.npy`, `.npz`, `.csv`, IDX, or a directory with IDX files of a
 /// training split. Labels are left out.
+///
+/// # Errors
+/// A file that cannot be read or is of no known kind, no samples, arrays that differ in how many samples they have.
 pub fn load_features(path: &Path, scale: f64) -> Result<Dataset> {
     let path = &Source::find(path, "train")?.features;
     let features = if is(path, "csv") { vec![(FEATURES.to_owned(), csv::read(path)?.0)] } else { read_features(path)? };
@@ -215,6 +225,9 @@ impl Dataset {
 
     /// Refuses features that do not fit: `inputs` are the model's, with the extents of one sample; `batch` samples must be
     /// there, and every value finite.
+    ///
+    /// # Errors
+    /// Too few samples; an input without an array; the first of another width, or with a value that is not finite.
     pub fn check_features(&self, inputs: &[(String, Vec<usize>)], batch: usize) -> Result<()> {
         if self.samples < batch {
             return Err(Error::data(
@@ -262,6 +275,9 @@ impl Dataset {
 
     /// Refuses labels that do not fit: `classes` are how many the model tells apart, and the label that does not count;
     /// `targets` is how many numbers a sample's label holds.
+    ///
+    /// # Errors
+    /// The first sample of a class that the model does not know, another number of labels, numbers in place of classes.
     pub fn check_labels(&self, classes: Option<(usize, Option<i64>)>, targets: usize) -> Result<()> {
         let per_sample = self.labels.len() / self.samples;
         if let (Some((n, ignored)), Labels::Classes(labels)) = (classes, &self.labels)

@@ -9,19 +9,23 @@ use rustc_hash::FxHashMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// A node's position in its graph, counted from 0; operands have smaller ones.
 pub type NodeId = NodeIndex;
 
 /// Which part of the training step a node belongs to; precision policies treat them differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub enum Stage {
+    /// The model and its loss.
     #[default]
     Forward,
+    /// Gradients of the loss, as `autodiff` appends them.
     Backward,
     /// Unscaling, clipping, the optimizer and the loss scaler.
     Update,
 }
 
 impl Stage {
+    /// The name in reports.
     pub fn name(self) -> &'static str {
         match self {
             Stage::Forward => "forward",
@@ -40,13 +44,19 @@ pub enum Named {
     MadeUp,
 }
 
+/// An operation applied to its operands.
 #[derive(Clone, Debug)]
 pub struct Node {
+    /// What it computes, with its attributes.
     pub op: Op,
+    /// Shape and format of its result.
     pub ty: Type,
     inputs: Box<[NodeId]>,
+    /// Unique in the graph, but for constants, whose name is their number.
     pub name: String,
+    /// Who chose the name.
     pub named: Named,
+    /// The part of the step that it belongs to.
     pub stage: Stage,
     /// The forward value this node is the whole gradient of.
     pub grad_of: Option<NodeId>,
@@ -67,16 +77,21 @@ pub enum Role {
     Metric,
 }
 
+/// A value that leaves the graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Output {
+    /// What it is known by, with its role; an update's name is that of the source it overwrites.
     pub name: String,
+    /// What becomes of the value.
     pub role: Role,
+    /// The node that yields the value.
     pub node: NodeId,
 }
 
 /// A typed DAG. Nodes are only ever appended, operands first, so ascending ids are a topological order.
 #[derive(Clone, Debug, Default)]
 pub struct Graph {
+    /// The model's name, or that of a loop's body.
     pub name: String,
     dag: DiGraph<Node, ()>,
     names: FxHashMap<String, NodeId>,
@@ -92,6 +107,7 @@ pub struct Graph {
 }
 
 impl Graph {
+    /// A graph without nodes.
     pub fn new(name: impl Into<String>) -> Graph {
         Graph { name: name.into(), ..Graph::default() }
     }
@@ -106,10 +122,12 @@ impl Graph {
         graph
     }
 
+    /// Number of nodes.
     pub fn len(&self) -> usize {
         self.dag.node_count()
     }
 
+    /// Are there no nodes?
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -119,22 +137,27 @@ impl Graph {
         self.dag.node_indices()
     }
 
+    /// A node with its operation, type, name and origin.
     pub fn node(&self, id: NodeId) -> &Node {
         &self.dag[id]
     }
 
+    /// A node's operation.
     pub fn op(&self, id: NodeId) -> &Op {
         &self.dag[id].op
     }
 
+    /// Shape and format of a node's result.
     pub fn ty(&self, id: NodeId) -> &Type {
         &self.dag[id].ty
     }
 
+    /// Shape of a node's result.
     pub fn shape(&self, id: NodeId) -> &Shape {
         &self.dag[id].ty.shape
     }
 
+    /// A node's name; a constant's is its number.
     pub fn name_of(&self, id: NodeId) -> &str {
         &self.dag[id].name
     }
@@ -159,6 +182,7 @@ impl Graph {
         forward.or(node.module.as_deref())
     }
 
+    /// The node of this name. Constants are not found.
     pub fn find(&self, name: &str) -> Option<NodeId> {
         self.names.get(name).copied()
     }
@@ -168,10 +192,12 @@ impl Graph {
         self.ids().filter(|&id| self.op(id).is_source())
     }
 
+    /// Outputs, updates and metrics, in the order they were declared.
     pub fn outputs(&self) -> &[Output] {
         &self.outputs
     }
 
+    /// The node that the output of this name and role yields.
     pub fn output(&self, name: &str, role: Role) -> Option<NodeId> {
         self.outputs.iter().find(|o| o.name == name && o.role == role).map(|o| o.node)
     }
@@ -195,6 +221,7 @@ impl Graph {
         }
     }
 
+    /// Declares an output behind the others; [`Graph::set_output`] replaces one of the same name and role.
     pub fn add_output(&mut self, name: impl Into<String>, role: Role, node: NodeId) {
         self.outputs.push(Output { name: name.into(), role, node });
     }
@@ -204,24 +231,31 @@ impl Graph {
         self.outputs.clear();
     }
 
-    /// Adds an operation, or finds the node that already computes it. Errors say what its type rule misses.
+    /// Adds an operation, or finds the node that already computes it.
+    ///
+    /// # Errors
+    /// Operands that its type rule refuses, and a result of more than [`Type::MOST`] elements: with the operands'
+    /// types.
     pub fn add(&mut self, op: Op, inputs: &[NodeId]) -> Result<NodeId> {
         self.insert(op, inputs, None)
     }
 
     /// Adds an operation under a name of its own, even where an equal one exists.
+    ///
+    /// # Errors
+    /// Those of [`Graph::add`], and a name that another node was given.
     pub fn add_named(&mut self, name: impl Into<String>, op: Op, inputs: &[NodeId]) -> Result<NodeId> {
         self.insert(op, inputs, Some((name.into(), Named::Given)))
     }
 
     /// [`Graph::add_named`], of a name that was given or made up.
-    pub fn add_as(&mut self, name: String, named: Named, op: Op, inputs: &[NodeId]) -> Result<NodeId> {
+    pub(crate) fn add_as(&mut self, name: String, named: Named, op: Op, inputs: &[NodeId]) -> Result<NodeId> {
         self.insert(op, inputs, Some((name, named)))
     }
 
     /// Adds what becomes of a node of another graph: under its name, with its stage, its origin, and the value it is the
     /// gradient of. `map` says where that graph's nodes are in this one.
-    pub fn transfer(
+    pub(crate) fn transfer(
         &mut self,
         from: &Graph,
         id: NodeId,
@@ -345,7 +379,8 @@ impl Graph {
         true
     }
 
-    pub fn set_grad_of(&mut self, id: NodeId, forward: NodeId) {
+    /// Marks a node as the whole gradient of a forward value, unless it is that of another already.
+    pub(crate) fn set_grad_of(&mut self, id: NodeId, forward: NodeId) {
         self.dag[id].grad_of.get_or_insert(forward);
     }
 
@@ -361,6 +396,9 @@ impl Graph {
     }
 
     /// The same graph with named extents replaced by sizes; every type is inferred again.
+    ///
+    /// # Errors
+    /// The node whose operation does not fit the sizes, or a name that `sizes` lacks.
     pub fn bind(&self, sizes: &BTreeMap<String, usize>) -> Result<Graph> {
         let bound = self.map_ops(|op| op.bind(sizes))?;
         match bound.free_dims().first() {
@@ -372,17 +410,20 @@ impl Graph {
     }
 
     /// The same graph with every operation replaced.
-    pub fn map_ops(&self, f: impl Fn(&Op) -> Op) -> Result<Graph> {
+    pub(crate) fn map_ops(&self, f: impl Fn(&Op) -> Op) -> Result<Graph> {
         self.map_ids(|_, op| f(op))
     }
 
     /// The same graph with every operation replaced, by its id.
-    pub fn map_ids(&self, f: impl Fn(NodeId, &Op) -> Op) -> Result<Graph> {
+    pub(crate) fn map_ids(&self, f: impl Fn(NodeId, &Op) -> Op) -> Result<Graph> {
         self.rebuild(|id, _, inputs| Ok((f(id, self.op(id)), inputs.to_vec())))
     }
 
     /// The same graph with every operation and its operands replaced: told a node, the new graph so far and the node's
     /// operands in it. Names, origins and outputs stay.
+    ///
+    /// # Errors
+    /// Those of `f`, and of [`Graph::add`] where what it returns does not fit.
     pub fn rebuild(&self, mut f: impl FnMut(NodeId, &Graph, &[NodeId]) -> Result<(Op, Vec<NodeId>)>) -> Result<Graph> {
         let mut out = Graph::new(&self.name);
         for id in self.ids() {
@@ -395,7 +436,10 @@ impl Graph {
         Ok(out)
     }
 
-    /// Copies everything `roots` need into a new graph with the outputs given; names are kept.
+    /// Copies everything that the outputs given need into a new graph with these outputs; names are kept.
+    ///
+    /// # Errors
+    /// Those of [`Graph::add`]; a graph that was built by it has none.
     pub fn prune(&self, outputs: &[Output]) -> Result<Graph> {
         let mut live = vec![false; self.len()];
         for o in outputs {

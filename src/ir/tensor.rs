@@ -3,21 +3,27 @@
 /// Row-major values. Integers and booleans are held as f64 (exact to 2^53).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
+    /// Extents, outermost first; none for a scalar.
     pub dims: Vec<usize>,
+    /// As many elements as the extents multiply to.
     pub data: Vec<f64>,
 }
 
 impl Tensor {
+    /// A tensor of these elements.
+    ///
+    /// # Panics
+    /// If they are not as many as the extents multiply to.
     pub fn new(dims: &[usize], data: Vec<f64>) -> Tensor {
         assert_eq!(dims.iter().product::<usize>(), data.len(), "data fills the shape");
         Tensor { dims: dims.to_vec(), data }
     }
 
-    pub fn scalar(x: f64) -> Tensor {
+    pub(crate) fn scalar(x: f64) -> Tensor {
         Tensor { dims: Vec::new(), data: vec![x] }
     }
 
-    pub fn full(dims: &[usize], x: f64) -> Tensor {
+    pub(crate) fn full(dims: &[usize], x: f64) -> Tensor {
         Tensor::new(dims, vec![x; dims.iter().product()])
     }
 
@@ -33,7 +39,7 @@ impl Tensor {
         self.data[self.offset(index)]
     }
 
-    pub fn at_mut(&mut self, index: &[usize]) -> &mut f64 {
+    pub(crate) fn at_mut(&mut self, index: &[usize]) -> &mut f64 {
         let i = self.offset(index);
         &mut self.data[i]
     }
@@ -49,6 +55,7 @@ impl Tensor {
         index.iter().zip(&self.dims).fold(0, |o, (&i, &d)| o * d + i)
     }
 
+    /// The function's value at every element.
     pub fn map(&self, f: impl Fn(f64) -> f64) -> Tensor {
         Tensor { dims: self.dims.clone(), data: self.data.iter().map(|&x| f(x)).collect() }
     }

@@ -7,12 +7,14 @@ use std::fmt;
 /// One extent of a shape: a number, or a name bound when the graph is compiled (`batch`).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Dim {
+    /// A number of elements.
     Fixed(usize),
+    /// A size that [`super::Graph::bind`] puts a number for.
     Named(String),
 }
 
 impl Dim {
-    pub fn is_one(&self) -> bool {
+    pub(crate) fn is_one(&self) -> bool {
         *self == Dim::Fixed(1)
     }
 }
@@ -37,14 +39,17 @@ impl fmt::Display for Dim {
 pub struct Shape(pub Vec<Dim>);
 
 impl Shape {
+    /// The shape of a single number: no axes.
     pub fn scalar() -> Shape {
         Shape::default()
     }
 
+    /// A shape whose extents are all known, outermost first.
     pub fn of(dims: &[usize]) -> Shape {
         Shape(dims.iter().map(|&d| Dim::Fixed(d)).collect())
     }
 
+    /// Number of axes.
     pub fn rank(&self) -> usize {
         self.0.len()
     }
@@ -81,6 +86,7 @@ impl Shape {
         Some(Shape(out))
     }
 
+    /// The shape with names replaced by sizes. Names that `sizes` lacks stay.
     pub fn bind(&self, sizes: &BTreeMap<String, usize>) -> Shape {
         Shape(
             self.0
@@ -107,11 +113,14 @@ impl fmt::Display for Shape {
 /// What a node yields. Values are `f32` (or `f64`, integer, boolean) registers; sources, `put` and `cast` yield memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Type {
+    /// Extents of the value.
     pub shape: Shape,
+    /// Format of its elements, in registers or in memory.
     pub format: Format,
 }
 
 impl Type {
+    /// The type of values of this shape and format.
     pub fn new(shape: Shape, format: Format) -> Type {
         Type { shape, format }
     }
@@ -126,7 +135,7 @@ impl Type {
 
     /// The type, unless the extents that are known multiply to more elements than [`Type::MOST`]; an extent of 0 counts
     /// as 1, so that views of a value without elements stay countable too.
-    pub fn countable(self) -> Result<Type, String> {
+    pub(crate) fn countable(self) -> Result<Type, String> {
         let mut extents = self.shape.0.iter().map(|d| if let Dim::Fixed(n) = d { (*n).max(1) } else { 1 });
         match extents.try_fold(1usize, usize::checked_mul) {
             Some(elements) if elements <= Type::MOST => Ok(self),
@@ -134,11 +143,13 @@ impl Type {
         }
     }
 
+    /// Number of elements of a bound type. Panics on a name, as [`Type::dims`] does.
     pub fn elements(&self) -> usize {
         let extent = |d: &Dim| if let Dim::Fixed(n) = d { *n } else { panic!("a bound graph has no named extents") };
         self.shape.0.iter().map(extent).product()
     }
 
+    /// Bytes of a bound type in memory, without gaps.
     pub fn bytes(&self) -> usize {
         self.elements() * self.format.bytes()
     }

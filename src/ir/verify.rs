@@ -8,12 +8,17 @@ use crate::error::{Error, Result};
 pub struct Verified<'a>(&'a Graph);
 
 impl<'a> Verified<'a> {
+    /// The graph that was checked.
     pub fn graph(self) -> &'a Graph {
         self.0
     }
 }
 
 /// Checks order, types and outputs, and that no extent is left unbound.
+///
+/// # Errors
+/// The first node that reads a later one, breaks its type rule or has an unbound size; an update of no source, or of one
+/// of another shape; a metric that is no scalar.
 pub fn verify(graph: &Graph) -> Result<Verified<'_>> {
     for id in graph.ids() {
         let node = graph.node(id);

@@ -7,14 +7,18 @@ use super::program::Program;
 /// A range of the arena, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {
+    /// From the start of the arena: a multiple of 256.
     pub offset: usize,
+    /// Reserved for the buffer: its own size, rounded up to a multiple of 256.
     pub bytes: usize,
 }
 
 /// Slots of all buffers. Sources and results never share theirs.
 #[derive(Clone, Debug, Default)]
 pub struct Arena {
+    /// By [`BufferId`]; of no bytes where no launch touches the buffer.
     pub slots: Vec<Slot>,
+    /// Size of the whole arena.
     pub bytes: usize,
 }
 
@@ -73,6 +77,7 @@ pub struct Memory {
 }
 
 impl Memory {
+    /// Both together.
     pub fn total(&self) -> usize {
         self.resident + self.temporaries
     }

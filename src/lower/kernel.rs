@@ -15,6 +15,7 @@ pub type BufferId = usize;
 /// An instruction's position in its tape.
 pub type Reg = usize;
 
+/// How many values a register has. Ordered: what is computed has the highest level of its operands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
     /// One value per outer index.
@@ -23,21 +24,31 @@ pub enum Level {
     Inner,
 }
 
+/// An instruction of a tape. The result is the register with the instruction's own position.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Inst {
+    /// The element of the load at this position in [`Loop::loads`].
     Load(usize),
+    /// The same number everywhere.
     Const(Num),
     /// The index along a domain axis.
     Position(usize),
     /// A uniform number at the position that the view says: [`crate::ir::Op::Random`].
     Random {
+        /// Its address at an index is the position whose number is drawn.
         at: View,
+        /// Holds the run's seed.
         seed: Reg,
+        /// Holds the number of the step.
         step: Reg,
+        /// The operation's own, so that two operations draw different numbers.
         salt: u32,
     },
+    /// Of one operand.
     Unary(Unary, Reg),
+    /// Of the left and the right operand.
     Binary(Binary, Reg, Reg),
+    /// `Select(c, a, b)`: a where c is not 0, else b.
     Select(Reg, Reg, Reg),
     /// Over all of `inner`; `Mean` divides by its size.
     Reduce(ReduceKind, Reg),
@@ -45,9 +56,13 @@ pub enum Inst {
     Round(Format, Reg),
     /// The load's element at the position `index` of an axis with this extent and stride.
     Gather {
+        /// Position in [`Loop::loads`]; the view stands at the axis's first element.
         load: usize,
+        /// Position along the axis; below 0 counts from the end, what lies outside is clamped to the ends.
         index: Reg,
+        /// Elements along the axis.
         extent: usize,
+        /// Elements of the buffer from one position to the next.
         stride: usize,
     },
     /// The product's element.
@@ -55,6 +70,7 @@ pub enum Inst {
 }
 
 impl Inst {
+    /// Registers that the instruction reads, in order.
     pub fn operands(&self) -> Vec<Reg> {
         match *self {
             Inst::Random { seed, step, .. } => vec![seed, step],
@@ -70,7 +86,9 @@ impl Inst {
 /// Where an operand or a result starts: an element of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Address {
+    /// Where the elements are.
     pub buffer: BufferId,
+    /// Elements of the buffer before it.
     pub offset: usize,
 }
 
@@ -84,26 +102,39 @@ impl Address {
 /// A buffer read through a view over the whole domain (outer axes, then inner axes).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Load {
+    /// What is read.
     pub buffer: BufferId,
+    /// The element read at each index of the domain.
     pub view: View,
+    /// The buffer's; registers hold the element widened.
     pub format: Format,
 }
 
 /// A register written to a buffer, through a view over the outer axes, or the whole domain for inner registers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Store {
+    /// What is written.
     pub reg: Reg,
+    /// Where it goes.
     pub buffer: BufferId,
+    /// The element written at each index.
     pub view: View,
+    /// The buffer's; a register that is not rounded yet is rounded on the way.
     pub format: Format,
 }
 
+/// A tape over a domain of loops.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct Loop {
+    /// Extents of the axes that are not reduced over.
     pub outer: Vec<usize>,
+    /// Extents of the axes that every reduction runs over; empty in a pointwise kernel.
     pub inner: Vec<usize>,
+    /// Views that the tape reads through.
     pub loads: Vec<Load>,
+    /// Instructions, each behind its operands.
     pub tape: Vec<Inst>,
+    /// Registers that leave the kernel.
     pub stores: Vec<Store>,
     /// Registers are f64: the model computes in f64, or with whole numbers that f32 does not hold.
     pub wide: bool,
@@ -123,10 +154,12 @@ impl Loop {
         total
     }
 
+    /// Elements of the outer domain; 1 without axes.
     pub fn outer_size(&self) -> usize {
         self.outer.iter().product()
     }
 
+    /// Elements that a reduction runs over; 1 without axes.
     pub fn inner_size(&self) -> usize {
         self.inner.iter().product()
     }
@@ -168,6 +201,7 @@ impl Loop {
         self.stores[store].view.dims.len() > self.outer.len()
     }
 
+    /// Does the tape reduce over `inner`?
     pub fn has_reduction(&self) -> bool {
         self.tape.iter().any(|i| matches!(i, Inst::Reduce(..)))
     }
@@ -176,16 +210,25 @@ impl Loop {
 /// `batch` products of `m × k` by `k × n`. The result is `[batch, m, n]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Gemm {
+    /// The left operand, row-major.
     pub a: Address,
+    /// The right operand, row-major.
     pub b: Address,
+    /// Is `a` stored as `k × m`?
     pub ta: bool,
+    /// Is `b` stored as `n × k`?
     pub tb: bool,
+    /// Products of matrices; 1 where there is but one.
     pub batch: usize,
+    /// Rows of the result.
     pub m: usize,
+    /// Columns of the result.
     pub n: usize,
+    /// Terms of each sum.
     pub k: usize,
     /// Elements between the batch's matrices; 0 shares one matrix.
     pub stride_a: usize,
+    /// The same of `b`.
     pub stride_b: usize,
     /// What the matrix units multiply.
     pub format: Format,
@@ -194,26 +237,42 @@ pub struct Gemm {
 /// A convolution or one of its gradients, with the dims of x, w and y.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Conv {
+    /// Which of x, w and y is the result.
     pub kind: ConvKind,
+    /// Strides, dilations, padding and groups.
     pub spec: ConvSpec,
+    /// The first operand: x, or y where x is the result.
     pub a: Address,
+    /// The second operand: w, or y where w is the result.
     pub b: Address,
+    /// Batch, channels, spatial extents.
     pub x: Vec<usize>,
+    /// Output channels, channels of a group, spatial extents.
     pub w: Vec<usize>,
+    /// Batch, output channels, spatial extents.
     pub y: Vec<usize>,
+    /// What the matrix units multiply.
     pub format: Format,
 }
 
 /// Rows of `updates` (`[lead, positions, tail]`) written or combined into `base` (`[lead, rows, tail]`; zeros if none).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scatter {
+    /// Whether updates overwrite or how they combine.
     pub kind: ScatterKind,
+    /// What updates are written or combined into; none: zeros.
     pub base: Option<Address>,
+    /// The row of each position, `[positions]`; below 0 counts from the end.
     pub index: Address,
+    /// The rows written.
     pub updates: Address,
+    /// Product of the extents before the axis.
     pub lead: usize,
+    /// The extent of the axis.
     pub rows: usize,
+    /// Updates along the axis.
     pub positions: usize,
+    /// Product of the extents behind the axis: elements of a row.
     pub tail: usize,
 }
 
@@ -237,10 +296,14 @@ impl Conv {
     }
 }
 
+/// What is computed of whole buffers.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Contraction {
+    /// A matrix product.
     Gemm(Gemm),
+    /// A convolution or one of its gradients.
     Conv(Conv),
+    /// Rows put where an index says.
     Scatter(Scatter),
 }
 
@@ -248,11 +311,14 @@ pub enum Contraction {
 /// outer), fed by the accumulator.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Product {
+    /// What is accumulated.
     pub contraction: Contraction,
+    /// What becomes of it; [`Inst::Accumulator`] stands for an element of the result.
     pub epilogue: Loop,
 }
 
 impl Contraction {
+    /// What is read, in the operation's order; of a scatter base (if any), index and updates.
     pub fn operands(&self) -> Vec<Address> {
         match self {
             Contraction::Gemm(g) => vec![g.a, g.b],
@@ -322,6 +388,7 @@ impl Product {
         }
     }
 
+    /// Whether a library can write the result where it belongs, or another kernel goes on from scratch.
     pub fn exit(&self) -> Exit {
         let e = &self.epilogue;
         let accumulator = e.tape.iter().position(|i| *i == Inst::Accumulator);
@@ -352,9 +419,12 @@ impl Product {
     }
 }
 
+/// What one call of a program computes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Kernel {
+    /// A pointwise kernel or one that reduces.
     Loop(Loop),
+    /// A contraction and its epilogue.
     Product(Box<Product>),
 }
 
@@ -367,6 +437,7 @@ impl Kernel {
         }
     }
 
+    /// The same, to be changed.
     pub fn body_mut(&mut self) -> &mut Loop {
         match self {
             Kernel::Loop(l) => l,
@@ -374,6 +445,7 @@ impl Kernel {
         }
     }
 
+    /// Buffers read, each as often as a load or a contraction reads it.
     pub fn reads(&self) -> Vec<BufferId> {
         let mut out: Vec<BufferId> = self.body().loads.iter().map(|l| l.buffer).collect();
         if let Kernel::Product(p) = self {
@@ -382,6 +454,7 @@ impl Kernel {
         out
     }
 
+    /// Buffers written, one a store.
     pub fn writes(&self) -> impl Iterator<Item = BufferId> + '_ {
         self.body().stores.iter().map(|s| s.buffer)
     }

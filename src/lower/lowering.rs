@@ -14,16 +14,25 @@ use crate::ir::{Graph, NodeId, Op, Role, Verified, verify};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Lowers a planned graph: one whose outputs are all buffers. Loops become their steps.
+///
+/// # Errors
+/// A plan that cannot be cut into kernels, naming the value that is in the way.
 pub fn lower(plan: Verified) -> Result<Program> {
     program_of(plan, Extent::Steps)
 }
 
 /// What [`lower`] makes but for the first step of each loop alone: to be read and costed, not run.
+///
+/// # Errors
+/// As of [`lower`].
 pub fn outline(plan: Verified) -> Result<Program> {
     program_of(plan, Extent::Outline)
 }
 
 /// What [`lower`] makes, with every stored value in memory even where nobody reads it from there: to be looked at.
+///
+/// # Errors
+/// As of [`lower`].
 pub fn lower_visibly(plan: Verified) -> Result<Program> {
     program_of(plan, Extent::Visible)
 }

@@ -20,15 +20,13 @@ mod stages;
 mod view;
 
 pub use buffers::{Arena, Memory, Slot};
-pub use expand::expand;
 pub use kernel::{
     Address, BufferId, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
 };
 pub use layout::{LoopKind, launches_of, rows_at_once, waits};
 pub use lowering::{lower, lower_visibly, outline};
-pub use merge::{Regions, regions};
 pub use print::print_program;
 pub use program::{BufferInfo, Call, InLoop, Program};
-pub use region::{Region, resolve_view, view_through};
+pub use region::{resolve_view, view_through};
 pub use stages::{Pass, passes};
 pub use view::{Guard, View};

@@ -4,9 +4,12 @@ use super::kernel::{BufferId, Kernel};
 use crate::ir::{Op, Role, Type};
 use std::ops::Range;
 
+/// A tensor in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BufferInfo {
+    /// The node of the planned graph it holds; what is updated in place goes by its source's name.
     pub name: String,
+    /// Shape, and format in memory.
     pub ty: Type,
     /// The source it is; temporaries have none.
     pub source: Option<Op>,
@@ -15,7 +18,9 @@ pub struct BufferInfo {
 /// Kernels in running order. Running them once is one evaluation of the graph; updates happen in place.
 #[derive(Clone, Debug, Default)]
 pub struct Program {
+    /// By [`BufferId`]; sources come first.
     pub buffers: Vec<BufferInfo>,
+    /// Kernels, with what they belong to.
     pub calls: Vec<Call>,
     /// Runs of calls that are one launch: alike but for buffers and sizes, and independent of each other.
     pub launches: Vec<Range<usize>>,
@@ -26,6 +31,7 @@ pub struct Program {
 /// A kernel in its place in a program.
 #[derive(Clone, Debug)]
 pub struct Call {
+    /// What it runs.
     pub kernel: Kernel,
     /// The buffers it computes, as the plan names them.
     pub computes: Vec<String>,
@@ -65,10 +71,12 @@ impl Program {
         self.calls.push(call);
     }
 
+    /// The buffer of this name: a source's, or a stored value's.
     pub fn find(&self, name: &str) -> Option<BufferId> {
         self.buffers.iter().position(|b| b.name == name)
     }
 
+    /// The buffer of an output or metric.
     pub fn result(&self, name: &str) -> Option<BufferId> {
         self.results.iter().find(|(n, role, _)| n == name && *role != Role::Update).map(|r| r.2)
     }

@@ -6,9 +6,13 @@ use crate::ir::Num;
 /// that may lie outside the buffer: padding and windows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct View {
+    /// Elements before that of index 0.
     pub offset: usize,
+    /// Extents of the index.
     pub dims: Vec<usize>,
+    /// Elements from one index to the next, by axis.
     pub strides: Vec<usize>,
+    /// Positions that may lie outside; none in a plain view.
     pub guards: Vec<Guard>,
 }
 
@@ -18,10 +22,15 @@ pub struct View {
 pub struct Guard {
     /// Axes of the view with their coefficients.
     pub terms: Vec<(usize, isize)>,
+    /// p at index 0; below 0 before the first element.
     pub offset: isize,
+    /// Positions from one element to the next: above 1 where zeros lie between.
     pub step: usize,
+    /// Elements along the buffer's axis.
     pub extent: usize,
+    /// Elements of the buffer from one step to the next.
     pub stride: usize,
+    /// What stands outside, and between the steps.
     pub fill: Num,
 }
 
@@ -66,6 +75,7 @@ impl View {
         View { offset: self.offset, dims: dims.to_vec(), strides, guards }
     }
 
+    /// The axes in another order: axis i was axis `perm[i]`.
     pub fn transpose(&self, perm: &[usize]) -> View {
         View {
             offset: self.offset,
@@ -75,6 +85,7 @@ impl View {
         }
     }
 
+    /// Every `step`-th element of an axis from `start` up to, not including, `stop`.
     pub fn slice(&self, axis: usize, start: usize, stop: usize, step: usize) -> View {
         let mut v = self.clone();
         v.offset += start * v.strides[axis];

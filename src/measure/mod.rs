@@ -26,6 +26,9 @@ pub fn steps(base: &Target) -> usize {
 
 /// Times what decides plans, on a device. `base` says what it should be like: its formats,
 /// its caches, and roughly how fast it is. `tick` is told after each of [`steps`].
+///
+/// # Errors
+/// What the backend cannot open or run; products that do not become a launch each, and so cannot be timed.
 pub fn measure(base: &Target, backend: &dyn Backend, tick: &dyn Fn()) -> Result<Target> {
     let mut target = base.clone();
     let bench = Bench { backend, tick, noise: noise() };

@@ -11,16 +11,20 @@ use std::path::Path;
 /// A tensor as a checkpoint holds it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Saved {
+    /// Format of an element.
     pub format: Format,
+    /// Extents, outermost first; none of a scalar.
     pub dims: Vec<usize>,
+    /// Row-major, little-endian.
     pub bytes: Vec<u8>,
 }
 
 /// Tensors by name, and what they belong to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Checkpoint {
+    /// Parameters, optimizer and scaler state.
     pub tensors: BTreeMap<String, Saved>,
-    /// `model` (fingerprint), `epoch`, `seed`, `version`.
+    /// Of a run: `mantissa` (the version that wrote it), `model` (fingerprint), `model_name`, `epoch`, `seed`.
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -52,6 +56,10 @@ fn dtype(format: Format) -> Dtype {
 }
 
 impl Checkpoint {
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be written; what was there before is left.
     pub fn write(&self, path: &Path) -> Result<()> {
         write_atomically(path, &self.to_bytes())
     }
@@ -82,6 +90,9 @@ impl Checkpoint {
     }
 
     /// Refuses a checkpoint of another model than the one of this fingerprint.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming `path` and the checkpoint's own model.
     pub fn require_model(&self, fingerprint: &str, name: &str, path: &Path) -> Result<()> {
         let meta = |key: &str| self.metadata.get(key).map_or("", String::as_str);
         if meta("model") == fingerprint {
@@ -92,11 +103,17 @@ impl Checkpoint {
     }
 
     /// Reads a checkpoint; a truncated or foreign file is an error that says so.
+    ///
+    /// # Errors
+    /// A file that cannot be read, and those of [`Checkpoint::from_bytes`].
     pub fn read(path: &Path) -> Result<Checkpoint> {
         Checkpoint::from_bytes(&std::fs::read(path).map_err(Error::io("read", path))?, path)
     }
 
     /// Reads a checkpoint from memory; `path` is what errors name.
+    ///
+    /// # Errors
+    /// [`Error::Model`] for bytes that are no whole safetensors file, and for element types that are not ours.
     pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Checkpoint> {
         let bad = |e: safetensors::SafeTensorError| {
             Error::model(

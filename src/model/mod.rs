@@ -35,6 +35,7 @@ enum Source {
 pub enum Purpose<'a> {
     /// As a framework trains it, whatever the file's attributes say, but for what is frozen.
     Training(&'a Modes),
+    /// Without dropout, with running statistics.
     Inference,
     /// As the attributes of the file's nodes say: what the ONNX specification has the file compute.
     AsWritten,
@@ -48,7 +49,9 @@ impl Purpose<'static> {
 /// A model with all its sizes known: its forward graph, and the values its file holds.
 #[derive(Clone, Debug, Default)]
 pub struct Bound {
+    /// The forward graph, no size left open.
     pub graph: Graph,
+    /// By the names of parameters and states in the graph; a text model has none.
     pub weights: Weights,
     /// What the tensors of an ONNX file's main graph are in the graph, by name.
     pub tensors: BTreeMap<String, Stands>,
@@ -84,6 +87,9 @@ pub fn unlabelled_outputs(graph: &Graph) -> Vec<Output> {
 
 impl Model {
     /// Reads a `.mir` or `.onnx` file.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is damaged, another extension, and operations or opsets that are not known.
     pub fn read(path: &Path) -> Result<Model> {
         let source = match path.extension().and_then(|e| e.to_str()) {
             Some("mir") => {
@@ -160,6 +166,9 @@ impl Model {
     }
 
     /// The graph for inference of an ONNX model some nodes of which run in narrow formats, as a runtime would compute it.
+    ///
+    /// # Errors
+    /// A model that is no ONNX file, missing sizes, and nodes that do not type, naming the node.
     pub fn bind_mixed(&self, sizes: &BTreeMap<String, usize>, formats: &NodeFormats) -> Result<Bound> {
         self.onnx()?.import(onnx::Given { sizes, formats, ..onnx::Given::default() }, Purpose::Inference)
     }
@@ -178,6 +187,9 @@ impl Model {
 
     /// An ONNX model with some nodes in narrow formats. `notes` go into its metadata; `data_name` is what a file of values
     /// will be called, where they are too many for one.
+    ///
+    /// # Errors
+    /// A model that is no ONNX file, or whose external data cannot be read.
     pub fn mixed(
         &self,
         bound: &Bound,
@@ -201,6 +213,9 @@ impl Model {
 
     /// An ONNX model for inputs of these shapes, with some of them fixed to values (a shape that the model takes as an
     /// input, for one). Other models ignore both.
+    ///
+    /// # Errors
+    /// Open sizes of a text model, and nodes of an ONNX model that do not type, naming the node.
     pub fn bind_shaped(
         &self,
         shapes: &BTreeMap<String, Vec<usize>>,
@@ -216,6 +231,9 @@ impl Model {
     /// The model as an ONNX file with these values for its parameters and states, as it acts in inference: of an ONNX
     /// model its own file; of another, the outputs that no label is needed for. `data_name` is what a file of values will
     /// be called, where they are too many for one.
+    ///
+    /// # Errors
+    /// Outputs that all need labels, values of other shapes than the model's, and operations that ONNX does not have.
     pub fn to_onnx(
         &self,
         values: &Weights,

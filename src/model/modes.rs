@@ -16,9 +16,12 @@ use wildmatch::WildMatch;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Spelling", into = "Spelling")]
 pub enum Frozen {
+    /// None of them: all train.
     #[default]
     None,
+    /// All of them.
     All,
+    /// Those with a matching name, of the layer or of one of its tensors.
     Named(Vec<String>),
 }
 
@@ -95,7 +98,9 @@ impl Frozen {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Modes {
+    /// Those that use running statistics and leave them alone. Default: none.
     pub batch_norm: Frozen,
+    /// Those that drop nothing. Default: none.
     pub dropout: Frozen,
 }
 
@@ -106,7 +111,9 @@ impl Modes {
 /// How many layers train and how many are frozen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
+    /// Act as in training.
     pub trained: usize,
+    /// Act as in inference.
     pub frozen: usize,
 }
 
@@ -120,7 +127,9 @@ impl Count {
 /// The layers of a bound model whose acting depends on what it is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layers {
+    /// `BatchNormalization` nodes.
     pub batch_norms: Count,
+    /// `Dropout` nodes; what a file spells out is not counted.
     pub dropouts: Count,
 }
 

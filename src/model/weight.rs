@@ -13,7 +13,9 @@ pub type Weights = BTreeMap<String, Weight>;
 /// A tensor of a model file. Cheap to copy: the values are shared, or still in the file.
 #[derive(Clone, Debug)]
 pub struct Weight {
+    /// Format of an element.
     pub format: Format,
+    /// Extents, outermost first; none of a scalar.
     pub dims: Vec<usize>,
     data: Data,
 }
@@ -54,6 +56,7 @@ impl Weight {
         Weight { format, dims: dims.to_vec(), data: Data::Mapped(map, range) }
     }
 
+    /// How many there are; 1 in a scalar.
     pub fn elements(&self) -> usize {
         self.dims.iter().product()
     }

@@ -11,15 +11,22 @@ use std::path::Path;
 /// Raised whenever an older reader would misread a newer file.
 pub const PLAN_VERSION: u32 = 1;
 
+/// A plan with what it was made for and why.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct PlanFile {
+    /// [`PLAN_VERSION`] of the program that wrote the file.
     pub version: u32,
     /// Identifies the training step the plan was made for: model, sizes, optimizer and scaler.
     pub step_fingerprint: String,
+    /// Name of the target, or of its profile.
     pub target: String,
+    /// How formats were chosen.
     pub policy: Policy,
+    /// The narrow format of the policy's lists.
     pub low: Format,
+    /// Of one step on the target, with its launches.
     pub predicted_seconds: f64,
+    /// Bytes that one step reads and writes, at least.
     pub bytes_moved: usize,
     /// What policy auto went by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -36,8 +43,11 @@ pub struct PlanFile {
 /// A plan's evidence in short.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvidenceSummary {
+    /// Batches that the probe saw.
     pub batches: usize,
+    /// How much noise roundings may add.
     pub budget: Budget,
+    /// Where training's loss scale starts.
     pub loss_scale: f64,
     /// Narrow formats there were to choose from.
     pub formats: Vec<Format>,
@@ -114,6 +124,7 @@ pub fn fingerprint(graph: &Graph) -> String {
 }
 
 impl PlanFile {
+    /// The file of a plan of `step`.
     pub fn new(step: &Graph, planned: &Planned, request: &super::Request) -> PlanFile {
         PlanFile {
             version: PLAN_VERSION,
@@ -134,10 +145,15 @@ impl PlanFile {
         }
     }
 
+    /// The file's text.
     pub fn to_json(&self) -> String {
         serde_json::to_string_pretty(self).expect("a plan is plain data") + "\n"
     }
 
+    /// Reads a plan file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, that is no plan, or whose version is not [`PLAN_VERSION`].
     pub fn read(path: &Path) -> Result<PlanFile> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let bad = |e: serde_json::Error| Error::Request(format!("{}: not a plan file: {e}", path.display()));
@@ -153,6 +169,9 @@ impl PlanFile {
     }
 
     /// The planned graph, if the plan was made for this step.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a plan of another step; [`Error::Source`] for a damaged one.
     pub fn graph_for(&self, step: &Graph, path: &Path) -> Result<Graph> {
         if self.step_fingerprint != fingerprint(step) {
             return Err(Error::Request(format!(

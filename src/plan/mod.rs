@@ -46,6 +46,9 @@ use choice::{extract, plainest};
 
 /// Names what a model spells out (norms, gelu, masked softmax), before anything is differentiated: a derivative of the
 /// named operation is better than one of its spelling, and a format chosen inside the spelling could break it.
+///
+/// # Errors
+/// A graph that breaks the IR's rules.
 pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseReport>)> {
     let facts = Facts {
         sources: graph.sources().map(|id| (graph.name_of(id).to_owned(), graph.ty(id).clone())).collect(),
@@ -59,6 +62,9 @@ pub fn recognise(graph: &Graph, rules: &RuleSet) -> Result<(Graph, Vec<PhaseRepo
 }
 
 /// Rewrites a step (or any bound graph) and extracts the cheapest plan the policy allows.
+///
+/// # Errors
+/// A format that the target does not multiply, and a step that breaks the IR's rules or has no kernels.
 pub fn plan(step: &Graph, request: &Request, rules: &RuleSet) -> Result<Planned> {
     request.allowed().iter().try_for_each(|f| request.target.require(f))?;
     let Looped { graph: step, bodies } = plan_bodies(step, request, rules)?;

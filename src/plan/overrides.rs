@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use wildmatch::WildMatch;
 
+/// Formats that a user asks for.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overrides {
     /// By operation, as text writes it.
@@ -33,6 +34,9 @@ pub struct Overrides {
 
 impl Overrides {
     /// Reads a policy file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is no table of formats, with the place.
     pub fn read(path: &Path) -> Result<Overrides> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         toml::from_str(&text).map_err(|e| Error::Source {
@@ -49,12 +53,16 @@ impl Overrides {
         self.op.values().chain(self.names.values()).copied().collect()
     }
 
+    /// Is nothing asked for?
     pub fn is_empty(&self) -> bool {
         self.op.is_empty() && self.names.is_empty()
     }
 
     /// Refuses what cannot be meant: formats that cannot be planned, patterns that match nothing, and patterns that want
     /// different formats for the same value.
+    ///
+    /// # Errors
+    /// [`Error::Request`] naming the key, and the name that may have been meant.
     pub fn check(&self, step: &Graph, formats: Formats) -> Result<()> {
         let bad = |what: String| Err(Error::Request(format!("policy file: {what}")));
         for (key, &format) in self.op.iter().chain(&self.names) {

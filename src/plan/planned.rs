@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 pub struct Planned {
     /// Every output is a buffer, every value that is stored has its `put`.
     pub graph: Graph,
+    /// Predicted time and bytes of one run.
     pub estimate: Estimate,
     /// The policy's reason for each value, by name.
     pub reasons: BTreeMap<String, String>,
@@ -25,7 +26,9 @@ pub struct Planned {
     pub places: Vec<Option<NodeId>>,
     /// The rule behind each choice, by value name.
     pub rules: BTreeMap<String, String>,
+    /// What each phase of rewriting came to, those of recognition first.
     pub phases: Vec<PhaseReport>,
+    /// Steps, and parts of the step, that the search lowered and costed.
     pub evaluations: usize,
     /// Plans of the bodies of loops, by the body's name.
     pub bodies: BTreeMap<String, Planned>,
@@ -37,8 +40,8 @@ pub struct Planned {
     pub again: Option<Again>,
     /// The search for a cheaper plan ended at its limit.
     pub search_cut_short: bool,
-    /// What roundings were estimated to add to the gradients' noise, in budgets, the noisiest first, by what is rounded
-    /// and the format.
+    /// What roundings were estimated to add to the gradients' noise, as shares of the squared budget, the noisiest
+    /// first, by what is rounded and the format.
     pub noise: Vec<(String, Format, f64)>,
     /// What other budgets would cost: noise in budgets, and seconds; where that was asked for.
     pub frontier: Vec<(f64, f64)>,
@@ -79,6 +82,9 @@ impl Planned {
     }
 
     /// A plan made before, costed for a target.
+    ///
+    /// # Errors
+    /// A graph that breaks the IR's rules or has no kernels.
     pub fn from_graph(graph: Graph, request: &Request) -> Result<Planned> {
         let estimate = request.target.estimate_graph(&graph)?;
         Ok(Planned {

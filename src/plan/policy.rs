@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
 
+/// Who says which values may be narrow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Policy {
@@ -52,8 +53,9 @@ impl fmt::Display for Policy {
 }
 
 impl Policy {
-    pub const ALL: [Policy; 6] = [Policy::Fp32, Policy::O1, Policy::O2, Policy::O3, Policy::Greedy, Policy::Auto];
+    const ALL: [Policy; 6] = [Policy::Fp32, Policy::O1, Policy::O2, Policy::O3, Policy::Greedy, Policy::Auto];
 
+    /// As options and run files write it.
     pub fn name(self) -> &'static str {
         match self {
             Policy::Fp32 => "fp32",
@@ -74,7 +76,9 @@ impl Policy {
 /// The verdict on one value.
 #[derive(Clone, Debug)]
 pub struct Verdict {
+    /// What may be done with the value.
     pub allow: Allow,
+    /// The reason, in words.
     pub why: String,
 }
 

@@ -20,6 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 pub struct Again {
     /// Segments of the forward pass, and how many of them are computed again.
     pub segments: usize,
+    /// How many of them, from the first on, are computed again.
     pub again: usize,
     /// What that is predicted to take.
     pub seconds: f64,

@@ -9,13 +9,17 @@ use std::sync::Arc;
 /// What to plan for.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// How formats are chosen.
     pub policy: Policy,
     /// The narrow format that lists of operations lower to.
     pub low: Format,
     /// The narrow formats that evidence may choose from.
     pub formats: Formats,
+    /// What the plan is to be fast on.
     pub target: Target,
+    /// Evidence, which policy `auto` goes by; none: by the autocast lists.
     pub calibration: Option<Arc<Calibration>>,
+    /// What a user wants otherwise than the policy.
     pub overrides: Overrides,
     /// Find out what other budgets would cost.
     pub frontier: bool,

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 /// An e-graph with the way back to the graph it was made from.
 pub struct Encoded {
+    /// The step's terms; empty once they were taken out to be saturated.
     pub egraph: EGraph,
     /// `(step …)`, one buffer per output.
     pub root: Id,
@@ -20,6 +21,9 @@ pub struct Encoded {
 }
 
 /// Encodes a verified step. `allow[node]` is the policy's verdict on a node's value.
+///
+/// # Errors
+/// None: a verified step has a term for every node.
 pub fn encode(step: Verified, facts: Facts, allow: &[Allow]) -> Result<Encoded> {
     let graph = step.graph();
     let mut e = Encoder { graph, egraph: EGraph::new(facts), classes: Vec::with_capacity(graph.len()) };

@@ -22,9 +22,12 @@ pub enum Head {
     Num(Num),
 }
 
+/// A term of the e-graph, its children e-classes: egg's e-node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Term {
+    /// What is applied, or the leaf itself.
     pub head: Head,
+    /// E-classes: attributes and names first, then tensors.
     pub children: Vec<Id>,
 }
 
@@ -54,9 +57,11 @@ impl fmt::Display for Term {
 }
 
 impl Term {
+    /// A term of an operation, or of a form, by its name.
     pub fn op(name: &str, children: Vec<Id>) -> Term {
         Term { head: Head::Op(name.into()), children }
     }
+    /// A leaf that is no tensor.
     pub fn word(text: &str) -> Term {
         Term { head: Head::Word(text.into()), children: Vec::new() }
     }
@@ -66,11 +71,16 @@ impl Term {
     }
 }
 
+/// What an e-class holds. Classes of two sorts never merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sort {
+    /// A name, a format or an attribute: no tensor.
     Word,
+    /// Computed in registers.
     Value,
+    /// A tensor in memory, in one format.
     Buffer,
+    /// What an operation reads: a value as it was computed, or a buffer.
     Edge,
     /// The root, which ties all outputs together.
     Step,
@@ -82,8 +92,11 @@ pub mod forms {
     pub const PASS: &str = "pass";
     /// A buffer read from memory.
     pub const GET: &str = "get";
+    /// `(param NAME)`: the buffer of a trained tensor.
     pub const PARAM: &str = "param";
+    /// `(state NAME)`: the buffer of a tensor the step carries along.
     pub const STATE: &str = "state";
+    /// `(input NAME)`: the buffer of a tensor of the batch, labels too.
     pub const INPUT: &str = "input";
     /// `(carried FORMAT PARAM)`: the copy that the optimizer's kernel writes.
     pub const CARRIED: &str = "carried";
@@ -101,7 +114,7 @@ pub(super) struct Parts {
     pub sort: Sort,
     pub words: usize,
     pub operands: Sort,
-    /// Tensors; `None` where any number will do.
+    /// How many tensors.
     pub arity: Arity,
 }
 
@@ -152,8 +165,10 @@ pub struct Allow {
 }
 
 impl Allow {
+    /// Every format: no policy restricts the value.
     pub const ALL: Allow = Allow { stores: Formats::ALL, casts: Formats::ALL, multiplies: Formats::ALL };
 
+    /// No format but its own.
     pub const NONE: Allow = Allow { stores: Formats::NONE, casts: Formats::NONE, multiplies: Formats::NONE };
 
     /// Everything in these formats.
@@ -179,11 +194,15 @@ impl Default for Allow {
 /// What every member of an e-class agrees on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fact {
+    /// What its terms yield.
     pub sort: Sort,
     /// Shape and format; none for words and the root.
     pub ty: Option<Type>,
+    /// What the policy allows of its value: of merged classes, what it allows of each.
     pub allow: Allow,
+    /// The number, if a member is a constant.
     pub constant: Option<Num>,
+    /// What a word says; of a source's buffer its name.
     pub word: Option<Symbol>,
 }
 
@@ -276,6 +295,9 @@ impl Fact {
 }
 
 /// The IR operation of a value, `put` or `cast` term, and its tensor operands.
+///
+/// # Errors
+/// Why not, in words: no operation has the name, attributes are missing or no such values.
 pub fn decode_op(egraph: &EGraph, term: &Term) -> Result<(Op, Vec<Id>), String> {
     if let Head::Num(n) = term.head {
         return Ok((Op::Const(n), Vec::new()));

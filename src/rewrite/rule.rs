@@ -17,13 +17,19 @@ pub enum Arrow {
 /// One rewrite, from left to right.
 #[derive(Clone, Debug)]
 pub struct Rule {
+    /// Unique in a set of rules.
     pub name: String,
+    /// What it says, for people: the text behind its name.
     pub doc: String,
     /// The file it stands in without `.rules`, which decides when it runs.
     pub phase: String,
+    /// What it promises.
     pub arrow: Arrow,
+    /// The pattern that is looked for.
     pub left: PatternAst<Term>,
+    /// What is made equal to what the left side matches.
     pub right: PatternAst<Term>,
+    /// What must hold of a match, all of it.
     pub conditions: Vec<Condition>,
     /// Sorts of the variables on the left.
     pub sorts: BTreeMap<String, Sort>,

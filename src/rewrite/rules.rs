@@ -13,6 +13,7 @@ use std::path::Path;
 /// All rules, in file order.
 #[derive(Clone, Debug, Default)]
 pub struct RuleSet {
+    /// Each with a name of its own.
     pub rules: Vec<Rule>,
 }
 
@@ -22,6 +23,9 @@ macro_rules! embedded {
 
 impl RuleSet {
     /// The rules in the binary.
+    ///
+    /// # Errors
+    /// A rule that does not read: with the place. The tests read them all.
     pub fn builtin() -> Result<RuleSet> {
         let mut set = RuleSet::default();
         for (phase, text) in embedded!("recognise", "simplify", "layout", "fuse", "precision", "carry") {
@@ -102,6 +106,7 @@ impl RuleSet {
         Ok(())
     }
 
+    /// The rules of a phase, in file order.
     pub fn phase<'a>(&'a self, phase: &'a str) -> impl Iterator<Item = &'a Rule> {
         self.rules.iter().filter(move |r| r.phase == phase)
     }

@@ -18,9 +18,13 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// What a phase did.
 #[derive(Clone, Debug)]
 pub struct PhaseReport {
+    /// Its name, one of [`PHASES`].
     pub phase: &'static str,
+    /// Rounds, in each of which all its rules were applied.
     pub iterations: usize,
+    /// E-nodes in the end.
     pub nodes: usize,
+    /// E-classes in the end.
     pub classes: usize,
     /// Applications that changed the e-graph, by rule, in rule order.
     pub applied: Vec<(String, usize)>,

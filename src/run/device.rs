@@ -21,12 +21,21 @@ pub trait Device {
     fn program(&self) -> &Program;
 
     /// Overwrites a source with f32 values rounded to its format.
+    ///
+    /// # Errors
+    /// A name of no buffer of the program, or another number of values than it holds; what the device refuses.
     fn write(&mut self, name: &str, values: &[f32]) -> Result<()>;
 
     /// Overwrites a source with raw elements of its format.
+    ///
+    /// # Errors
+    /// A name of no buffer of the program, or another number of bytes than it takes; what the device refuses.
     fn write_bytes(&mut self, name: &str, bytes: &[u8]) -> Result<()>;
 
     /// Overwrites a source with raw elements of some format, converted to its own where that is another.
+    ///
+    /// # Errors
+    /// Those of [`Device::write`].
     fn write_as(&mut self, name: &str, format: Format, bytes: &[u8]) -> Result<()> {
         let program = self.program();
         if program.find(name).is_some_and(|b| program.buffers[b].ty.format == format) {
@@ -39,20 +48,36 @@ pub trait Device {
     }
 
     /// A source's or result's values, widened to f32. Waits for the device.
+    ///
+    /// # Errors
+    /// A name of no buffer of the program, or of one that was not computed; what failed on the device since it was last
+    /// waited for.
     fn read(&mut self, name: &str) -> Result<Vec<f32>>;
 
     /// Raw elements of a source. Waits for the device.
+    ///
+    /// # Errors
+    /// A name of no buffer of the program; what failed on the device since it was last waited for.
     fn read_bytes(&mut self, name: &str) -> Result<Vec<u8>>;
 
     /// Runs every kernel once. May return before they have finished.
+    ///
+    /// # Errors
+    /// What the device refuses. What fails later shows when it is waited for.
     fn run(&mut self) -> Result<()>;
 
     /// Waits until everything that was started has finished.
+    ///
+    /// # Errors
+    /// What failed on the device since it was last waited for.
     fn wait(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// Milliseconds per run, over `n` runs after `warm` others.
+    ///
+    /// # Errors
+    /// Those of [`Device::run`] and [`Device::wait`].
     fn time(&mut self, warm: usize, n: usize) -> Result<f64> {
         for _ in 0..warm {
             self.run()?;
@@ -67,6 +92,9 @@ pub trait Device {
     }
 
     /// Seconds of each of the program's launches, by running it over and over. What the step keeps is spoilt by it.
+    ///
+    /// # Errors
+    /// What the device refuses, or what fails on it.
     fn profile(&mut self) -> Result<Vec<f64>>;
 
     /// What it is, for the log.

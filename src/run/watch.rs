@@ -16,6 +16,9 @@ pub struct Watched {
 
 impl Watched {
     /// Puts a program on the CPU.
+    ///
+    /// # Errors
+    /// Those of [`CpuRunner::open`].
     pub fn new(program: Program, watcher: Watcher) -> Result<Watched> {
         Ok(Watched { runner: CpuRunner::open(program)?, watcher })
     }

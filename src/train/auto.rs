@@ -21,7 +21,9 @@ const ATTEMPTS: usize = 5;
 pub enum Stage {
     /// One of [`Laboratory::ticks`] runs of the step is done.
     Ran,
+    /// A plan is being searched for.
     Planning,
+    /// A plan runs on held-out batches.
     Measuring,
     /// The plan added more noise than it may.
     Tightening,

@@ -30,6 +30,7 @@ pub struct Effort {
     pub batches: usize,
     /// Draws of weights for each probed batch and format.
     pub draws: usize,
+    /// How much noise a plan may add; by default a tenth of the gradients' own.
     pub budget: Budget,
 }
 
@@ -59,7 +60,7 @@ pub struct Trial {
     pub constants: Weights,
 }
 
-/// Where a [`Subject`]'s rounding errors are estimated and measured, on the CPU.
+/// Where a subject's rounding errors are estimated and measured, on the CPU.
 pub struct Laboratory<'a> {
     settings: &'a Settings,
     data: &'a Dataset,
@@ -87,7 +88,7 @@ struct Instrument {
 
 impl<'a> Laboratory<'a> {
     /// `tick` is told after each of [`Laboratory::ticks`] runs, with those of the subject.
-    pub fn new(
+    pub(super) fn new(
         settings: &'a Settings,
         subject: Subject,
         data: &'a Dataset,
@@ -257,7 +258,7 @@ impl<'a> Laboratory<'a> {
     }
 
     /// What rounding each value would add to the gradients, with everything else that is known.
-    pub fn calibration(&mut self, tick: &dyn Fn()) -> Result<Calibration> {
+    pub(super) fn calibration(&mut self, tick: &dyn Fn()) -> Result<Calibration> {
         let mut instrument = match self.instrument.take() {
             Some(built) => built,
             None => self.instrument()?,
@@ -377,7 +378,7 @@ impl<'a> Laboratory<'a> {
     }
 
     /// Runs a trial on held-out batches and compares its results with those of f32.
-    pub fn measure(&mut self, trial: &Trial) -> Result<Measured> {
+    pub(super) fn measure(&mut self, trial: &Trial) -> Result<Measured> {
         // One after the other, so that memory is taken for one at a time.
         let held_out = self.subject.held_out.iter();
         let exact = held_out.map(|rows| self.plain.of(&self.subject.sources, self.data, rows));

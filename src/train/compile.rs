@@ -24,15 +24,20 @@ use wildmatch::WildMatch;
 /// Everything that decides what a compiled step computes.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Settings {
+    /// How formats are chosen. Default: `o1`.
     pub policy: Policy,
     /// The narrow format of the plan.
     pub low: Format,
+    /// A built-in target, or the `.toml` file of a profile. Default: `sm_90`.
     pub target: String,
     /// Sizes for the model's named extents; `batch` among them.
     pub sizes: BTreeMap<String, usize>,
+    /// A loss of [`super::LossKind::NAMES`], or a scalar of the model by name. Default: the model's own.
     pub loss: Option<String>,
+    /// Options of a loss that is added.
     #[serde(default)]
     pub objective: Objective,
+    /// Optimizer, schedule, clipping and loss scaling.
     pub recipe: Recipe,
     /// The narrow formats that evidence may choose from; none: those of f16, bf16 and tf32 that the target multiplies.
     #[serde(default)]
@@ -99,26 +104,36 @@ struct Prepared {
 /// A planned training step, with the forward graph for evaluation.
 #[derive(Clone, Debug)]
 pub struct Compiled {
+    /// The model with its loss.
     pub task: Task,
     /// The step before planning.
     pub step: Graph,
     /// The step's value that is the gradient of each trained parameter.
     pub gradient_of: BTreeMap<String, String>,
+    /// The step as it is run.
     pub planned: Planned,
+    /// The planned graph that yields the prediction alone; none where the loss is of no prediction.
     pub eval: Option<Graph>,
+    /// What it was compiled with; `batch` is the model's own where the model fixes it.
     pub settings: Settings,
     /// Identifies the model (not its sizes, not the recipe): a checkpoint must match it.
     pub model_fingerprint: String,
+    /// Values that the model's file holds, by parameter and constant.
     pub weights: Weights,
     /// Layers that act otherwise than in inference; not known of a trainer that was compiled before.
     pub layers: Layers,
 }
 
 impl Settings {
+    /// Samples of a step; 1 where no size is called `batch`.
     pub fn batch(&self) -> usize {
         self.sizes.get("batch").copied().unwrap_or(1)
     }
 
+    /// What is asked of a plan.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a target that is not known; a profile that cannot be read.
     pub fn request(&self) -> Result<Request> {
         Ok(Request {
             policy: self.policy,
@@ -133,6 +148,9 @@ impl Settings {
     }
 
     /// The plan of a step, kept to the limit of memory.
+    ///
+    /// # Errors
+    /// Those of [`Settings::request`] and of [`plan`]; a step that fits no plan into the limit, saying what it takes.
     pub fn plan(&self, step: &Graph, rules: &RuleSet) -> Result<Planned> {
         let request = self.request()?;
         let planned = plan(step, &request, rules)?;
@@ -161,6 +179,9 @@ impl Settings {
     }
 
     /// Binds the model, differentiates it and adds optimizer and scaler: the step before planning.
+    ///
+    /// # Errors
+    /// Missing sizes, patterns that match nothing, options out of range, a loss that is missing or has no gradient.
     pub fn build(&self, model: &Model, rules: &RuleSet) -> Result<(Task, Graph)> {
         let p = self.prepare(model, rules)?;
         Ok((p.task, p.step))
@@ -212,6 +233,9 @@ impl Settings {
     }
 
     /// Builds the step with every value stored in f32, to be looked at.
+    ///
+    /// # Errors
+    /// Those of [`Settings::build`] and [`Settings::request`].
     pub fn observed(&self, model: &Model, rules: &RuleSet) -> Result<Compiled> {
         let Prepared { task, step, gradient_of, weights, layers, .. } = self.prepare(model, rules)?;
         let planned = Planned::from_graph(observed(&step)?, &self.request()?)?;
@@ -238,6 +262,9 @@ impl Settings {
     }
 
     /// Builds and plans, or takes a plan made before if it fits.
+    ///
+    /// # Errors
+    /// Those of [`Settings::build`] and [`Settings::plan`], overrides that cannot be meant, a plan of another step.
     pub fn compile(&self, model: &Model, rules: &RuleSet, saved: Option<(&PlanFile, &Path)>) -> Result<Compiled> {
         let Prepared { task, step, gradient_of, mut weights, layers, recognition } = self.prepare(model, rules)?;
         let settings = self.clone().sized(&task);

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 pub struct Inference {
     /// The forward graph, recognised; its outputs are the model's.
     pub graph: Graph,
+    /// Values that the file holds, by parameter and constant.
     pub weights: Weights,
     /// As the file has it, without the values.
     pub(super) bound: Bound,
@@ -22,6 +23,9 @@ pub struct Inference {
 
 impl Inference {
     /// Binds a model for inference: without loss, dropout and batch statistics.
+    ///
+    /// # Errors
+    /// Sizes that are missing, and a model none of whose outputs can be computed without labels.
     pub fn new(settings: &Settings, model: &Model, rules: &RuleSet) -> Result<Inference> {
         let mut bound = model.bind(&settings.sizes, Purpose::Inference)?;
         let graph = recognise(&bound.graph, rules)?.0;
@@ -60,6 +64,9 @@ impl Inference {
     }
 
     /// The graph with weights that are given to it, as batches are: copies of them in other formats cost nothing.
+    ///
+    /// # Errors
+    /// Operations that do not type; those of a bound model do.
     pub fn fed(&self) -> Result<Graph> {
         self.graph.map_ops(|op| match op {
             Op::Param { ty, .. } | Op::State { ty, .. } => Op::Input { label: false, ty: ty.clone(), copy_of: None },

@@ -18,8 +18,11 @@ use std::collections::BTreeMap;
 
 /// A model planned for inference.
 pub struct PlannedInference {
+    /// Its forward graph before planning.
     pub model: Inference,
+    /// The plan; its parameters and states are those of the model.
     pub planned: Planned,
+    /// What it was planned with; under `auto`, with the last calibration.
     pub settings: Settings,
     /// What measured errors are shares of.
     pub budget: Budget,
@@ -129,6 +132,9 @@ impl PlannedInference {
 
     /// The model's file in mixed precision; `notes` go into its metadata, and `data_name` is what a file of values will be
     /// called.
+    ///
+    /// # Errors
+    /// A model that is no ONNX file, or whose external data cannot be read.
     pub fn mixed(&self, model: &Model, notes: &[(String, String)], data_name: &str) -> Result<Option<Mixed>> {
         let Some(formats) = &self.formats else { return Ok(None) };
         model.mixed(&self.model.bound, formats, notes, data_name).map(Some)

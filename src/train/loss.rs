@@ -21,8 +21,11 @@ pub enum LossKind {
     Nll,
     /// Targets of 0 to 1 against logits, or against the sigmoid of logits, which is taken off.
     Bce,
+    /// Squared difference.
     Mse,
+    /// Magnitude of the difference.
     L1,
+    /// Half the squared difference up to `huber_delta`, a line beyond (Huber 1964).
     Huber,
 }
 
@@ -30,19 +33,19 @@ pub enum LossKind {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Objective {
-    /// The output that is compared with the label; needed where a model has several.
+    /// The output that is compared with the label; needed where a model has several. Default: the only one.
     pub prediction: Option<String>,
-    /// An input of the model that is the label, where it has one.
+    /// An input of the model that is the label. Default: a new input.
     pub label: Option<String>,
-    /// The axis of the prediction that classes lie on; the last if not said.
+    /// The axis of the prediction that classes lie on, the batch's counted. Default: the last.
     pub class_axis: Option<usize>,
-    /// Positions with this label do not count.
+    /// Positions with this label do not count. Default: all count.
     pub ignore_index: Option<i64>,
-    /// A weight for each class.
+    /// A weight for each class. Default: none, all alike.
     pub class_weights: Vec<f64>,
-    /// The share of the target that is spread over all classes (Szegedy et al. 2016).
+    /// The share of the target that is spread over all classes (Szegedy et al. 2016), from 0 to below 1. Default: 0.
     pub label_smoothing: f64,
-    /// Where Huber's loss turns from a square to a line.
+    /// Where Huber's loss turns from a square to a line; above 0. Default: 1.
     pub huber_delta: f64,
 }
 
@@ -76,7 +79,9 @@ impl Objective {
 /// A loss with its options.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Criterion {
+    /// What is computed of prediction and label.
     pub kind: LossKind,
+    /// How.
     pub options: Objective,
 }
 
@@ -84,6 +89,7 @@ pub struct Criterion {
 const CLASS_WEIGHTS: &str = "loss.class_weights";
 
 impl LossKind {
+    /// As `--loss` and run files write them.
     pub const NAMES: [(&str, LossKind); 6] = [
         ("cross_entropy", LossKind::CrossEntropy),
         ("nll", LossKind::Nll),
@@ -93,6 +99,7 @@ impl LossKind {
         ("huber", LossKind::Huber),
     ];
 
+    /// The loss of this name; `bce_with_logits` is another name of `bce`. None of others.
     pub fn named(name: &str) -> Option<LossKind> {
         let name = if name == "bce_with_logits" { "bce" } else { name };
         LossKind::NAMES.iter().find(|n| n.0 == name).map(|n| n.1)
@@ -105,7 +112,7 @@ impl LossKind {
         format!("{}{hint}", names.join(", "))
     }
 
-    pub fn takes_classes(self) -> bool {
+    pub(super) fn takes_classes(self) -> bool {
         matches!(self, LossKind::CrossEntropy | LossKind::Nll)
     }
 }
@@ -138,7 +145,7 @@ impl Criterion {
     }
 
     /// The type of the labels of a prediction.
-    pub fn label_type(&self, prediction: &Type) -> Result<Type> {
+    pub(super) fn label_type(&self, prediction: &Type) -> Result<Type> {
         let mut dims = prediction.shape.0.clone();
         if self.kind.takes_classes() {
             let axis = self.class_axis(dims.len());
@@ -152,6 +159,9 @@ impl Criterion {
     }
 
     /// Adds the mean loss of what [`Criterion::compared`] says to a graph. Weights of classes become state with values in `weights`.
+    ///
+    /// # Errors
+    /// Options that the loss does not have or that are out of range, and shapes that do not fit.
     pub fn build(&self, g: &mut Graph, x: NodeId, label: NodeId, weights: &mut Weights) -> Result<NodeId> {
         if let Some(option) = self.options.class_option().filter(|_| !self.kind.takes_classes()) {
             return Err(Error::Request(format!("`{option}` is for losses over classes: cross_entropy and nll")));
@@ -330,9 +340,13 @@ fn huber(g: &mut Graph, x: NodeId, y: NodeId, delta: f64) -> Result<NodeId> {
 /// A loss and how much it weighs; positions predicted right, of those that can be.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Score {
+    /// Sum over positions, weighed; of losses without classes the sample's mean.
     pub loss: f64,
+    /// Sum of the weights of positions, by which `loss` is divided in the end.
     pub weight: f64,
+    /// Positions predicted right; with `bce`, samples right in every element.
     pub right: usize,
+    /// Positions that count, with `bce` samples; 0 for losses that compare numbers.
     pub counted: usize,
 }
 

@@ -21,7 +21,7 @@ mod task;
 mod watching;
 
 pub use auto::{Stage, compile_by_evidence};
-pub use calibrate::{Effort, Laboratory, Trial};
+pub use calibrate::{Effort, Laboratory};
 pub use compile::{Compiled, Settings};
 pub use forward::Inference;
 pub use inference::{PlannedInference, plan_inference};
@@ -31,6 +31,5 @@ pub use recipe::{Decay, Optimizer, Recipe, Scaler, ScalerMode, Schedule};
 pub use run::{Outcome, Place, Progress, Run, train};
 pub use runfile::{DataSection, RunFile};
 pub use session::{EpochReport, EvalReport, Seen, Session};
-pub use step::{Built, build_step, names};
-pub use subject::Subject;
+pub use step::names;
 pub use task::{Head, Task};

@@ -13,9 +13,11 @@ use std::rc::Rc;
 
 /// Some steps of training in f32, and what its values were like.
 pub struct Observed {
+    /// Stands behind the last step.
     pub session: Session,
     /// Shared with the session, which goes on looking.
     pub evidence: Rc<RefCell<Evidence>>,
+    /// Of each step.
     pub losses: Vec<f64>,
 }
 
@@ -27,6 +29,9 @@ impl Observed {
 }
 
 /// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.
+///
+/// # Errors
+/// Those of [`Settings::observed`] and [`Session::train_steps`].
 pub fn observe(
     settings: &Settings,
     model: &Model,

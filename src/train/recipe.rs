@@ -5,40 +5,55 @@ use crate::format::Format;
 use crate::plan::Policy;
 use serde::{Deserialize, Serialize};
 
+/// How gradients move parameters. Numbers are taken as they are given; ranges are where the formulas make sense.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(tag = "name", rename_all = "lowercase", deny_unknown_fields)]
 pub enum Optimizer {
     /// Stochastic gradient descent, PyTorch's formulation: b ← μ b + g; w ← w − lr (nesterov ? g + μ b : b).
     Sgd {
+        /// Learning rate, at least 0. Required.
         lr: f64,
+        /// μ, from 0 to below 1. Default: 0, which keeps no state.
         #[serde(default)]
         momentum: f64,
+        /// Looks ahead by one step of momentum (Nesterov). Default: false.
         #[serde(default)]
         nesterov: bool,
+        /// λ of λ w, which is added to the gradient; at least 0. Default: 0.
         #[serde(default)]
         weight_decay: f64,
     },
     /// Kingma & Ba 2015, algorithm 1; weight decay is added to the gradient.
     Adam {
+        /// Learning rate, at least 0. Required.
         lr: f64,
+        /// Decay of the mean of gradients, from 0 to below 1. Default: 0.9.
         #[serde(default = "beta1")]
         beta1: f64,
+        /// Decay of the mean of squared gradients, from 0 to below 1. Default: 0.999.
         #[serde(default = "beta2")]
         beta2: f64,
+        /// Added to the root of that mean; above 0. Default: 1e-8.
         #[serde(default = "eps")]
         eps: f64,
+        /// λ of λ w, which is added to the gradient; at least 0. Default: 0.
         #[serde(default)]
         weight_decay: f64,
     },
     /// Loshchilov & Hutter 2019, algorithm 2: weight decay acts on the weights.
     Adamw {
+        /// Learning rate, at least 0. Required.
         lr: f64,
+        /// Decay of the mean of gradients, from 0 to below 1. Default: 0.9.
         #[serde(default = "beta1")]
         beta1: f64,
+        /// Decay of the mean of squared gradients, from 0 to below 1. Default: 0.999.
         #[serde(default = "beta2")]
         beta2: f64,
+        /// Added to the root of that mean; above 0. Default: 1e-8.
         #[serde(default = "eps")]
         eps: f64,
+        /// λ of w ← (1 − lr λ) w, before the gradient's move; at least 0. Default: 0.01.
         #[serde(default = "adamw_decay")]
         weight_decay: f64,
     },
@@ -58,12 +73,14 @@ fn adamw_decay() -> f64 {
 }
 
 impl Optimizer {
+    /// The learning rate, before the schedule.
     pub fn lr(&self) -> f64 {
         match self {
             Optimizer::Sgd { lr, .. } | Optimizer::Adam { lr, .. } | Optimizer::Adamw { lr, .. } => *lr,
         }
     }
 
+    /// The same, to be changed.
     pub fn lr_mut(&mut self) -> &mut f64 {
         match self {
             Optimizer::Sgd { lr, .. } | Optimizer::Adam { lr, .. } | Optimizer::Adamw { lr, .. } => lr,
@@ -81,19 +98,24 @@ impl Default for Optimizer {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Schedule {
+    /// How the rate comes down after the warmup. Default: constant.
     pub decay: Decay,
-    /// Steps over which the rate rises linearly from 0.
+    /// Good steps over which the rate rises linearly, from 1 / `warmup` of its full height on. Default: 0.
     pub warmup: u64,
-    /// Steps after which the decay has ended; the run's length if 0.
+    /// Good steps, with those of the warmup, after which the decay has ended. Default: 0, the run's length.
     pub steps: u64,
 }
 
+/// Factor of the rate after the warmup, at x from 0 to 1 of the way to the decay's end.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
+    /// 1.
     #[default]
     Constant,
+    /// 1 − x.
     Linear,
+    /// (1 + cos πx) / 2.
     Cosine,
 }
 
@@ -101,27 +123,36 @@ pub enum Decay {
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Scaler {
+    /// When the loss is scaled. Default: auto.
     pub mode: ScalerMode,
+    /// The first scale; above 0. Default: 65536. Policy `auto` with data chooses its own.
     pub init: f64,
+    /// Factor by which the scale grows; at least 1. Default: 2.
     pub growth: f64,
+    /// Factor by which the scale comes down; between 0 and 1. Default: 0.5.
     pub backoff: f64,
-    /// Good steps in a row before the scale grows.
+    /// Good steps in a row before the scale grows; at least 1. Default: 2000.
     pub interval: u64,
+    /// The smallest scale that overflows lead to; above 0, at most `cap`. Default: 1.
     pub floor: f64,
+    /// The largest scale that growth leads to; at least `floor`. Default: 2^24.
     pub cap: f64,
-    /// Overflows tolerated before the scale backs off; refilled when it grows.
+    /// Overflows it takes for the scale to back off; later ones do at once until it has grown. At least 1. Default: 1.
     pub hysteresis: u64,
 }
 
+/// When the loss is scaled. Steps with a gradient that is not finite are skipped in all modes.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "lowercase")]
 pub enum ScalerMode {
-    /// Dynamic for f16, off for formats with f32's range.
+    /// Static under policy `o3`, dynamic for f16, off for formats with f32's range.
     #[default]
     Auto,
+    /// The scale grows after good steps and comes down after overflows.
     Dynamic,
     /// `init` throughout; overflowing steps are skipped.
     Static,
+    /// The loss is not scaled, and a step with a gradient that is not finite ends training.
     Off,
 }
 
@@ -151,7 +182,7 @@ impl Scaler {
         }
     }
 
-    pub fn check(&self) -> Result<()> {
+    pub(super) fn check(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::Request(format!("scaler: {what}")));
         match self {
             s if !(s.init > 0.0 && s.init.is_finite()) => bad("`init` must be a positive number"),
@@ -170,9 +201,12 @@ impl Scaler {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct Recipe {
+    /// Default: AdamW at a rate of 0.001.
     pub optimizer: Optimizer,
+    /// Default: the optimizer's rate throughout.
     pub schedule: Schedule,
-    /// Largest global norm of the gradient; none leaves it alone.
+    /// Largest global norm of the unscaled gradient, above 0; none leaves it alone. Default: none.
     pub clip_norm: Option<f64>,
+    /// Loss scaling.
     pub scaler: Scaler,
 }

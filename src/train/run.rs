@@ -15,12 +15,15 @@ use std::time::{Duration, Instant};
 pub struct Run {
     /// What its directory under `runs/` is called after.
     pub name: String,
+    /// Trained on in every epoch.
     pub train: Source,
     /// Evaluated on after every epoch.
     pub test: Option<Source>,
     /// Features are multiplied by this.
     pub scale: f64,
+    /// Epochs in all, with those that a resumed checkpoint has behind it.
     pub epochs: usize,
+    /// Decides initial values, the order of samples and dropout.
     pub seed: u64,
 }
 
@@ -33,6 +36,7 @@ impl Run {
 
 /// Where a run happens.
 pub struct Place<'a> {
+    /// What steps run on.
     pub device: &'a dyn Backend,
     /// A new directory; none: the next free one under `runs/`.
     pub out: Option<&'a Path>,
@@ -59,12 +63,17 @@ pub trait Progress {
 
 /// What a run came to.
 pub struct Outcome {
+    /// As the last epoch left it.
     pub session: Session,
+    /// Wall time of the epochs, with their evaluations and the checkpoints between them.
     pub seconds: f64,
     /// None where the checkpoint had all epochs already.
     pub last: Option<EpochReport>,
+    /// The largest of this run's epochs, 0 to 1; none without test data, and for losses that compare numbers.
     pub best_test_accuracy: Option<f64>,
+    /// Where the run's files are.
     pub dir: PathBuf,
+    /// Path of the last checkpoint, in `dir`.
     pub checkpoint: PathBuf,
 }
 

@@ -17,25 +17,34 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct RunFile {
+    /// A `.mir` or `.onnx` file. Required.
     pub model: PathBuf,
+    /// A loss of [`super::LossKind::NAMES`], or a scalar of the model by name. Default: the model's own.
     #[serde(default)]
     pub loss: Option<String>,
+    /// Options of the loss.
     #[serde(default)]
     pub objective: Objective,
+    /// What is trained and evaluated on. Required.
     pub data: DataSection,
+    /// How the step is planned.
     #[serde(default)]
     pub plan: PlanSection,
+    /// How, and how long.
     #[serde(default)]
     pub train: TrainSection,
 }
 
+/// Section `[data]`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
+    /// What is trained on. Required.
     pub train: Source,
+    /// What is evaluated on after every epoch. Default: nothing.
     #[serde(default)]
     pub test: Option<Source>,
-    /// Features are multiplied by this.
+    /// Features are multiplied by this; of several arrays, those that are not of whole numbers. Default: 1.
     #[serde(default = "one")]
     pub scale: f64,
 }
@@ -44,17 +53,21 @@ fn one() -> f64 {
     1.0
 }
 
+/// Section `[plan]`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct PlanSection {
+    /// How formats are chosen. Default: `o1`.
     pub policy: Policy,
+    /// The narrow format of the policy's lists: f16, bf16 or tf32. Default: f16.
     pub format: Format,
-    /// What policy auto chooses from.
+    /// What policy `auto` chooses from besides f32. Default: those of f16, bf16 and tf32 that the target multiplies.
     pub formats: Vec<Format>,
+    /// A built-in target, or the `.toml` file of a profile. Default: `sm_90`.
     pub target: String,
-    /// As a policy file has them.
+    /// As a policy file has them. Default: none.
     pub overrides: Overrides,
-    /// Memory that the step may take, as in "8GB".
+    /// Memory that the step may take, as in "8GB". Default: no limit.
     pub memory_limit: Option<ByteSize>,
 }
 
@@ -72,19 +85,24 @@ impl Default for PlanSection {
     }
 }
 
+/// Section `[train]`.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSection {
+    /// Default: 10.
     pub epochs: usize,
+    /// Samples of a step, at least 1. Default: 32.
     pub batch: usize,
+    /// Decides initial values, the order of samples and dropout. Default: 0.
     pub seed: u64,
-    /// Sizes for the model's other named extents.
+    /// Sizes for the model's other named extents, at least 1. Default: none.
     pub sizes: BTreeMap<String, usize>,
-    /// Batch norms that use running statistics and leave them alone: "train" (none), "frozen" (all), or patterns of names.
+    /// Batch norms that use running statistics and leave them alone: "train" (none; the default), "frozen" (all), or
+    /// patterns of names.
     pub batch_norm: Frozen,
     /// Dropouts that drop nothing, likewise.
     pub dropout: Frozen,
-    /// Patterns of names of parameters that are not trained.
+    /// Patterns of names of parameters that are not trained. Default: none.
     pub freeze: Vec<String>,
     #[serde(flatten)]
     pub recipe: RecipeFields,
@@ -117,6 +135,9 @@ impl Default for TrainSection {
 
 impl RunFile {
     /// Parses a run file; `overrides` are `key=value` pairs with dotted keys, as in `train.batch=64`.
+    ///
+    /// # Errors
+    /// A file that cannot be read; keys that are not known and values of the wrong kind, with their place.
     pub fn read(path: &Path, overrides: &[String]) -> Result<RunFile> {
         let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
         let at = |e: toml::de::Error| Error::Source {

@@ -37,7 +37,9 @@ pub struct Seen {
 /// What an epoch came to.
 #[derive(Clone, Debug, Serialize, PartialEq)]
 pub struct EpochReport {
+    /// Counted from 1.
     pub epoch: usize,
+    /// Batches run, with those that were skipped.
     pub steps: u64,
     /// Mean training loss over the epoch's batches whose loss was finite; NaN if none was.
     pub loss: f64,
@@ -47,7 +49,9 @@ pub struct EpochReport {
     pub skipped_in_all: u64,
     /// Loss scale after the epoch; 1 where scaling is off.
     pub scale: f64,
+    /// Without evaluation.
     pub samples_per_s: f64,
+    /// None without test data, and where the loss is of no prediction.
     #[serde(flatten)]
     pub test: Option<EvalReport>,
 }
@@ -55,18 +59,23 @@ pub struct EpochReport {
 /// Loss and, for classifiers, the share of samples predicted right.
 #[derive(Clone, Copy, Debug, Serialize, PartialEq)]
 pub struct EvalReport {
+    /// Mean over samples, or over the positions that count by the weights of their classes.
     #[serde(rename = "test_loss")]
     pub loss: f64,
+    /// 0 to 1; none for losses that compare numbers.
     #[serde(rename = "test_accuracy", skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
 }
 
 /// A training run: the step and the evaluation graph on a device, and where the run stands.
 pub struct Session {
+    /// What is run.
     pub compiled: Compiled,
     step: Box<dyn Device>,
     eval: Option<Box<dyn Device>>,
+    /// Decides initial values, the order of samples and dropout.
     pub seed: u64,
+    /// Epochs behind the session.
     pub epoch: usize,
     /// Inputs and their staged copies, then labels: buffer name, the input it feeds, extents with the batch leading.
     feeds: Vec<Feed>,
@@ -76,6 +85,9 @@ pub struct Session {
 
 impl Session {
     /// Loads both graphs onto a device and gives parameters and states their initial values.
+    ///
+    /// # Errors
+    /// A plan that the device cannot run or hold, a device that is not there, a parameter whose value the file lacks.
     pub fn new(compiled: Compiled, seed: u64, backend: &dyn Backend) -> Result<Session> {
         let step = backend.open(lower(verify(&compiled.planned.graph)?)?)?;
         let eval = match &compiled.eval {
@@ -86,7 +98,7 @@ impl Session {
     }
 
     /// A run on the CPU that shows every value the plan stores to a watcher ([`crate::train::Settings::observed`]).
-    pub fn watched(compiled: Compiled, seed: u64, watcher: Watcher) -> Result<Session> {
+    pub(super) fn watched(compiled: Compiled, seed: u64, watcher: Watcher) -> Result<Session> {
         let program = lower_visibly(verify(&compiled.planned.graph)?)?;
         Session::on(compiled, seed, Box::new(Watched::new(program, watcher)?), None)
     }
@@ -142,6 +154,9 @@ impl Session {
     }
 
     /// The loss scale at present.
+    ///
+    /// # Errors
+    /// A device that fails.
     pub fn scale(&mut self) -> Result<f32> {
         if self.step.program().find(names::SCALE).is_none() {
             return Ok(1.0);
@@ -149,11 +164,15 @@ impl Session {
         Ok(self.step.read(names::SCALE)?[0])
     }
 
+    /// The device, for the log.
     pub fn device(&self) -> String {
         self.step.describe()
     }
 
     /// Times every kernel of the step and says what it took beside what was predicted. The run ends with this.
+    ///
+    /// # Errors
+    /// A device that fails, or that cannot time single kernels.
     pub fn profile(mut self) -> Result<String> {
         let measured = self.step.profile()?;
         let target = self.compiled.settings.request()?.target;
@@ -162,6 +181,9 @@ impl Session {
     }
 
     /// Refuses data that does not fit the model. Training data must fill a batch.
+    ///
+    /// # Errors
+    /// [`Error::Data`]: too few samples, other arrays than inputs, positions outside a table, labels of a wrong kind.
     pub fn check(&self, data: &Dataset, training: bool) -> Result<()> {
         let batch = if training { self.compiled.settings.batch() } else { 1 };
         let classes = self.compiled.classes().map(|n| {
@@ -177,6 +199,9 @@ impl Session {
     }
 
     /// Overwrites an input or label, and the copies of it that are staged in other formats.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for another number of values than the input has; a device that fails.
     pub fn feed(&mut self, name: &str, values: &[f32]) -> Result<()> {
         let g = &self.compiled.planned.graph;
         let copy = |id: &crate::ir::NodeId| matches!(g.op(*id), Op::Input { copy_of: Some(of), .. } if of == name);
@@ -188,6 +213,9 @@ impl Session {
     }
 
     /// Runs one step on what was fed last, and returns its loss.
+    ///
+    /// # Errors
+    /// A device that fails.
     pub fn step(&mut self) -> Result<f64> {
         self.step.run()?;
         Ok(f64::from(self.step.read("loss")?[0]))
@@ -199,6 +227,9 @@ impl Session {
     }
 
     /// The first steps of an epoch, up to so many; `tick` is told after each. Returns their losses.
+    ///
+    /// # Errors
+    /// Those of [`Session::check`], and a device that fails.
     pub fn train_steps(&mut self, data: &Dataset, steps: usize, mut tick: impl FnMut()) -> Result<Vec<f64>> {
         self.check(data, true)?;
         let batch = self.compiled.settings.batch();
@@ -331,6 +362,9 @@ impl Session {
     }
 
     /// Loss and accuracy over a dataset, with the parameters as they are.
+    ///
+    /// # Errors
+    /// A device that fails, and data without an array for an input.
     pub fn evaluate(&mut self, data: &Dataset) -> Result<Option<EvalReport>> {
         let (Some(eval), Some(graph), Some(head)) = (&mut self.eval, &self.compiled.eval, &self.compiled.task.head)
         else {
@@ -406,6 +440,9 @@ impl Session {
     }
 
     /// Takes up a run where a checkpoint left it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming `path`: a checkpoint of another model, optimizer or scaler, or without epoch or seed.
     pub fn restore(&mut self, checkpoint: &Checkpoint, path: &std::path::Path) -> Result<()> {
         let meta = |key: &str| checkpoint.metadata.get(key).map_or("", String::as_str);
         checkpoint.require_model(&self.compiled.model_fingerprint, &self.compiled.planned.graph.name, path)?;
@@ -441,6 +478,9 @@ impl Session {
     }
 
     /// A parameter's or state's values.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a name that the step does not have; a device that fails.
     pub fn read(&mut self, name: &str) -> Result<Vec<f32>> {
         self.step.read(name)
     }

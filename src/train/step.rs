@@ -14,13 +14,21 @@ use std::collections::BTreeMap;
 
 /// Names of the step's own state, as checkpoints and logs know them.
 pub mod names {
+    /// The loss scale; only where it is dynamic.
     pub const SCALE: &str = "scaler.scale";
+    /// Good steps in a row since the scale grew.
     pub const GOOD_STEPS: &str = "scaler.good_steps";
+    /// Overflows left until the scale comes down; at 0 each one brings it down.
     pub const PATIENCE: &str = "scaler.patience";
+    /// Steps skipped since training began, in every mode.
     pub const SKIPPED: &str = "scaler.skipped";
+    /// Good steps since training began, by which schedule and bias corrections go.
     pub const STEP: &str = "optimizer.step";
+    /// Sum of the epoch's finite losses.
     pub const LOSS_SUM: &str = "log.loss_sum";
+    /// Batches of the epoch whose loss was not finite.
     pub const BAD_LOSSES: &str = "log.bad_losses";
+    /// Batches of the epoch so far, with those that were skipped.
     pub const BATCHES: &str = "log.batches";
     /// The position, among the batches counted, of the first that was skipped; below 0 while none was.
     pub const FIRST_SKIPPED: &str = "log.first_skipped";

@@ -8,21 +8,29 @@ use crate::model::Weights;
 /// A bound model with a scalar loss.
 #[derive(Clone, Debug)]
 pub struct Task {
+    /// The forward graph, the loss in it.
     pub graph: Graph,
+    /// The scalar that gradients are taken of.
     pub loss: NodeId,
     /// What is compared with the label; none if the loss is not one of ours.
     pub head: Option<Head>,
 }
 
+/// What evaluation scores.
 #[derive(Clone, Debug)]
 pub struct Head {
+    /// What is compared with the label; with `bce`, the logits behind a sigmoid.
     pub prediction: NodeId,
+    /// The loss, as the host computes it.
     pub criterion: Criterion,
 }
 
 impl Task {
     /// The task of a model that computes its own loss (a scalar named `loss`, or the only scalar output), or to whose
     /// prediction a loss is added by name. Values that the loss needs are added to `weights`.
+    ///
+    /// # Errors
+    /// A loss, prediction or label that is not there or does not fit, and options of a loss that is the model's own.
     pub fn new(graph: Graph, loss: Option<&str>, options: &Objective, weights: &mut Weights) -> Result<Task> {
         let mut graph = graph;
         if let Some(kind) = loss.and_then(LossKind::named) {
@@ -85,7 +93,7 @@ impl Task {
     }
 
     /// The forward graph that yields the prediction alone, for evaluation.
-    pub fn prediction_graph(&self) -> Result<Option<Graph>> {
+    pub(super) fn prediction_graph(&self) -> Result<Option<Graph>> {
         let Some(head) = &self.head else { return Ok(None) };
         let output = Output { name: "prediction".into(), role: Role::Output, node: head.prediction };
         self.graph.prune(&[output]).map(Some)

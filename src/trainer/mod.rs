@@ -47,12 +47,18 @@ pub struct Payload {
 }
 
 /// The payload of the running executable, if it has one.
+///
+/// # Errors
+/// Those of [`Payload::read`].
 pub fn embedded() -> Result<Option<Payload>> {
     let Ok(path) = std::env::current_exe() else { return Ok(None) };
     Payload::read(&path)
 }
 
 /// Compiles the kernels of a step and its forward graph for each architecture, by key.
+///
+/// # Errors
+/// What [`generate`] refuses, and NVRTC where it is missing or fails.
 pub fn compile_kernels(compiled: &Compiled, architectures: &[String]) -> Result<HashMap<String, Vec<u8>>> {
     let mut out = HashMap::new();
     for graph in [Some(&compiled.planned.graph), compiled.eval.as_ref()].into_iter().flatten() {
@@ -65,6 +71,9 @@ pub fn compile_kernels(compiled: &Compiled, architectures: &[String]) -> Result<
 }
 
 /// The bytes of a trainer for a compiled step: this executable and its payload.
+///
+/// # Errors
+/// The running executable, where it cannot be found or read.
 pub fn build(compiled: &Compiled, cubins: &HashMap<String, Vec<u8>>) -> Result<Vec<u8>> {
     let exe = std::env::current_exe().map_err(Error::io("find", "the running executable"))?;
     let mut bytes = std::fs::read(&exe).map_err(Error::io("read", &exe))?;

@@ -10,9 +10,11 @@ use std::fmt;
 pub struct Num(u64);
 
 impl Num {
+    /// The number with the bits of x: 0 and −0 differ, and a NaN equals itself.
     pub fn new(x: f64) -> Num {
         Num(x.to_bits())
     }
+    /// The number to compute with.
     pub fn get(self) -> f64 {
         f64::from_bits(self.0)
     }
@@ -41,12 +43,19 @@ impl fmt::Display for Num {
 /// An attribute's value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Attr {
+    /// A whole number: digits alone, and perhaps a sign.
     Int(i64),
+    /// Whole numbers in brackets, as axes and strides are.
     Ints(Vec<i64>),
+    /// A number with a point or an exponent, `inf` or `nan`.
     Float(Num),
+    /// `true` or `false`.
     Bool(bool),
+    /// Extents in brackets, numbers or names.
     Dims(Shape),
+    /// A number format, by its name.
     Format(Format),
+    /// Any other name.
     Word(String),
 }
 
@@ -120,11 +129,11 @@ impl Attrs {
         })
     }
 
-    pub fn int(&self, name: &str) -> Result<usize, String> {
+    pub(crate) fn int(&self, name: &str) -> Result<usize, String> {
         self.need(name, "a whole number", |a| if let Attr::Int(i) = a { usize::try_from(*i).ok() } else { None })
     }
 
-    pub fn ints(&self, name: &str) -> Result<Vec<usize>, String> {
+    pub(crate) fn ints(&self, name: &str) -> Result<Vec<usize>, String> {
         self.need(name, "a list of whole numbers", |a| match a {
             Attr::Ints(v) => v.iter().map(|&i| usize::try_from(i).ok()).collect(),
             Attr::Dims(s) => s.fixed(),
@@ -132,11 +141,11 @@ impl Attrs {
         })
     }
 
-    pub fn dims(&self, name: &str) -> Result<Shape, String> {
+    pub(crate) fn dims(&self, name: &str) -> Result<Shape, String> {
         self.need(name, "a shape", |a| if let Attr::Dims(s) = a { Some(s.clone()) } else { None })
     }
 
-    pub fn float(&self, name: &str) -> Result<Num, String> {
+    pub(crate) fn float(&self, name: &str) -> Result<Num, String> {
         self.need(name, "a number", |a| match a {
             Attr::Float(x) => Some(*x),
             Attr::Int(i) => Some(Num::new(*i as f64)),
@@ -144,15 +153,15 @@ impl Attrs {
         })
     }
 
-    pub fn flag(&self, name: &str) -> Result<bool, String> {
+    pub(crate) fn flag(&self, name: &str) -> Result<bool, String> {
         self.need(name, "true or false", |a| if let Attr::Bool(b) = a { Some(*b) } else { None })
     }
 
-    pub fn format(&self, name: &str) -> Result<Format, String> {
+    pub(crate) fn format(&self, name: &str) -> Result<Format, String> {
         self.need(name, "a format", |a| if let Attr::Format(f) = a { Some(*f) } else { None })
     }
 
-    pub fn word(&self, name: &str) -> Result<String, String> {
+    pub(crate) fn word(&self, name: &str) -> Result<String, String> {
         self.need(name, "a name", |a| match a {
             Attr::Word(w) => Some(w.clone()),
             // A name that is also a format's.

@@ -13,11 +13,15 @@ use crate::ir::tensor::{Tensor, for_each_index};
 /// Strides, dilations and zero padding, one entry a spatial axis.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConvSpec {
+    /// Elements of x from one place of the kernel to the next.
     pub stride: Vec<usize>,
+    /// Elements of x from one element of the kernel to the next.
     pub dilation: Vec<usize>,
-    /// Zeros before and behind each axis.
+    /// Zeros before each axis of x.
     pub lo: Vec<usize>,
+    /// Zeros behind each axis of x.
     pub hi: Vec<usize>,
+    /// Groups of channels: a channel of y reads those of its own group in x. Both tensors' channels divide into them.
     pub groups: usize,
 }
 
@@ -33,7 +37,7 @@ pub enum ConvKind {
 }
 
 impl ConvKind {
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             ConvKind::Forward => "conv",
             ConvKind::Input(_) => "conv_input",

@@ -11,36 +11,138 @@ use crate::ir::ops::Num;
 use crate::ir::tensor::Tensor;
 
 named_enum! {
-    /// Operations of one operand.
+    /// Operations of one operand x, element by element.
     Unary {
-        Neg = "neg", Abs = "abs", Sign = "sign", Square = "square", Recip = "recip",
-        Exp = "exp", Expm1 = "expm1", Log = "log", Log1p = "log1p", Sqrt = "sqrt", Rsqrt = "rsqrt",
-        Sin = "sin", Cos = "cos", Tan = "tan", Asin = "asin", Acos = "acos", Atan = "atan",
-        Sinh = "sinh", Cosh = "cosh", Tanh = "tanh", Asinh = "asinh", Acosh = "acosh", Atanh = "atanh",
-        Erf = "erf", Floor = "floor", Ceil = "ceil", Trunc = "trunc",
+        /// −x.
+        Neg = "neg",
+        /// |x|.
+        Abs = "abs",
+        /// −1, 0 or 1 by the sign of x; NaN stays NaN.
+        Sign = "sign",
+        /// x².
+        Square = "square",
+        /// 1 / x.
+        Recip = "recip",
+        /// e^x.
+        Exp = "exp",
+        /// e^x − 1, accurate near 0.
+        Expm1 = "expm1",
+        /// ln x.
+        Log = "log",
+        /// ln(1 + x), accurate near 0.
+        Log1p = "log1p",
+        /// √x.
+        Sqrt = "sqrt",
+        /// 1 / √x.
+        Rsqrt = "rsqrt",
+        /// Sine, of radians.
+        Sin = "sin",
+        /// Cosine, of radians.
+        Cos = "cos",
+        /// Tangent, of radians.
+        Tan = "tan",
+        /// Inverse sine, in radians.
+        Asin = "asin",
+        /// Inverse cosine, in radians.
+        Acos = "acos",
+        /// Inverse tangent, in radians.
+        Atan = "atan",
+        /// Hyperbolic sine.
+        Sinh = "sinh",
+        /// Hyperbolic cosine.
+        Cosh = "cosh",
+        /// Hyperbolic tangent.
+        Tanh = "tanh",
+        /// Inverse hyperbolic sine.
+        Asinh = "asinh",
+        /// Inverse hyperbolic cosine.
+        Acosh = "acosh",
+        /// Inverse hyperbolic tangent.
+        Atanh = "atanh",
+        /// The error function, 2/√π · ∫ e^−t² dt from 0 to x.
+        Erf = "erf",
+        /// The largest whole number not above x.
+        Floor = "floor",
+        /// The smallest whole number not below x.
+        Ceil = "ceil",
+        /// The whole part of x, towards 0.
+        Trunc = "trunc",
         /// To the nearest whole number, ties to even.
         Round = "round",
         /// sin(πx) / (πx), and 1 at 0.
         Sinc = "sinc",
-        Sigmoid = "sigmoid", Softplus = "softplus", Relu = "relu",
+        /// 1 / (1 + e^−x).
+        Sigmoid = "sigmoid",
+        /// ln(1 + e^x), computed as max(x, 0) + ln(1 + e^−|x|).
+        Softplus = "softplus",
+        /// max(x, 0); NaN stays NaN.
+        Relu = "relu",
         /// x·Φ(x), Hendrycks & Gimpel 2016.
         Gelu = "gelu",
         /// The tanh approximation of the same paper.
         GeluTanh = "gelu_tanh",
-        Not = "not", IsFinite = "is_finite", IsNan = "is_nan", IsInf = "is_inf",
-        /// Every bit of a whole number flipped.
+        /// The other truth value.
+        Not = "not",
+        /// Is x neither infinite nor NaN?
+        IsFinite = "is_finite",
+        /// Is x NaN?
+        IsNan = "is_nan",
+        /// Is x ∞ or −∞?
+        IsInf = "is_inf",
+        /// Every bit of a whole number flipped: −1 − x.
         BitNot = "bit_not",
     }
 }
 
 named_enum! {
-    /// Operations of two operands.
+    /// Operations of two operands a and b, which broadcast, element by element.
     Binary {
-        Add = "add", Sub = "sub", Mul = "mul", Div = "div", Pow = "pow", Max = "max", Min = "min",
-        Eq = "eq", Ne = "ne", Lt = "lt", Le = "le", Gt = "gt", Ge = "ge", And = "and", Or = "or", Xor = "xor",
-        /// The remainder with the divisor's sign (Python's `%`), and with the dividend's (C's `fmod`).
-        Mod = "mod", Fmod = "fmod",
-        BitAnd = "bit_and", BitOr = "bit_or", BitXor = "bit_xor", Shl = "shl", Shr = "shr",
+        /// a + b.
+        Add = "add",
+        /// a − b.
+        Sub = "sub",
+        /// a · b.
+        Mul = "mul",
+        /// a / b, of whole numbers too: it is rounded where it is stored or converted.
+        Div = "div",
+        /// a^b.
+        Pow = "pow",
+        /// The larger one, NaN if either is.
+        Max = "max",
+        /// The smaller one, NaN if either is.
+        Min = "min",
+        /// a = b, a truth value.
+        Eq = "eq",
+        /// a ≠ b, a truth value.
+        Ne = "ne",
+        /// a < b, a truth value.
+        Lt = "lt",
+        /// a ≤ b, a truth value.
+        Le = "le",
+        /// a > b, a truth value.
+        Gt = "gt",
+        /// a ≥ b, a truth value.
+        Ge = "ge",
+        /// Are both truth values true?
+        And = "and",
+        /// Is either truth value true?
+        Or = "or",
+        /// Is exactly one truth value true?
+        Xor = "xor",
+        /// The remainder with the divisor's sign (Python's `%`).
+        Mod = "mod",
+        /// The remainder with the dividend's sign (C's `fmod`).
+        Fmod = "fmod",
+        /// Bits that both whole numbers have.
+        BitAnd = "bit_and",
+        /// Bits that either whole number has.
+        BitOr = "bit_or",
+        /// Bits that exactly one of the whole numbers has.
+        BitXor = "bit_xor",
+        /// a · 2^b: bits moved up by b places.
+        Shl = "shl",
+        /// ⌊a / 2^b⌋: bits moved down by b places.
+        Shr = "shr",
     }
 }
 
@@ -117,6 +219,7 @@ pub(crate) const GELU_SCALE: f64 = 0.797_884_560_802_865_4;
 pub(crate) const GELU_CUBIC: f64 = 0.044715;
 
 impl Unary {
+    /// Does it yield truth values?
     pub fn is_predicate(self) -> bool {
         matches!(self, Unary::Not | Unary::IsFinite | Unary::IsNan | Unary::IsInf)
     }
@@ -147,6 +250,7 @@ impl Unary {
         Ok(Type::new(x.shape.clone(), format))
     }
 
+    /// The function in f64. Truth values are 0 and 1.
     pub fn eval(self, x: f64) -> f64 {
         match self {
             Unary::Neg => -x,
@@ -206,10 +310,12 @@ impl Unary {
 }
 
 impl Binary {
+    /// Does it compare two operands, and so yield truth values?
     pub fn is_comparison(self) -> bool {
         matches!(self, Binary::Eq | Binary::Ne | Binary::Lt | Binary::Le | Binary::Gt | Binary::Ge)
     }
 
+    /// Does it combine truth values?
     pub fn is_logic(self) -> bool {
         matches!(self, Binary::And | Binary::Or | Binary::Xor)
     }
@@ -237,6 +343,7 @@ impl Binary {
         Ok(Type::new(shape, format))
     }
 
+    /// The function in f64. Truth values are 0 and 1.
     pub fn eval(self, a: f64, b: f64) -> f64 {
         let bit = |c: bool| c as u8 as f64;
         match self {
@@ -315,21 +422,39 @@ fn infer_select(x: &[&Type]) -> Result<Type, String> {
 }
 
 impl Graph {
+    /// The function of every element of x.
+    ///
+    /// # Errors
+    /// A format that the function does not take.
     pub fn unary(&mut self, u: Unary, x: NodeId) -> crate::error::Result<NodeId> {
         self.add(Op::Unary(u), &[x])
     }
+    /// The function of every two elements of x and y, which broadcast.
+    ///
+    /// # Errors
+    /// Shapes that do not broadcast, and formats that the function does not take.
     pub fn binary(&mut self, b: Binary, x: NodeId, y: NodeId) -> crate::error::Result<NodeId> {
         self.add(Op::Binary(b), &[x, y])
     }
+    /// A scalar of f32, known at compile time.
+    ///
+    /// # Errors
+    /// None: there are no operands to refuse.
     pub fn constant(&mut self, x: f64) -> crate::error::Result<NodeId> {
         self.add(Op::Const(Num::new(x)), &[])
     }
     /// x · c
+    ///
+    /// # Errors
+    /// Booleans, which are no numbers.
     pub fn scale(&mut self, x: NodeId, c: f64) -> crate::error::Result<NodeId> {
         let k = self.constant(c)?;
         self.binary(Binary::Mul, x, k)
     }
     /// x + c
+    ///
+    /// # Errors
+    /// Booleans, which are no numbers.
     pub fn shift(&mut self, x: NodeId, c: f64) -> crate::error::Result<NodeId> {
         let k = self.constant(c)?;
         self.binary(Binary::Add, x, k)

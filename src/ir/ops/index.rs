@@ -9,7 +9,18 @@ use crate::ir::types::Dim;
 
 named_enum! {
     /// What a scatter does where an element is already there.
-    ScatterKind { Set = "set", Add = "add", Mul = "mul", Max = "max", Min = "min" }
+    ScatterKind {
+        /// The update takes its place.
+        Set = "set",
+        /// Their sum.
+        Add = "add",
+        /// Their product.
+        Mul = "mul",
+        /// The larger one, NaN if either is.
+        Max = "max",
+        /// The smaller one, NaN if either is.
+        Min = "min",
+    }
 }
 
 /// Rows at integer positions.
@@ -86,7 +97,7 @@ impl Family for Rows {
 }
 
 impl ScatterKind {
-    pub fn combine(self, old: f64, new: f64) -> f64 {
+    fn combine(self, old: f64, new: f64) -> f64 {
         match self {
             ScatterKind::Set => new,
             ScatterKind::Add => old + new,

@@ -36,7 +36,7 @@ pub use source::Init;
 use signature::Family;
 
 /// Names of operations that the search and the language speak of.
-pub mod names {
+pub(crate) mod names {
     pub const PUT: &str = "put";
     pub const CAST: &str = "cast";
     pub const ALIAS: &str = "alias";
@@ -58,138 +58,207 @@ pub enum Op {
     /// A tensor of the batch; labels are excluded from differentiation and range checks.
     /// A staged input is another one rounded by the loader.
     Input {
+        /// Is it a label?
         label: bool,
+        /// Shape of a batch, and format in memory.
         ty: Type,
+        /// The input that a staged one is a copy of; none for an input of the model.
         copy_of: Option<String>,
     },
     /// A trained tensor.
     Param {
+        /// Its value before the first step.
         init: Init,
+        /// Shape, and format in memory.
         ty: Type,
     },
     /// A tensor the step carries along: optimizer moments, loss scale, counters.
     State {
+        /// Its value before the first step.
         init: Init,
+        /// Shape, and format in memory.
         ty: Type,
     },
     /// A scalar known at compile time.
     Const(Num),
     /// The position along `axis`.
     Iota {
+        /// Shape of the result, which is of i64.
         dims: Shape,
+        /// The axis whose positions are counted, from 0.
         axis: usize,
     },
     /// `random(seed, step)`: uniform in [0, 1), by position; operations of another `salt` draw other numbers.
     Random {
+        /// Shape of the result, which is of f32.
         dims: Shape,
+        /// A word of the generator's key ([`random::philox`]).
         salt: u32,
     },
+    /// A function of every element of one operand.
     Unary(Unary),
+    /// A function of every two elements of two operands, which broadcast as NumPy's do.
     Binary(Binary),
     /// `select(c, a, b)`: a where c, else b. The value not chosen may be NaN.
     Select,
+    /// All elements along some axes made into one. Accumulates in f32, or in f64 where that is too narrow.
     Reduce {
+        /// What they are made into.
         kind: ReduceKind,
+        /// Axes that are reduced, ascending.
         axes: Vec<usize>,
+        /// Do these axes stay, with extent 1? Else they go.
         keep: bool,
     },
     /// Which elements are the largest (or smallest) along some axes. One operation, so that what is compared is never
     /// rounded apart from what it is compared with: a mask that hits nothing loses the gradient.
     IsExtreme {
+        /// `Min` asks for the smallest, `Max` for the largest.
         kind: ReduceKind,
+        /// Axes along which elements compete, ascending.
         axes: Vec<usize>,
     },
+    /// Elements repeated along axes of extent 1 and along new leading axes: NumPy's `broadcast_to`.
     Broadcast {
+        /// Shape of the result.
         dims: Shape,
     },
+    /// The same elements, row-major, in another shape.
     Reshape {
+        /// Shape of the result, of as many elements.
         dims: Shape,
     },
+    /// Axes in another order.
     Transpose {
+        /// By axis of the result, the operand's axis.
         perm: Vec<usize>,
     },
     /// Elements `start, start + step, …` below `stop` of one axis.
     Slice {
+        /// The axis; all of the others is taken.
         axis: usize,
+        /// The first position.
         start: usize,
+        /// Positions end before this one, which is at most the extent.
         stop: usize,
+        /// From one position to the next, at least 1.
         step: usize,
     },
     /// Zeros around (`lo`, `hi`) and between (`inner`) the elements of one axis: the transpose of `Slice`.
     Pad {
+        /// The axis that grows.
         axis: usize,
+        /// Zeros before the first element.
         lo: usize,
+        /// Zeros behind the last element.
         hi: usize,
+        /// Zeros between two neighbours.
         inner: usize,
     },
     /// Windows of one axis: position o of the axis, and element k of its window, take the axis's place. Reads
     /// x[o·stride + k·dilation − lo], or `fill` outside.
     Window {
+        /// The axis that windows move along. In the result it counts windows, and the next axis their elements.
         axis: usize,
+        /// Elements of a window.
         size: usize,
+        /// From one window to the next.
         stride: usize,
+        /// From one element of a window to the next.
         dilation: usize,
+        /// How far windows reach out before the axis.
         lo: usize,
+        /// How far windows reach out behind the axis.
         hi: usize,
+        /// What is read outside of the axis.
         fill: Num,
     },
     /// The transpose of `Window` before its sum over k: element i of an axis of `extent`, as element k of a window,
     /// reads x[(i + lo − k·dilation) / stride, k], or 0 where there is no such window.
     Unwindow {
+        /// The axis that counts windows; the next one counts their elements, and stays.
         axis: usize,
+        /// Elements of the axis that the windows are of, which they do not tell.
         extent: usize,
+        /// From one window to the next.
         stride: usize,
+        /// From one element of a window to the next.
         dilation: usize,
+        /// How far windows reach out before the axis.
         lo: usize,
     },
+    /// Operands one behind the other along an axis.
     Concat {
+        /// The axis; extents of the others are equal.
         axis: usize,
     },
     /// Elements moved on by so many places along an axis, those beyond the end to its start.
     Roll {
+        /// The axis that elements move along.
         axis: usize,
+        /// Places that they move on, at most the extent.
         by: usize,
     },
     /// `gather(x, i)`: rows of x along `axis` at the integer positions i.
     Gather {
+        /// The axis of x that i counts along; the axes of i take its place.
         axis: usize,
     },
     /// `scatter_add(dy, i)`: the transpose of `Gather` into `size` rows; accumulates in f32.
     ScatterAdd {
+        /// Where the axes of i begin in dy; the axis of rows takes their place.
         axis: usize,
+        /// Rows of the result. Those that i does not name are 0.
         size: Dim,
     },
     /// `scatter(x, i, u)`: x with rows u written, or combined, at the positions i along `axis`.
     Scatter {
+        /// The axis of x that i counts along; in u the axes of i stand there.
         axis: usize,
+        /// What becomes of the element that is there.
         kind: ScatterKind,
     },
     /// A convolution or one of its gradients, multiplied in `format`, accumulated in f32.
     Conv {
+        /// Which tensor of the three is computed.
         kind: ConvKind,
+        /// Strides, dilations, padding and groups.
         spec: ConvSpec,
+        /// What matrix units round both operands to; f32 and f64 round neither.
         format: Format,
     },
-    /// Batched product over the last two axes, each side optionally transposed, multiplied in `format`, accumulated in f32.
+    /// Batched product over the last two axes, each side optionally transposed, multiplied in `format`, accumulated in
+    /// f32: `[.., m, k] × [.., k, n]`, or a right side `[k, n]` shared by the whole batch.
     MatMul {
+        /// Is the left side `[.., k, m]`?
         ta: bool,
+        /// Is the right side `[.., n, k]`?
         tb: bool,
+        /// What matrix units round both operands to; f32 and f64 round neither.
         format: Format,
     },
+    /// e^x / Σ e^x along an axis, computed with the largest x subtracted; 0 where all x are −∞.
     Softmax {
+        /// The axis of the sum.
         axis: usize,
     },
+    /// x − ln Σ e^x along an axis, computed with the largest x subtracted.
     LogSoftmax {
+        /// The axis of the sum.
         axis: usize,
     },
-    /// Standardises over the last axis, then scales and shifts. Statistics in f32.
+    /// `layer_norm(x, scale, shift)`: standardises over the last axis, then scales and shifts. Statistics in f32.
     LayerNorm {
+        /// Added to the variance, under the root.
         eps: Num,
     },
     /// Standardises over the axes (`centred`: subtracts the mean first). Statistics in f32.
     Normalise {
+        /// Axes of the statistics, ascending, at least one.
         axes: Vec<usize>,
+        /// Added to the variance, or to the mean square, under the root.
         eps: Num,
+        /// (x − mean) / √(var + eps), rather than x / √(mean x² + eps)?
         centred: bool,
     },
     /// Unreduced losses.
@@ -198,6 +267,7 @@ pub enum Op {
     Convert(Format),
     /// The same memory in another shape.
     Alias {
+        /// Shape of the result, of as many elements.
         dims: Shape,
     },
     /// `after(x, t)`: the same memory as x, read when t has been written: what is computed from it again in the backward
@@ -272,6 +342,7 @@ impl Op {
         Signature::find(self.name())
     }
 
+    /// Is it a tensor that the step is given, rather than computed?
     pub fn is_source(&self) -> bool {
         matches!(self, Op::Input { .. } | Op::Param { .. } | Op::State { .. })
     }
@@ -328,7 +399,10 @@ impl Op {
         }
     }
 
-    /// The result type, or what the operands miss.
+    /// The result type.
+    ///
+    /// # Errors
+    /// What the operands miss, in words: their number, formats or shapes.
     pub fn infer(&self, x: &[&Type]) -> Result<Type, String> {
         let arity = self.arity();
         if !arity.contains(x.len()) {

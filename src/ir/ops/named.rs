@@ -6,6 +6,7 @@ macro_rules! named_enum {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum $name { $($(#[$inner])* $variant),* }
         impl $name {
+            /// All members, in the order they are declared.
             pub const ALL: [$name; [$($text),*].len()] = [$($name::$variant),*];
             /// The names, in the order of the members.
             pub const NAMES: [&'static str; [$($text),*].len()] = [$($text),*];

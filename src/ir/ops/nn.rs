@@ -268,7 +268,7 @@ fn vjp_layer_norm(eps: f64, c: Context) -> Gradients {
 }
 
 impl Loss {
-    pub fn is_elementwise(self) -> bool {
+    pub(crate) fn is_elementwise(self) -> bool {
         self != Loss::CrossEntropy
     }
 

@@ -4,8 +4,9 @@
 use super::{Shape, Tensor, Type};
 use crate::format::Format;
 
-/// State that random operations read: the seed of the run, and how many steps were taken.
+/// State that random operations read: the seed of the run modulo 2^24, a scalar of f32.
 pub const SEED: &str = "random.seed";
+/// State that random operations read: how many steps were taken, a scalar of f32.
 pub const STEP: &str = "random.step";
 
 /// Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), the first of its four words.

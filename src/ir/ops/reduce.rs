@@ -11,7 +11,21 @@ use crate::ir::tensor::{Tensor, for_each_index};
 use crate::ir::types::Dim;
 
 named_enum! {
-    ReduceKind { Sum = "sum", Mean = "mean", Max = "reduce_max", Min = "reduce_min", Any = "any", Prod = "prod" }
+    /// What a reduction makes of the elements along its axes. Without elements: what is said in brackets.
+    ReduceKind {
+        /// Σ x (0).
+        Sum = "sum",
+        /// Σ x / n (NaN).
+        Mean = "mean",
+        /// The largest, NaN if any is (−∞).
+        Max = "reduce_max",
+        /// The smallest, NaN if any is (∞).
+        Min = "reduce_min",
+        /// Is any truth value true (false)? The only one that takes booleans, and takes nothing else.
+        Any = "any",
+        /// Π x (1).
+        Prod = "prod",
+    }
 }
 
 /// Reductions, and which elements are the extremes.
@@ -77,7 +91,7 @@ impl Family for Reductions {
 }
 
 impl ReduceKind {
-    pub fn identity(self) -> f64 {
+    pub(crate) fn identity(self) -> f64 {
         match self {
             ReduceKind::Sum | ReduceKind::Mean | ReduceKind::Any => 0.0,
             ReduceKind::Max => f64::NEG_INFINITY,
@@ -86,7 +100,7 @@ impl ReduceKind {
         }
     }
 
-    pub fn combine(self, a: f64, b: f64) -> f64 {
+    fn combine(self, a: f64, b: f64) -> f64 {
         match self {
             ReduceKind::Sum | ReduceKind::Mean => a + b,
             ReduceKind::Max => Binary::Max.eval(a, b),
@@ -199,6 +213,10 @@ fn vjp(kind: ReduceKind, axes: &[usize], c: Context) -> Gradients {
 }
 
 impl Graph {
+    /// A reduction over axes, or x itself where there are none.
+    ///
+    /// # Errors
+    /// Axes that do not ascend or lie outside of x, and a format that the kind does not take.
     pub fn reduce(&mut self, kind: ReduceKind, x: NodeId, axes: &[usize], keep: bool) -> Result<NodeId> {
         if axes.is_empty() {
             return Ok(x);
@@ -207,6 +225,9 @@ impl Graph {
     }
 
     /// Reduces over every axis, to a scalar.
+    ///
+    /// # Errors
+    /// A format that the kind does not take.
     pub fn reduce_all(&mut self, kind: ReduceKind, x: NodeId) -> Result<NodeId> {
         let axes: Vec<usize> = (0..self.shape(x).rank()).collect();
         self.reduce(kind, x, &axes, false)

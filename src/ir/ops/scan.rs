@@ -24,16 +24,18 @@ use std::sync::Arc;
 pub struct Body(Arc<(Graph, String)>);
 
 impl Body {
+    /// A body that runs this graph.
     pub fn new(graph: Graph) -> Body {
         let text = print(&graph);
         Body(Arc::new((graph, text)))
     }
 
+    /// The graph that is run at every position.
     pub fn graph(&self) -> &Graph {
         &self.0.0
     }
 
-    pub fn text(&self) -> &str {
+    fn text(&self) -> &str {
         &self.0.1
     }
 
@@ -131,12 +133,16 @@ impl Family for Loops {
 /// Yields all values of a body, given those of its sources.
 pub type EvaluateBody<'a> = dyn FnMut(&Graph, &dyn Fn(NodeId) -> Tensor) -> Vec<Tensor> + 'a;
 
+/// A loop, and what one node takes out of it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Scan {
+    /// What runs at every position.
     pub body: Body,
+    /// Positions: the first extent of every operand that is an `input` of the body. At least 1.
     pub steps: Dim,
     /// From the last position to the first.
     pub reverse: bool,
+    /// What the node yields.
     pub take: Take,
 }
 

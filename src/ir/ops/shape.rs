@@ -374,10 +374,16 @@ fn unwindow_into(g: &mut Graph, dy: NodeId, spread: &Op, window: &Op, x: NodeId)
 
 impl Graph {
     /// A reshape, unless the shape is already there.
+    ///
+    /// # Errors
+    /// Shapes that hold different numbers of elements.
     pub fn reshape(&mut self, x: NodeId, dims: &Shape) -> Result<NodeId> {
         if self.shape(x) == dims { Ok(x) } else { self.add(Op::Reshape { dims: dims.clone() }, &[x]) }
     }
     /// A broadcast, unless the shape is already there.
+    ///
+    /// # Errors
+    /// A shape that x does not broadcast to.
     pub fn broadcast_to(&mut self, x: NodeId, dims: &Shape) -> Result<NodeId> {
         if self.shape(x) == dims { Ok(x) } else { self.add(Op::Broadcast { dims: dims.clone() }, &[x]) }
     }

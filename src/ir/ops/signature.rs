@@ -12,7 +12,9 @@ use std::sync::LazyLock;
 /// How many operands an operation takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arity {
+    /// Operands at least.
     pub least: usize,
+    /// Operands at most; `usize::MAX` where there is no limit.
     pub most: usize,
 }
 
@@ -20,11 +22,12 @@ impl Arity {
     /// Any positive number of operands.
     pub const ANY: Arity = Arity { least: 1, most: usize::MAX };
 
+    /// So many operands.
     pub const fn exactly(n: usize) -> Arity {
         Arity { least: n, most: n }
     }
 
-    pub fn contains(self, n: usize) -> bool {
+    pub(crate) fn contains(self, n: usize) -> bool {
         (self.least..=self.most).contains(&n)
     }
 }
@@ -54,6 +57,7 @@ pub enum Reads {
 /// Where the elements of a result come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Elements {
+    /// From none or any of the operands', for the most part by arithmetic.
     Computed,
     /// Each element of the operand, once, at another place.
     Moved,
@@ -64,11 +68,17 @@ pub enum Elements {
 /// What an attribute's value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    /// A whole number, 0 or more; in text an axis may count from behind, as −1 does.
     Int,
+    /// Whole numbers, likewise.
     Ints,
+    /// Any number.
     Number,
+    /// `true` or `false`.
     Flag,
+    /// A shape.
     Dims,
+    /// A number format.
     Format,
     /// One of these words.
     Choice(&'static [&'static str]),
@@ -79,6 +89,7 @@ pub enum Kind {
 pub enum Default {
     /// It must be said.
     Needed,
+    /// This value.
     Is(Attr),
     /// As many of this number as the attribute of this key has entries.
     Each(&'static str, i64),
@@ -93,8 +104,11 @@ pub enum Default {
 /// One attribute of an operation.
 #[derive(Clone, Debug)]
 pub struct Attribute {
+    /// What stands before its `=` in text.
     pub key: &'static str,
+    /// What its values are.
     pub kind: Kind,
+    /// What it is where a text leaves it out.
     pub default: Default,
     /// Values that random instances of rules are made with, as text.
     pub samples: &'static [&'static str],
@@ -180,9 +194,13 @@ impl Attribute {
 /// An operation as its name shows it.
 #[derive(Debug)]
 pub struct Signature {
+    /// Its name in text, in rules and in the e-graph.
     pub name: &'static str,
+    /// How many operands it takes, attributes not counted.
     pub arity: Arity,
+    /// Where its operands lie.
     pub reads: Reads,
+    /// Where the elements of its result come from.
     pub elements: Elements,
     /// Yields memory rather than registers.
     pub in_memory: bool,

@@ -81,11 +81,13 @@ impl Family for Sources {
 /// How a parameter or state starts.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Init {
+    /// Every element is this number.
     Constant(Num),
     /// Uniform in ±√(6 / fan in): He et al. 2015, eq. 10, for ReLU networks.
     KaimingUniform,
     /// Uniform in ±√(6 / (fan in + fan out)): Glorot & Bengio 2010, eq. 16.
     XavierUniform,
+    /// Normal around 0, with this standard deviation.
     Normal(Num),
     /// Uniform in ± the bound.
     Uniform(Num),
@@ -96,11 +98,12 @@ pub enum Init {
 }
 
 impl Init {
+    /// Every element is 0.
     pub fn zeros() -> Init {
         Init::Constant(Num::new(0.0))
     }
 
-    pub fn parse(word: &str, argument: Option<Num>) -> Result<Init, String> {
+    pub(crate) fn parse(word: &str, argument: Option<Num>) -> Result<Init, String> {
         match (word, argument) {
             ("zeros", None) => Ok(Init::zeros()),
             ("ones", None) => Ok(Init::Constant(Num::new(1.0))),

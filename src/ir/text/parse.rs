@@ -13,6 +13,9 @@ use std::ops::Range;
 const NESTED: usize = 200;
 
 /// Reads a graph. `file` is the name errors are reported under.
+///
+/// # Errors
+/// The first place where the text is no graph or an operation has no type, as [`Error::Source`].
 pub fn parse(text: &str, file: &str) -> Result<Graph> {
     let tokens = lex(text).map_err(|e| e.in_file(file, text))?;
     let mut p = Parser { tokens, at: 0, depth: 0, scope: Scope::default() };
@@ -21,6 +24,9 @@ pub fn parse(text: &str, file: &str) -> Result<Graph> {
 }
 
 /// Reads one attribute value, as it stands behind `name=`.
+///
+/// # Errors
+/// Text that is no value, or one with something behind it: with the place.
 pub fn parse_attr(text: &str) -> std::result::Result<Attr, Spanned> {
     let mut p = Parser { tokens: lex(text)?, at: 0, depth: 0, scope: Scope::default() };
     let attr = p.attr()?;

@@ -19,9 +19,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 /// A model in mixed precision, and what became of it.
 pub struct Mixed {
+    /// The file.
     pub written: Written,
+    /// Nodes that the file has without its casts.
     pub nodes: usize,
+    /// How many of them run in a narrow format.
     pub narrow: usize,
+    /// Casts that were added.
     pub casts: usize,
     /// Bytes of the initialisers, before and after.
     pub bytes: [usize; 2],

@@ -33,6 +33,7 @@ pub enum Wish {
 /// What a plan says of a model's values, by the names they have in the bound graph.
 #[derive(Clone, Copy)]
 pub struct Wishes<'a> {
+    /// What the plan makes of the value.
     pub of: &'a dyn Fn(&str) -> Wish,
     /// Does a format's range hold the value?
     pub holds: &'a dyn Fn(&str, Format) -> bool,

@@ -17,7 +17,9 @@ const INLINE: usize = 1 << 30;
 
 /// A model file, and the file of its values where they are too many to be in it.
 pub struct Written {
+    /// A serialised `ModelProto`.
     pub model: Vec<u8>,
+    /// External data, where values come to more than 1 GiB; each tensor at a multiple of 64 bytes.
     pub data: Option<Vec<u8>>,
 }
 

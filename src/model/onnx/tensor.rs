@@ -18,6 +18,9 @@ pub struct Files {
 }
 
 /// Reads a file that holds one serialised tensor (`.pb`), as ONNX's own tests have them.
+///
+/// # Errors
+/// A file that cannot be read or is no `TensorProto`, and a tensor that is damaged or of an unsupported element type.
 pub fn read_tensor(path: &Path) -> Result<Weight> {
     let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
     let tensor =

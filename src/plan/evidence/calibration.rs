@@ -40,6 +40,9 @@ impl Default for Budget {
 
 impl Budget {
     /// What it is a share of, in inference.
+    ///
+    /// # Errors
+    /// [`Error::Request`] for a share of noise between batches, which inference does not have.
     pub fn of_outputs(self) -> Result<Budget> {
         match self {
             Budget::Relative(x) | Budget::Outputs(x) => Ok(Budget::Outputs(x)),
@@ -58,6 +61,7 @@ impl Budget {
         }
     }
 
+    /// The number alone: 0.1 is 10 %.
     pub fn share(self) -> f64 {
         match self {
             Budget::Noise(x) | Budget::Relative(x) | Budget::Outputs(x) => x,
@@ -107,7 +111,9 @@ pub(in crate::plan) struct Estimates {
 /// What some steps on real data, run in f32, say about a step's values.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Calibration {
+    /// Batches that the probe saw.
     pub batches: usize,
+    /// The unit of the shares below.
     pub budget: Budget,
     /// The loss scale that keeps most of the gradients in f16's range; gradients were observed at this scale.
     pub loss_scale: f64,

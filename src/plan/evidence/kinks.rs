@@ -26,6 +26,7 @@ pub struct Kink {
     chosen: [NodeId; 2],
     /// States of the probe: the band's half width and the slope in it.
     pub width: String,
+    /// The state that holds the slope, 1 / 2√(hw).
     pub slope: String,
 }
 

@@ -10,6 +10,7 @@ const WORST: f64 = 3.0;
 /// gradients, by parameter; in inference a model's outputs.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
+    /// How many the plan ran on.
     pub batches: usize,
     /// The batches are others than those that formats were chosen by; too little data leaves none.
     pub fresh: bool,

@@ -8,6 +8,9 @@ use crate::plan::copy_name;
 use std::collections::BTreeMap;
 
 /// The same step with every computed value in memory, in the format its registers have. Views stay views.
+///
+/// # Errors
+/// Operations that do not type; a verified step has none.
 pub fn observed(step: &Graph) -> Result<Graph> {
     store_all(step, &BTreeMap::new())
 }

@@ -18,9 +18,13 @@ use std::collections::{BTreeMap, HashMap};
 
 /// A graph that yields the gradients, and what rounding each value would add to them.
 pub struct Probe {
+    /// Its outputs are the two sums of every rounding.
     pub graph: Graph,
+    /// Parameters whose gradients are weighed and summed.
     pub gradients: Vec<Probed>,
+    /// Every format of every value, and of every product's reading of one.
     pub roundings: Vec<Rounding>,
+    /// Choices whose derivatives jump, given a slope in the graph.
     pub kinks: Vec<Kink>,
     /// A graph that yields how far rounding everything moves what the kinks compare.
     pub spreads: Graph,
@@ -64,6 +68,9 @@ pub fn gradient_outputs(step: &Graph, gradient_of: &BTreeMap<String, String>) ->
 }
 
 /// `gradient_of` names the gradient of each parameter of the step.
+///
+/// # Errors
+/// Values whose types do not fit, which those of a verified step do.
 pub fn probe(step: &Graph, gradient_of: &BTreeMap<String, String>, formats: Formats) -> Result<Probe> {
     let passes = step.prune(&gradient_outputs(step, gradient_of))?;
     let Copied { mut graph, subjects, kinks, held } = with_readers(&passes)?;

@@ -12,12 +12,15 @@ const HIGHEST: i32 = 127;
 /// The magnitudes of a value's elements, counted by power of two.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Spread {
+    /// Elements seen, of any kind.
     pub count: u64,
+    /// Elements equal to 0.
     pub zeros: u64,
     /// Infinities and NaN.
     pub non_finite: u64,
     /// Magnitudes of finite elements other than zero; none seen: infinity and 0.
     pub smallest: f32,
+    /// The largest magnitude.
     pub largest: f32,
     /// How many elements have |x| in [2^e, 2^(e+1)), for e from -149 to 127.
     #[serde(rename = "octaves", with = "octaves")]
@@ -60,6 +63,7 @@ pub struct Fate {
 }
 
 impl Spread {
+    /// Counts elements in.
     pub fn add(&mut self, values: &[f32]) {
         self.count += values.len() as u64;
         for &v in values {
@@ -120,7 +124,9 @@ fn exponent(x: f32) -> i32 {
 /// Spreads of a step's values, by name, over the steps observed.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
+    /// How many were observed.
     pub steps: usize,
+    /// Sources, computed values and inputs, by name.
     pub values: BTreeMap<String, Spread>,
     /// The step, from 1, and the value that was the first to be infinite or NaN.
     pub first_non_finite: Option<(usize, String)>,

@@ -22,34 +22,42 @@ use std::fmt::Write;
 /// One way a value could travel.
 #[derive(Clone, Debug, Serialize)]
 pub struct Alternative {
+    /// In words: `in memory as f16`, `multiplied in bf16`.
     pub what: String,
+    /// Is it the plan's?
     pub chosen: bool,
     /// The rules that offered it, with what they say.
     pub rules: Vec<(String, String)>,
     /// The whole step's predicted time with it; none where it cannot be lowered.
     pub seconds: Option<f64>,
-    /// What it adds to the gradients' noise in budgets, where that is known.
+    /// Noise of the whole plan with it, as a share of the squared budget; none without evidence.
     pub noise: Option<f64>,
     /// Why it was taken or lost.
     pub why: String,
 }
 
+/// Why a value has its format.
 #[derive(Clone, Debug, Serialize)]
 pub struct Explanation {
+    /// The value, without its module.
     pub name: String,
     /// The value's line of text, and where it comes from.
     pub line: String,
     /// The same value of the layer that was planned for all that are like it, if that is another.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub planned_as: Option<String>,
+    /// The node of an ONNX file, or the line of text, that it comes from, where that is known.
     pub origin: Option<String>,
     /// The module of the model that it belongs to, where the model says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub module: Option<String>,
+    /// The pass it belongs to: `forward`, `backward` or `update`.
     pub stage: &'static str,
+    /// Operations that read it, by name and kind.
     pub readers: Vec<String>,
     /// Not kept for the backward pass, to keep to a limit of memory.
     pub computed_again: bool,
+    /// What its numbers were like; none without evidence.
     pub spread: Option<Spread>,
     /// What rounding it adds to the gradients' noise, for all its readers.
     pub shares: Shares,
@@ -59,12 +67,17 @@ pub struct Explanation {
     pub verdict: String,
     /// The step as planned.
     pub seconds: f64,
+    /// Noise of the whole plan, as a share of the squared budget; none without evidence.
     pub noise: Option<f64>,
+    /// All ways it could travel, the chosen ones first; none where the plan does without the value.
     pub alternatives: Vec<Alternative>,
 }
 
 /// Plans a step and explains one of its values. A limit of memory changes nothing here, for what is computed again has the
 /// formats that it had; [`crate::plan::Planned::computes_again`] tells what is.
+///
+/// # Errors
+/// [`Error::Request`] for a name that is not in the step, or only in a loop's body; those of planning.
 pub fn explain(step: &Graph, request: &Request, rules: &RuleSet, name: &str) -> Result<Explanation> {
     // As plans show it, behind the module it belongs to.
     let in_module = |id: NodeId| {

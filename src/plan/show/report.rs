@@ -89,6 +89,9 @@ struct Evidence {
 }
 
 /// The page of a plan. `others` are the predicted times of other plans of the step, by what they are.
+///
+/// # Errors
+/// A planned graph that breaks the IR's rules or has no kernels.
 pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(String, f64)>) -> Result<String> {
     let program = outline(verify(&planned.graph)?)?;
     let (launches, edges) = launches(step, planned, request, &program);

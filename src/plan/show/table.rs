@@ -9,6 +9,9 @@ use crate::plan::{Planned, Request};
 use std::fmt::Write;
 
 /// Plans in a line each: time, bytes moved, memory taken, launches. `run` is what the numbers are of.
+///
+/// # Errors
+/// A planned graph that breaks the IR's rules or has no kernels.
 pub fn print_summary(run: &str, plans: &[(&str, &Planned)]) -> Result<String> {
     let title = format!("predicted for one {run}");
     let mut out = format!("{title:<28} {:>10} {:>11} {:>11} {:>9}\n", "time", "moved", "memory", "launches");
@@ -22,6 +25,9 @@ pub fn print_summary(run: &str, plans: &[(&str, &Planned)]) -> Result<String> {
 }
 
 /// The kernels of a planned step, the formats of what they store and why.
+///
+/// # Errors
+/// A planned graph that breaks the IR's rules or has no kernels.
 pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
     let program = outline(verify(&planned.graph)?)?;
     let mut out = String::new();

@@ -19,7 +19,9 @@ const SHOWN: usize = 3;
 /// What one rule did.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Traced {
+    /// Phase of rewriting in which it runs.
     pub phase: String,
+    /// Name of the rule.
     pub rule: String,
     /// What it says, as its file has it.
     pub doc: String,
@@ -34,6 +36,7 @@ pub struct Traced {
 /// What all rules did, in the order they are read.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Trace {
+    /// One entry a rule, with those that did nothing.
     pub rules: Vec<Traced>,
 }
 

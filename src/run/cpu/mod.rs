@@ -169,6 +169,12 @@ impl CpuRunner {
     }
 
     /// A source's or result's values in f64, which holds all formats' but the largest 64-bit whole numbers.
+    ///
+    /// # Errors
+    /// A name of no buffer of the program.
+    ///
+    /// # Panics
+    /// If the value has not been computed.
     pub fn read_wide(&self, name: &str) -> Result<Vec<f64>> {
         let b = self.program.result(name).map_or_else(|| self.buffer(name), Ok)?;
         let count = self.program.buffers[b].ty.elements();

@@ -79,7 +79,7 @@ pub fn available() -> bool {
 }
 
 /// Opens the first GPU, or says what was looked for.
-pub fn context() -> Result<Arc<CudaContext>> {
+pub(crate) fn context() -> Result<Arc<CudaContext>> {
     if !libraries::driver_present() {
         return Err(Error::Device(format!(
             "no NVIDIA driver: {}; run with --device cpu, or see `mantissa doctor`",
@@ -90,13 +90,13 @@ pub fn context() -> Result<Arc<CudaContext>> {
 }
 
 /// The architecture kernels are compiled for: `sm_90a` where the chip has its own instructions.
-pub fn architecture(context: &CudaContext) -> Result<String> {
+pub(crate) fn architecture(context: &CudaContext) -> Result<String> {
     let (major, minor) = driver("reading the compute capability", context.compute_capability())?;
     Ok(format!("sm_{major}{minor}{}", if major >= 9 { "a" } else { "" }))
 }
 
 /// A GPU's name, how many multiprocessors it has, and the bytes of its last cache.
-pub fn hardware(context: &CudaContext) -> Result<(String, usize, usize)> {
+pub(crate) fn hardware(context: &CudaContext) -> Result<(String, usize, usize)> {
     use sys::CUdevice_attribute as A;
     let attribute = |a| Ok::<_, Error>(usize::try_from(driver("asking the GPU", context.attribute(a))?).unwrap_or(0));
     let name = driver("reading the GPU's name", context.name())?;

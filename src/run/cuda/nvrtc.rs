@@ -28,6 +28,9 @@ fn cache_dir() -> Option<PathBuf> {
 }
 
 /// A CUBIN from the cache, or compiled and cached. A cache that cannot be written is no error.
+///
+/// # Errors
+/// Those of [`compile`].
 pub fn compile_cached(source: &str, arch: &str) -> Result<Vec<u8>> {
     let path = cache_dir().map(|d| d.join(format!("{}.cubin", key(source, arch))));
     if let Some(cubin) = path.as_ref().and_then(|p| std::fs::read(p).ok()) {
@@ -42,6 +45,9 @@ pub fn compile_cached(source: &str, arch: &str) -> Result<Vec<u8>> {
 }
 
 /// Compiles for `arch` (such as `sm_90a`). Returns the CUBIN and the compiler's log, which holds ptxas' resource report.
+///
+/// # Errors
+/// NVRTC is not there: with where it was looked for. Source that it does not compile: with its log.
 pub fn compile(source: &str, arch: &str) -> Result<(Vec<u8>, String)> {
     if !libraries::nvrtc_present() {
         let looked =
