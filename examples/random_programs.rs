@@ -87,7 +87,6 @@ fn write_onnx(count: usize, seed: u64, folder: &Path) -> ExitCode {
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let after = |flag: &str| args.iter().position(|a| a == flag).and_then(|i| args.get(i + 1));
-    let named = |w: &Way| format!("{}-{}", w.policy, w.low);
     let all: Vec<Way> = std::iter::once(Way::FP32).chain(Way::NARROW).collect();
     let ways: Vec<Way> = match after("--ways") {
         Some(list) => all.iter().copied().filter(|w| list.split(',').any(|n| named(w).starts_with(n))).collect(),
@@ -116,64 +115,98 @@ fn main() -> ExitCode {
     if let Some(folder) = after("--onnx") {
         return write_onnx(count, seed, Path::new(folder));
     }
-    let most = after("--seconds").and_then(|n| n.parse().ok()).map_or(Duration::MAX, Duration::from_secs);
-    let (began, next) = (Instant::now(), AtomicUsize::new(0));
-    let tally: Mutex<BTreeMap<String, usize>> = Mutex::default();
-    let seen: Mutex<BTreeMap<String, usize>> = Mutex::default();
-    let work = || {
-        loop {
-            let i = next.fetch_add(1, Ordering::Relaxed);
-            if i >= count || began.elapsed() > most {
-                return;
-            }
-            if i % 500 == 499 {
-                eprintln!("{} of {count}", i + 1);
-            }
-            let bytes = bytes_of(seed, i);
-            for way in ways.iter().map(|w| w.of_program(i as u64)) {
-                let found = verdict(&bytes, way, &rules, &open);
-                let word = format!("{} {}", named(&way), format!("{found:?}").split('(').next().unwrap_or(""));
-                *tally.lock().expect("no panic holds it").entry(word).or_insert(0) += 1;
-                let Verdict::Wrong(why) = found else { continue };
-                let kind = kind(&why);
-                let known = {
-                    let mut seen = seen.lock().expect("no panic holds it");
-                    let n = seen.entry(format!("{} {kind}", named(&way))).or_insert(0);
-                    *n += 1;
-                    *n > 3
-                };
-                if known {
-                    break;
-                }
-                let mut fails = |b: &[u8]| {
-                    began.elapsed() <= most
-                        && matches!(verdict(b, way, &rules, &open), Verdict::Wrong(w) if self::kind(&w) == kind)
-                };
-                let small = shrink(bytes.clone(), SHRINKING, &mut fails);
-                let hex: String = small.iter().map(|b| format!("{b:02x}")).collect();
-                let why = verdict(&small, way, &rules, &open);
-                println!(
-                    "== {} search {:?} {hex}\n{why:?}\n{}",
-                    named(&way),
-                    way.search,
-                    text::print(&generate(&small).graph)
-                );
-                break;
-            }
-        }
+    let trial = Trial {
+        ways,
+        rules,
+        open,
+        seed,
+        most: after("--seconds").and_then(|n| n.parse().ok()).map_or(Duration::MAX, Duration::from_secs),
+        began: Instant::now(),
+        tally: Mutex::default(),
+        seen: Mutex::default(),
     };
+    let next = AtomicUsize::new(0);
     std::thread::scope(|s| {
         let threads = after("--threads").and_then(|n| n.parse().ok());
         for _ in 0..threads.unwrap_or(std::thread::available_parallelism().map_or(1, usize::from)) {
-            s.spawn(work);
+            s.spawn(|| {
+                loop {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= count || trial.began.elapsed() > trial.most {
+                        return;
+                    }
+                    if i % 500 == 499 {
+                        eprintln!("{} of {count}", i + 1);
+                    }
+                    trial.program(i);
+                }
+            });
         }
     });
-    let tally = tally.into_inner().expect("threads are done");
-    for (word, n) in &tally {
-        println!("{n:>8}  {word}");
+    trial.report()
+}
+
+fn named(w: &Way) -> String {
+    format!("{}-{}", w.policy, w.low)
+}
+
+/// Programs tried, and what came of them.
+struct Trial {
+    ways: Vec<Way>,
+    rules: RuleSet,
+    open: fn(Lowered) -> Result<Box<dyn Device>>,
+    seed: u64,
+    most: Duration,
+    began: Instant,
+    /// How many ended how, by way.
+    tally: Mutex<BTreeMap<String, usize>>,
+    /// How many went wrong, by way and kind.
+    seen: Mutex<BTreeMap<String, usize>>,
+}
+
+impl Trial {
+    /// Tries one program all ways until one is wrong, which is made small and printed, unless it is the fourth of its kind.
+    fn program(&self, i: usize) {
+        let bytes = bytes_of(self.seed, i);
+        for way in self.ways.iter().map(|w| w.of_program(i as u64)) {
+            let found = verdict(&bytes, way, &self.rules, &self.open);
+            let word = format!("{} {}", named(&way), format!("{found:?}").split('(').next().unwrap_or(""));
+            *self.tally.lock().expect("no panic holds it").entry(word).or_insert(0) += 1;
+            let Verdict::Wrong(why) = found else { continue };
+            if self.is_news(&way, &kind(&why)) {
+                self.print_small(bytes.clone(), way, &kind(&why));
+            }
+            return;
+        }
     }
-    for (kind, n) in seen.into_inner().expect("threads are done") {
-        println!("{n:>8}  wrong: {kind}");
+
+    fn is_news(&self, way: &Way, kind: &str) -> bool {
+        let mut seen = self.seen.lock().expect("no panic holds it");
+        let n = seen.entry(format!("{} {kind}", named(way))).or_insert(0);
+        *n += 1;
+        *n <= 3
     }
-    if tally.keys().any(|k| k.ends_with("Wrong")) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+
+    fn print_small(&self, bytes: Vec<u8>, way: Way, kind: &str) {
+        let mut fails = |b: &[u8]| {
+            self.began.elapsed() <= self.most
+                && matches!(verdict(b, way, &self.rules, &self.open), Verdict::Wrong(w) if self::kind(&w) == kind)
+        };
+        let small = shrink(bytes, SHRINKING, &mut fails);
+        let hex: String = small.iter().map(|b| format!("{b:02x}")).collect();
+        let why = verdict(&small, way, &self.rules, &self.open);
+        let graph = text::print(&generate(&small).graph);
+        println!("== {} search {:?} {hex}\n{why:?}\n{graph}", named(&way), way.search);
+    }
+
+    fn report(self) -> ExitCode {
+        let tally = self.tally.into_inner().expect("threads are done");
+        for (word, n) in &tally {
+            println!("{n:>8}  {word}");
+        }
+        for (kind, n) in self.seen.into_inner().expect("threads are done") {
+            println!("{n:>8}  wrong: {kind}");
+        }
+        if tally.keys().any(|k| k.ends_with("Wrong")) { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    }
 }

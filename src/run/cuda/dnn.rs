@@ -82,30 +82,9 @@ fn at_least(entries: usize, list: &[usize], rest: c_int) -> Vec<c_int> {
     out
 }
 
-impl Dnn {
-    /// None where cuDNN is absent, or turned off by `MANTISSA_CUDNN=off`.
-    pub fn new(stream: driver::CUstream) -> Result<Option<Dnn>> {
-        if !libraries::dnn_present() || std::env::var("MANTISSA_CUDNN").is_ok_and(|v| v == "off") {
-            return Ok(None);
-        }
-        let handle = check("creating a handle", result::create_handle())?;
-        // SAFETY: made above, given back once.
-        let handle = Owned::new(handle, |h| unsafe { _ = result::destroy_handle(h) });
-        // SAFETY: the handle is live, and the stream is the runner's, which outlives this.
-        unsafe { check("setting the stream", result::set_stream(*handle, stream.cast()))? };
-        Ok(Some(Dnn { handle, workspace: None, workspace_bytes: 0 }))
-    }
-
-    /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`, and runs it once: what
-    /// cuDNN promises it may still refuse. None if it takes no algorithm.
-    ///
-    /// # Safety
-    /// The addresses must be live, and what lies at `d` not in use.
-    pub unsafe fn prepare(&mut self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
-        let Some(ty) = data_type(c.format).filter(|_| is_symmetric(c)) else { return Ok(None) };
-        if to != c.format.in_memory() || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
-            return Ok(None);
-        }
+impl Convolution {
+    /// A convolution of operands in `ty`, with no algorithm chosen yet.
+    fn described(c: &Conv, ty: sys::cudnnDataType_t, math: sys::cudnnMathType_t, at: [u64; 3]) -> Result<Convolution> {
         let tensor = || {
             let tensor = check("describing a tensor", result::create_tensor_descriptor())?;
             // SAFETY: made above, given back once.
@@ -117,24 +96,13 @@ impl Dnn {
         let how = check("describing a convolution", result::create_convolution_descriptor())?;
         // SAFETY: made above, given back once.
         let how = Owned::new(how, |h| unsafe { _ = result::destroy_convolution_descriptor(h) });
-        let mut conv = Convolution {
-            x: tensor()?,
-            w,
-            y: tensor()?,
-            how,
-            algorithm: Algorithm::Forward(PLAIN_FORWARD[0]),
-            at: [a, b, d],
-        };
+        let algorithm = Algorithm::Forward(PLAIN_FORWARD[0]);
+        let conv = Convolution { x: tensor()?, w, y: tensor()?, how, algorithm, at };
         let [x, w, y] = [&c.x, &c.w, &c.y].map(|dims| at_least(4, dims, 1));
         let strides =
             |dims: &[c_int]| -> Vec<c_int> { (0..dims.len()).map(|i| dims[i + 1..].iter().product()).collect() };
         let (pads, stride) = (at_least(2, &c.spec.lo, 0), at_least(2, &c.spec.stride, 1));
         let dilation = at_least(2, &c.spec.dilation, 1);
-        // Tensor cores for narrow operands and where tf32 is planned; f32 stays f32.
-        let math = match c.format {
-            Format::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
-            _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
-        };
         // SAFETY: descriptors are live; every list has as many entries as its count says.
         unsafe {
             for (desc, dims) in [(*conv.x, &x), (*conv.y, &y)] {
@@ -163,6 +131,40 @@ impl Dnn {
             check("grouping", result::set_convolution_group_count(*conv.how, c.spec.groups as i32))?;
             check("choosing arithmetic", result::set_convolution_math_type(*conv.how, math))?;
         }
+        Ok(conv)
+    }
+}
+
+impl Dnn {
+    /// None where cuDNN is absent, or turned off by `MANTISSA_CUDNN=off`.
+    pub fn new(stream: driver::CUstream) -> Result<Option<Dnn>> {
+        if !libraries::dnn_present() || std::env::var("MANTISSA_CUDNN").is_ok_and(|v| v == "off") {
+            return Ok(None);
+        }
+        let handle = check("creating a handle", result::create_handle())?;
+        // SAFETY: made above, given back once.
+        let handle = Owned::new(handle, |h| unsafe { _ = result::destroy_handle(h) });
+        // SAFETY: the handle is live, and the stream is the runner's, which outlives this.
+        unsafe { check("setting the stream", result::set_stream(*handle, stream.cast()))? };
+        Ok(Some(Dnn { handle, workspace: None, workspace_bytes: 0 }))
+    }
+
+    /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`, and runs it once: what
+    /// cuDNN promises it may still refuse. None if it takes no algorithm.
+    ///
+    /// # Safety
+    /// The addresses must be live, and what lies at `d` not in use.
+    pub unsafe fn prepare(&mut self, c: &Conv, a: u64, b: u64, d: u64, to: Format) -> Result<Option<Convolution>> {
+        let Some(ty) = data_type(c.format).filter(|_| is_symmetric(c)) else { return Ok(None) };
+        if to != c.format.in_memory() || c.spec.stride.len() > 3 || [&c.x, &c.w, &c.y].iter().any(|d| d.contains(&0)) {
+            return Ok(None);
+        }
+        // Tensor cores for narrow operands and where tf32 is planned; f32 stays f32.
+        let math = match c.format {
+            Format::F32 => sys::cudnnMathType_t::CUDNN_FMA_MATH,
+            _ => sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
+        };
+        let mut conv = Convolution::described(c, ty, math, [a, b, d])?;
         // What is to stay f32 is never rounded to tf32, whatever the heuristic has in mind.
         let exact = |k: Candidate| if c.format == Format::F32 { Candidate { math, ..k } } else { k };
         let candidates: Vec<Candidate> = self.candidates(&c.kind, &conv)?.into_iter().map(exact).collect();

@@ -40,54 +40,20 @@ fn attention(n: &mut Node) -> Import<Vec<NodeId>> {
     }
     let (present_k, present_v) = (k, v);
     let (dq, dk) = (n.dims(q), n.dims(k));
-    let (b, sq, sk, depth) = (dq[0], dq[2], dk[2], dq[3]);
+    let (sq, sk, depth) = (dq[2], dk[2], dq[3]);
     if kh == 0 || !qh.is_multiple_of(kh) {
         return Err(format!("{qh} query heads do not share {kh} key and value heads"));
     }
     if qh != kh {
-        // Each group of query heads reads the same keys.
-        for x in [&mut k, &mut v] {
-            let d = n.dims(*x);
-            let y = n.reshape(*x, &[b, kh, 1, d[2], d[3]])?;
-            let y = n.broadcast(y, &[b, kh, qh / kh, d[2], d[3]])?;
-            *x = n.reshape(y, &[b, qh, d[2], d[3]])?;
-        }
+        (k, v) = (shared(n, k, qh / kh)?, shared(n, v, qh / kh)?);
     }
     let scale = n.attr("scale").map_or(1.0 / (depth as f64).sqrt(), |a| f64::from(a.f()));
     let q = n.with(Binary::Mul, q, scale)?;
     let raw = n.matmul(q, k, false, true)?;
-    let mut scores = raw;
-    let mut trace = vec![raw];
-    let (rank, none) = (4, n.num(f64::NEG_INFINITY)?);
+    let mut scores = masked(n, raw, [sq, sk], past)?;
+    let mut trace = vec![raw, scores];
     let mode = n.int("qk_matmul_output_mode", 0);
     let cap = n.float("softcap", 0.0);
-    // What is left out is selected away, never added: no finite number is low enough for every format.
-    if n.flag("is_causal", false) {
-        let (i, j) = (n.positions(rank, 2, sq)?, n.positions(rank, 3, sk)?);
-        let last = n.with(Binary::Add, i, past as f64)?;
-        let seen = n.bin(Binary::Le, j, last)?;
-        scores = n.select(seen, scores, none)?;
-    }
-    if let Some(mask) = n.maybe(3)? {
-        let mut mask = mask;
-        let have = n.dims(mask).last().copied().unwrap_or(1);
-        if have < sk {
-            let (axis, fill) = (n.rank(mask) - 1, if n.format(mask) == Format::Bool { 0.0 } else { f64::NEG_INFINITY });
-            mask = super::shape::pad_axis(n, mask, axis, 0, (sk - have) as i64, "constant", fill)?;
-        }
-        scores = if n.format(mask) == Format::Bool {
-            n.select(mask, scores, none)?
-        } else {
-            n.bin(Binary::Add, scores, mask)?
-        };
-    }
-    if let Some(lengths) = n.maybe(6)? {
-        let lengths = n.reshape(lengths, &[b, 1, 1, 1])?;
-        let j = n.positions(rank, 3, sk)?;
-        let seen = n.bin(Binary::Lt, j, lengths)?;
-        scores = n.select(seen, scores, none)?;
-    }
-    trace.push(scores);
     if cap != 0.0 {
         let s = n.with(Binary::Div, scores, cap)?;
         let t = n.un(Unary::Tanh, s)?;
@@ -106,6 +72,45 @@ fn attention(n: &mut Node) -> Import<Vec<NodeId>> {
     };
     let shown = usize::try_from(mode).ok().and_then(|m| trace.get(m).copied()).unwrap_or(raw);
     Ok(vec![y, present_k, present_v, shown])
+}
+
+/// Keys or values `[batch, heads, length, depth]` with each head given to so many query heads.
+fn shared(n: &mut Node, x: NodeId, by: usize) -> Import<NodeId> {
+    let [b, heads, length, depth] = n.dims(x)[..] else { return Err("takes keys and values of rank 4".into()) };
+    let y = n.reshape(x, &[b, heads, 1, length, depth])?;
+    let y = n.broadcast(y, &[b, heads, by, length, depth])?;
+    n.reshape(y, &[b, heads * by, length, depth])
+}
+
+/// Scores without what a query may not see. That is selected away, never added: no finite number is low enough for every
+/// format.
+fn masked(n: &mut Node, mut scores: NodeId, [sq, sk]: [usize; 2], past: usize) -> Import<NodeId> {
+    let (rank, none) = (4, n.num(f64::NEG_INFINITY)?);
+    if n.flag("is_causal", false) {
+        let (i, j) = (n.positions(rank, 2, sq)?, n.positions(rank, 3, sk)?);
+        let last = n.with(Binary::Add, i, past as f64)?;
+        let seen = n.bin(Binary::Le, j, last)?;
+        scores = n.select(seen, scores, none)?;
+    }
+    if let Some(mut mask) = n.maybe(3)? {
+        let have = n.dims(mask).last().copied().unwrap_or(1);
+        if have < sk {
+            let (axis, fill) = (n.rank(mask) - 1, if n.format(mask) == Format::Bool { 0.0 } else { f64::NEG_INFINITY });
+            mask = super::shape::pad_axis(n, mask, axis, 0, (sk - have) as i64, "constant", fill)?;
+        }
+        scores = match n.format(mask) {
+            Format::Bool => n.select(mask, scores, none)?,
+            _ => n.bin(Binary::Add, scores, mask)?,
+        };
+    }
+    if let Some(lengths) = n.maybe(6)? {
+        let batch = n.dims(scores)[0];
+        let lengths = n.reshape(lengths, &[batch, 1, 1, 1])?;
+        let j = n.positions(rank, 3, sk)?;
+        let seen = n.bin(Binary::Lt, j, lengths)?;
+        scores = n.select(seen, scores, none)?;
+    }
+    Ok(scores)
 }
 
 /// Pairs of features turned by position-dependent angles (Su et al. 2021).

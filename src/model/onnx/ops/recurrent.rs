@@ -74,7 +74,6 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
     let [steps, batch, _] = n.dims(x)[..] else { return Err("takes an input of rank 3".into()) };
     let directions = n.dims(w)[0];
     let hidden = n.dims(r)[2];
-    let gates = cell.gates() * hidden;
     let direction = n.word("direction", "forward");
     let functions: Vec<String> = match n.attr("activations") {
         Some(a) => a.strings.iter().map(|s| String::from_utf8_lossy(s).into_owned()).collect(),
@@ -84,17 +83,8 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
     };
     let (mut all, mut last_h, mut last_c) = (Vec::new(), Vec::new(), Vec::new());
     for d in 0..directions {
-        let part = |n: &mut Node, v: NodeId| {
-            let dims = n.dims(v);
-            let s = n.slice(v, 0, d, d + 1)?;
-            n.reshape(s, &dims[1..])
-        };
-        let (wd, rd) = (part(n, w)?, part(n, r)?);
-        let (mut wb, mut rb) = (None, None);
-        if let Some(b) = bias {
-            let b = part(n, b)?;
-            (wb, rb) = (Some(n.slice(b, 0, 0, gates)?), Some(n.slice(b, 0, gates, 2 * gates)?));
-        }
+        let wd = of_direction(n, w, d)?;
+        let own = Direction::new(n, cell, d, (r, bias), &functions)?;
         // Initial states; with the batch first they are `[batch, directions, hidden]`.
         let initial = |n: &mut Node, i: usize| match n.maybe(i)? {
             Some(v) => {
@@ -109,30 +99,6 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
         };
         let h0 = initial(n, 5)?;
         let c0 = if cell == Cell::Lstm { Some(initial(n, 6)?) } else { None };
-        let peephole = match n.maybe(7)? {
-            Some(p) if cell == Cell::Lstm => {
-                let p = part(n, p)?;
-                (0..3).map(|i| n.slice(p, 0, i * hidden, (i + 1) * hidden)).collect::<Import<_>>()?
-            }
-            _ => Vec::new(),
-        };
-        // A GRU multiplies its last gate by something of its own.
-        let cuts = if cell == Cell::Gru { vec![0, 2 * hidden, gates] } else { vec![0, gates] };
-        let mut pieces = |v: NodeId| cuts.windows(2).map(|w| n.slice(v, 0, w[0], w[1])).collect::<Import<Vec<_>>>();
-        let (r, rb) = (pieces(rd)?, rb.map_or(Ok(Vec::new()), pieces)?);
-        let per = cell.defaults().len();
-        let own = Direction {
-            cell,
-            hidden,
-            r,
-            wb,
-            rb,
-            peephole,
-            functions: functions.get(d * per..(d + 1) * per).map_or_else(|| functions.clone(), <[String]>::to_vec),
-            clip: n.attr("clip").map(|a| f64::from(a.f())),
-            linear_before_reset: n.flag("linear_before_reset", false),
-            input_forget: n.flag("input_forget", false),
-        };
         let backwards = direction == "reverse" || d == 1;
         let turned = backwards && lengths.is_some();
         let mut source = x;
@@ -163,6 +129,57 @@ fn layer(n: &mut Node, cell: Cell) -> Import<Vec<NodeId>> {
         out_c = out_c.map(|c| n.transpose(c, &[1, 0, 2])).transpose()?;
     }
     Ok([vec![y, out_h], out_c.into_iter().collect()].concat())
+}
+
+/// What belongs to one direction of weights or biases, which have a direction a row.
+fn of_direction(n: &mut Node, v: NodeId, d: usize) -> Import<NodeId> {
+    let dims = n.dims(v);
+    let row = n.slice(v, 0, d, d + 1)?;
+    n.reshape(row, &dims[1..])
+}
+
+impl Direction {
+    /// The `d`-th direction of recurrent weights and biases; `functions` are those of all directions.
+    fn new(
+        n: &mut Node,
+        cell: Cell,
+        d: usize,
+        (r, bias): (NodeId, Option<NodeId>),
+        functions: &[String],
+    ) -> Import<Direction> {
+        let hidden = n.dims(r)[2];
+        let gates = cell.gates() * hidden;
+        let r = of_direction(n, r, d)?;
+        let (mut wb, mut rb) = (None, None);
+        if let Some(b) = bias {
+            let b = of_direction(n, b, d)?;
+            (wb, rb) = (Some(n.slice(b, 0, 0, gates)?), Some(n.slice(b, 0, gates, 2 * gates)?));
+        }
+        let peephole = match n.maybe(7)? {
+            Some(p) if cell == Cell::Lstm => {
+                let p = of_direction(n, p, d)?;
+                (0..3).map(|i| n.slice(p, 0, i * hidden, (i + 1) * hidden)).collect::<Import<_>>()?
+            }
+            _ => Vec::new(),
+        };
+        // A GRU multiplies its last gate by something of its own.
+        let cuts = if cell == Cell::Gru { vec![0, 2 * hidden, gates] } else { vec![0, gates] };
+        let mut pieces = |v: NodeId| cuts.windows(2).map(|w| n.slice(v, 0, w[0], w[1])).collect::<Import<Vec<_>>>();
+        let (r, rb) = (pieces(r)?, rb.map_or(Ok(Vec::new()), pieces)?);
+        let per = cell.defaults().len();
+        Ok(Direction {
+            cell,
+            hidden,
+            r,
+            wb,
+            rb,
+            peephole,
+            functions: functions.get(d * per..(d + 1) * per).unwrap_or(functions).to_vec(),
+            clip: n.attr("clip").map(|a| f64::from(a.f())),
+            linear_before_reset: n.flag("linear_before_reset", false),
+            input_forget: n.flag("input_forget", false),
+        })
+    }
 }
 
 /// What the loop of a layer is called.
