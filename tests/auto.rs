@@ -5,10 +5,10 @@ use mantissa::error::Error;
 use mantissa::format::Format;
 use mantissa::ir::{Op, text};
 use mantissa::model::Model;
-use mantissa::plan::{Budget, Policy};
+use mantissa::plan::{Budget, Policy, print_table};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::cpu::Cpu;
-use mantissa::train::{Compiled, Effort, Session, Settings, compile_by_evidence};
+use mantissa::train::{Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
 use std::path::PathBuf;
 
 /// Ten noisy prototypes of 64 numbers.
@@ -204,4 +204,38 @@ fn data_that_cannot_calibrate_is_refused() {
     let s = settings(&[Format::F16]);
     let error = compile_by_evidence(&s, &model(SMOOTH), &rules, &few, 0, Effort::default(), &|_| ()).unwrap_err();
     assert!(error.to_string().contains("batch"), "{error}");
+}
+
+/// A static scale is what the user said, whatever the evidence.
+#[test]
+fn a_static_loss_scale_stays() {
+    let mut settings = settings(&[Format::F16]);
+    settings.recipe.scaler.mode = ScalerMode::Static;
+    settings.recipe.scaler.init = 1024.0;
+    let rules = RuleSet::builtin().unwrap();
+    let compiled =
+        compile_by_evidence(&settings, &model(SMOOTH), &rules, &dataset(1536), 0, effort(Budget::Noise(0.5)), &|_| ());
+    let compiled = compiled.unwrap();
+    assert_eq!(compiled.settings.recipe.scaler.init, 1024.0);
+    assert_eq!(compiled.settings.calibration.as_ref().unwrap().loss_scale, 1024.0);
+    assert_eq!(Session::new(compiled, 0, &Cpu).unwrap().scale().unwrap(), 1024.0);
+}
+
+/// Layers that are alike are planned one by one where evidence tells them apart, and the plan says so.
+#[test]
+fn layers_by_evidence_are_planned_one_by_one() {
+    let mut source =
+        "model deep { input x: f32[batch, 64] label y: i64[batch] param w0: f32[64, 16] = kaiming_uniform h0 = x @ w0 "
+            .to_owned();
+    for i in 1..9 {
+        source += &format!("param w{i}: f32[16, 16] = kaiming_uniform h{i} = h{} + tanh(h{} @ w{i}) ", i - 1, i - 1);
+    }
+    source += "param v: f32[16, 10] = kaiming_uniform loss = cross_entropy(h8 @ v, y) }";
+    let by_lists = Settings { policy: Policy::O1, ..settings(&[Format::F16]) };
+    let by_lists = by_lists.compile(&model(&source), &RuleSet::builtin().unwrap(), None).unwrap();
+    let by_evidence = auto(&source, &[Format::F16], effort(Budget::Noise(0.5))).unwrap();
+    let table = |c: &Compiled| print_table(&c.planned, &c.settings.request().unwrap()).unwrap();
+    assert!(table(&by_lists).contains("layers: 8 that are alike, planned as 4"), "{}", table(&by_lists));
+    let why = "layers: planned one by one, for evidence differs from layer to layer";
+    assert!(table(&by_evidence).contains(why), "{}", table(&by_evidence));
 }

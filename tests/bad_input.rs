@@ -447,6 +447,58 @@ fn mir_unknown_attribute() {
     p.refuses("plan c.mir --inference", WRONG, &["c.mir:1:46", "axis -3 is out of range", "rank 2"]);
 }
 
+/// What text declares is what is built: nothing is dropped, and nothing of another kind is taken.
+#[test]
+fn mir_declarations_and_formats() {
+    let p = Place::new();
+    let body = "input x: f32[4]  input b: bool[4]  input i: i64[4]  input j: i64[2]  input u: f32[2]";
+    for (rest, says) in [
+        ("input z: f32[4] = ones", "the input `z` comes from data"),
+        ("output y = x  output y = b", "the output `y` is defined twice"),
+        ("output y = concat(b, i, axis=0)", "does not line up"),
+        ("output y = scatter(i, j, u)", "updates are f32, what they go into is i64"),
+        ("output y = cross_entropy(reshape(i, dims=[2, 2]), j)", "i64"),
+        ("output y = scatter_add(x, i, size=[9, 4])", "size=[9, 4] is not one extent"),
+    ] {
+        p.put("a.mir", format!("model a {{ {body} {rest} }}"));
+        p.refuses("plan a.mir --inference", WRONG, &["a.mir:1:", says]);
+    }
+}
+
+/// Numbers of a recipe are such that its formulas make sense.
+#[test]
+fn recipes_that_make_no_sense() {
+    let p = Place::new();
+    p.put(
+        "run.toml",
+        "model = \"small.mir\"\n[data]\ntrain = { features = \"data.csv\" }\n[train]\nbatch = 4\nepochs = 1\n",
+    );
+    for (set, says) in [
+        ("train.optimizer={name=\"adamw\",lr=-1}", "`lr` is -1"),
+        ("train.optimizer={name=\"adamw\",lr=nan}", "`lr` is NaN"),
+        ("train.optimizer={name=\"adamw\",lr=1,beta1=1}", "`beta1` is 1"),
+        ("train.optimizer={name=\"adam\",lr=1,beta2=-0.1}", "`beta2` is -0.1"),
+        ("train.optimizer={name=\"adam\",lr=1,eps=0}", "`eps` is 0"),
+        ("train.optimizer={name=\"sgd\",lr=1,momentum=1}", "`momentum` is 1"),
+        ("train.optimizer={name=\"sgd\",lr=1,nesterov=true}", "`nesterov` looks ahead by `momentum`"),
+        ("train.optimizer={name=\"sgd\",lr=1,weight_decay=inf}", "`weight_decay` is inf"),
+        ("train.clip_norm=-1", "clip_norm is -1"),
+        ("train.scaler={init=0}", "scaler: `init`"),
+        ("train.scaler={init=0.5}", "scaler: `init` must lie between"),
+    ] {
+        p.refuses(&format!("train run.toml --device cpu --out run --set {set}"), WRONG, &[says]);
+    }
+    p.put("plain.mir", MODEL.replace("loss = cross_entropy(x @ w + b, y)", "output z = x @ w + b"));
+    let line = TRAIN.replace("small.mir", "plain.mir");
+    for (options, says) in [
+        ("--loss cross_entropy --class-axis 0", "class_axis 0 is that of the batch"),
+        ("--loss huber --huber-delta 0", "huber_delta is 0; it is above 0"),
+        ("--loss cross_entropy --label-smoothing 1.5", "label_smoothing is 1.5; it takes 0 to 1"),
+    ] {
+        p.refuses(&format!("{line} {options}"), WRONG, &[says]);
+    }
+}
+
 /// Axes are whole numbers that an operand has, and a message says what was written.
 #[test]
 fn mir_axes() {
@@ -458,7 +510,7 @@ fn mir_axes() {
         ("sum(x, axes=[-1.5])", "expected a whole number, found `-`"),
         ("slice(x, axis=0, start=-1, stop=2)", "start=-1 is below 0"),
     ] {
-        p.put("a.mir", &format!("model a {{ input x: f32[batch, 4]  output y = {call} }}"));
+        p.put("a.mir", format!("model a {{ input x: f32[batch, 4]  output y = {call} }}"));
         p.refuses("plan a.mir --inference", WRONG, &["a.mir:1:", says]);
     }
 }

@@ -32,9 +32,9 @@ pub(crate) fn gradients_holding(
         return Err(Error::Graph(format!("`{name}` is {ty}; only a scalar can be differentiated")));
     }
     let outer = std::mem::replace(&mut graph.stage, Stage::Backward);
-    let found = pull(graph, &[(of, seed)], wrt, held)?;
+    let found = pull(graph, &[(of, seed)], wrt, held);
     graph.stage = outer;
-    Ok(found)
+    found
 }
 
 /// Appends the gradients with respect to each of `wrt` of some values whose own gradients are given.

@@ -289,7 +289,7 @@ impl Dataset {
                     "the label of sample {} is {}, but the model tells apart {n} classes (0 to {})",
                     i / per_sample,
                     labels[i],
-                    n - 1
+                    n.saturating_sub(1)
                 ),
             ));
         }

@@ -139,10 +139,11 @@ impl<'a> Laboratory<'a> {
             spreads.iter().map(of).sum()
         };
         let now = self.subject.loss_scale.log2().round() as i32;
-        let cap = self.settings.recipe.scaler.cap.log2().floor() as i32;
+        let scaler = &self.settings.recipe.scaler;
+        let (floor, cap) = (scaler.floor.log2().ceil() as i32, scaler.cap.log2().floor() as i32);
         // The scale it has, unless another is better by more than a thousandth of all values.
         let mut best = (damage(0) - 1e-3 * spreads.len() as f64, 0);
-        for octaves in (0..=cap).map(|e| e - now) {
+        for octaves in (floor..=cap).map(|e| e - now) {
             let d = damage(octaves);
             if d < best.0 {
                 best = (d, octaves);

@@ -149,6 +149,9 @@ impl Criterion {
         let mut dims = prediction.shape.0.clone();
         if self.kind.takes_classes() {
             let axis = self.class_axis(dims.len());
+            if axis == 0 && dims.len() > 1 {
+                return Err(Error::Request("class_axis 0 is that of the batch; classes lie on another".into()));
+            }
             if axis >= dims.len() {
                 return Err(Error::Request(format!("the prediction is {prediction}, which has no class axis {axis}")));
             }
@@ -176,6 +179,9 @@ impl Criterion {
                 let d = g.binary(Binary::Sub, x, label)?;
                 g.unary(Unary::Abs, d)?
             }
+            LossKind::Huber if !(self.options.huber_delta > 0.0 && self.options.huber_delta.is_finite()) => {
+                return Err(Error::Request(format!("huber_delta is {}; it is above 0", self.options.huber_delta)));
+            }
             LossKind::Huber => huber(g, x, label, self.options.huber_delta)?,
             LossKind::CrossEntropy | LossKind::Nll => unreachable!("handled above"),
         };
@@ -189,7 +195,7 @@ impl Criterion {
         perm.push(axis);
         let x = if axis + 1 == rank { x } else { g.add(Op::Transpose { perm }, &[x])? };
         let o = &self.options;
-        if !(0.0..1.0).contains(&o.label_smoothing) {
+        if !(0.0..=1.0).contains(&o.label_smoothing) {
             return Err(Error::Request(format!("label_smoothing is {}; it takes 0 to 1", o.label_smoothing)));
         }
         let (mut label, mut weight) = (label, None);

@@ -88,6 +88,39 @@ impl Optimizer {
     }
 }
 
+impl Optimizer {
+    /// Are all numbers such that the formulas make sense?
+    fn check(&self) -> Result<()> {
+        let at_least_0 = |what: &str, x: f64| match x {
+            x if x >= 0.0 && x.is_finite() => Ok(()),
+            _ => Err(Error::Request(format!("optimizer: `{what}` is {x}; it is a number of at least 0"))),
+        };
+        let share = |what: &str, x: f64| match x {
+            x if (0.0..1.0).contains(&x) => Ok(()),
+            _ => Err(Error::Request(format!("optimizer: `{what}` is {x}; it is at least 0 and below 1"))),
+        };
+        at_least_0("lr", self.lr())?;
+        match *self {
+            Optimizer::Sgd { momentum, nesterov, weight_decay, .. } => {
+                share("momentum", momentum)?;
+                if nesterov && momentum == 0.0 {
+                    return Err(Error::Request("optimizer: `nesterov` looks ahead by `momentum`, which is 0".into()));
+                }
+                at_least_0("weight_decay", weight_decay)
+            }
+            Optimizer::Adam { beta1, beta2, eps, weight_decay, .. }
+            | Optimizer::Adamw { beta1, beta2, eps, weight_decay, .. } => {
+                share("beta1", beta1)?;
+                share("beta2", beta2)?;
+                if !(eps > 0.0 && eps.is_finite()) {
+                    return Err(Error::Request(format!("optimizer: `eps` is {eps}; it is a number above 0")));
+                }
+                at_least_0("weight_decay", weight_decay)
+            }
+        }
+    }
+}
+
 impl Default for Optimizer {
     fn default() -> Optimizer {
         Optimizer::Adamw { lr: 1e-3, beta1: beta1(), beta2: beta2(), eps: eps(), weight_decay: adamw_decay() }
@@ -182,7 +215,7 @@ impl Scaler {
         }
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<()> {
         let bad = |what: &str| Err(Error::Request(format!("scaler: {what}")));
         match self {
             s if !(s.init > 0.0 && s.init.is_finite()) => bad("`init` must be a positive number"),
@@ -191,6 +224,10 @@ impl Scaler {
             s if s.interval == 0 || s.hysteresis == 0 => bad("`interval` and `hysteresis` must be at least 1"),
             s if !(s.floor > 0.0 && s.floor <= s.cap && s.cap.is_finite()) => {
                 bad("`floor` and `cap` must satisfy 0 < floor ≤ cap")
+            }
+            // A static scale stays where it is.
+            s if s.mode != ScalerMode::Static && !(s.floor..=s.cap).contains(&s.init) => {
+                bad("`init` must lie between `floor` and `cap`")
             }
             _ => Ok(()),
         }
@@ -209,4 +246,20 @@ pub struct Recipe {
     pub clip_norm: Option<f64>,
     /// Loss scaling.
     pub scaler: Scaler,
+}
+
+impl Recipe {
+    /// Are all numbers such that a step can be made of them?
+    ///
+    /// # Errors
+    /// The first that makes no sense, with what it may be.
+    pub fn check(&self) -> Result<()> {
+        self.optimizer.check()?;
+        if let Some(norm) = self.clip_norm
+            && !(norm > 0.0 && norm.is_finite())
+        {
+            return Err(Error::Request(format!("clip_norm is {norm}; it is a number above 0")));
+        }
+        self.scaler.check()
+    }
 }

@@ -158,10 +158,12 @@ impl Session {
     /// # Errors
     /// A device that fails.
     pub fn scale(&mut self) -> Result<f32> {
-        if self.step.program().find(names::SCALE).is_none() {
-            return Ok(1.0);
+        if self.step.program().find(names::SCALE).is_some() {
+            return Ok(self.step.read(names::SCALE)?[0]);
         }
-        Ok(self.step.read(names::SCALE)?[0])
+        let s = &self.compiled.settings;
+        let is_static = s.recipe.scaler.resolved(s.policy, s.low) == ScalerMode::Static;
+        Ok(if is_static { s.recipe.scaler.init as f32 } else { 1.0 })
     }
 
     /// The device, for the log.

@@ -43,7 +43,7 @@ pub struct Built {
 
 /// Builds the training step of a task. `total_steps` is where a schedule without an end of its own ends.
 pub fn build_step(task: &Task, recipe: &Recipe, policy: Policy, low: Format, total_steps: u64) -> Result<Built> {
-    recipe.scaler.check()?;
+    recipe.check()?;
     let master = policy.master(low);
     let mut graph = task.graph.map_ops(|op| match op {
         Op::Param { init, ty } if ty.format == Format::F32 => {

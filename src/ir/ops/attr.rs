@@ -1,6 +1,6 @@
 //! Attribute values: what stands between an operation's parentheses besides operands.
 
-use super::Shape;
+use super::{Dim, Shape};
 use crate::format::Format;
 use crate::hint::is_meant;
 use std::fmt;
@@ -123,7 +123,7 @@ impl Attrs {
         let attr = self.get(name).ok_or_else(|| format!("needs {name}={what}"))?;
         f(attr).ok_or_else(|| match attr {
             // A point tells that it is no whole number, whatever is behind it.
-            Attr::Float(x) if x.get().fract() == 0.0 => format!("{name}={attr}.0 is not {what}"),
+            Attr::Float(x) => format!("{name}={:?} is not {what}", x.get()),
             Attr::Int(i) if *i < 0 => format!("{name}={i} is below 0"),
             _ => format!("{name}={attr} is not {what}"),
         })
@@ -143,6 +143,14 @@ impl Attrs {
 
     pub(crate) fn dims(&self, name: &str) -> Result<Shape, String> {
         self.need(name, "a shape", |a| if let Attr::Dims(s) = a { Some(s.clone()) } else { None })
+    }
+
+    /// A single extent, written as a shape of one axis: `[128]` or `[batch]`.
+    pub(crate) fn extent(&self, name: &str) -> Result<Dim, String> {
+        self.need(name, "one extent, as in [128]", |a| match a {
+            Attr::Dims(Shape(dims)) if dims.len() == 1 => dims.first().cloned(),
+            _ => None,
+        })
     }
 
     pub(crate) fn float(&self, name: &str) -> Result<Num, String> {

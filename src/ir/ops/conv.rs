@@ -174,7 +174,9 @@ fn infer(kind: &ConvKind, s: &ConvSpec, a: &Type, b: &Type) -> Result<Type, Stri
         return Err(format!("strides of {n} axes, but operands {} and {}", a.shape, b.shape));
     }
     if [s.dilation.len(), s.lo.len(), s.hi.len()] != [n; 3] || s.stride.contains(&0) || s.dilation.contains(&0) {
-        return Err("stride, dilation, lo and hi need a positive entry for each spatial axis".into());
+        return Err(
+            "stride, dilation, lo and hi need an entry for each spatial axis, of stride and dilation above 0".into()
+        );
     }
     for (key, list) in [("strides", &s.stride), ("dilations", &s.dilation), ("lo", &s.lo), ("hi", &s.hi)] {
         list.iter().try_for_each(|&n| within([(key, n)]))?;

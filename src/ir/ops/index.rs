@@ -59,7 +59,7 @@ impl Family for Rows {
         let axis = a.int("axis")?;
         Ok(match name {
             "gather" => Op::Gather { axis },
-            "scatter_add" => Op::ScatterAdd { axis, size: a.dims("size")?.0.pop().ok_or("size takes one extent")? },
+            "scatter_add" => Op::ScatterAdd { axis, size: a.extent("size")? },
             _ => {
                 let word = a.word("kind")?;
                 let kind = ScatterKind::ALL.into_iter().find(|k| k.name() == word);
@@ -115,6 +115,9 @@ fn infer_put_rows(axis: usize, x: &Type, index: &Type, updates: &Type) -> Result
     dims.splice(axis..=axis, index.shape.0.iter().cloned());
     if updates.shape != Shape(dims) {
         return Err(format!("updates {} do not fit rows of {} at {}", updates.shape, x.shape, index.shape));
+    }
+    if updates.format.once_read() != x.format.once_read() {
+        return Err(format!("updates are {}, what they go into is {}", updates.format, x.format));
     }
     Ok(Type::new(x.shape.clone(), x.format.once_read()))
 }

@@ -286,7 +286,7 @@ impl Loss {
         if x.shape.rank() == 0 || y.shape != rows {
             return Err(format!("labels of logits {} must be {rows}, not {}", x.shape, y.shape));
         }
-        Ok(Type::new(rows, Format::F32))
+        Ok(Type::new(rows, Unary::Exp.infer(x)?.format))
     }
 
     pub(super) fn eval(self, x: &Tensor, y: &Tensor, ty: &Type) -> Tensor {

@@ -206,7 +206,7 @@ fn infer(op: &Op, x: &[&Type]) -> Result<Type, String> {
             for t in x {
                 total += axis_extent(t, *axis)?;
                 if with_extent(t, *axis, 0).shape != with_extent(a, *axis, 0).shape
-                    || t.format.is_float() != a.format.is_float()
+                    || t.format.once_read() != a.format.once_read()
                 {
                     return Err(format!("{t} does not line up with {a} beside axis {axis}"));
                 }

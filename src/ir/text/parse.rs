@@ -141,11 +141,16 @@ impl Parser {
                 let name = self.name()?;
                 self.expect(':')?;
                 let ty = self.ty()?;
+                let value_span = self.span();
                 let op = match keyword.as_str() {
                     "input" | "label" => {
                         let copy_of = match self.init()? {
                             Init::Copy(of) => Some(of),
-                            _ => None,
+                            Init::Data => None,
+                            _ => {
+                                let says = format!("the {keyword} `{name}` comes from data, and has no first value");
+                                return Err(Spanned::new(self.since(value_span.start), says));
+                            }
                         };
                         Op::Input { label: keyword == "label", ty, copy_of }
                     }
@@ -164,6 +169,9 @@ impl Parser {
                     "update" => Role::Update,
                     _ => Role::Metric,
                 };
+                if self.scope.graph.output(&name, role).is_some() {
+                    return Err(Spanned::new(self.since(start), format!("the {keyword} `{name}` is defined twice")));
+                }
                 self.scope.graph.add_output(name, role, node);
             }
             "body" => self.body()?,
@@ -197,7 +205,7 @@ impl Parser {
         let name = a.word("body")?;
         let body = self.scope.bodies.get(&name).cloned();
         let body = body.ok_or_else(|| format!("there is no `body {name} {{ … }}` above"))?;
-        let steps = a.dims("steps")?.0.pop().ok_or("steps takes one extent, as in steps=[128]")?;
+        let steps = a.extent("steps")?;
         let take = match (a.word("stack"), a.word("last")) {
             (Ok(v), Err(_)) => Take::Stack(v),
             (Err(_), Ok(s)) => Take::Last(s),
