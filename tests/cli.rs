@@ -3,7 +3,7 @@
 #[path = "common/command.rs"]
 mod command;
 
-use command::{digits, mantissa, succeed, text_of};
+use command::{digits, mantissa, refuse, succeed, text_of};
 use std::process::Command;
 
 #[test]
@@ -162,4 +162,35 @@ fn a_closed_stderr_ends_nothing() {
     );
     let o = Command::new("bash").args(["-c", &script]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&o.stdout).trim(), "0");
+}
+
+/// Values go by the module they belong to, and a wrong module is told.
+#[test]
+fn modules_name_values() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/documents/digits.onnx");
+    let explained = |value: &str| succeed(dir.path(), &["explain", model, value, "--loss", "cross_entropy"]);
+    assert!(explained("head/logits").contains("logits: f32[32, 10]"));
+    assert_eq!(explained("head/logits"), explained("logits"));
+    let said = refuse(dir.path(), &["explain", model, "heads/logits", "--loss", "cross_entropy"]);
+    assert!(said.contains("no value `heads/logits`; is `head/logits` meant?"), "{said}");
+}
+
+/// What a report says of a model is data behind its drawings.
+#[test]
+fn a_report_knows_modules_and_sizes() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/documents/digits.onnx");
+    succeed(dir.path(), &["plan", model, "--loss", "cross_entropy", "--batch", "16", "--report", "plan.html"]);
+    let page = std::fs::read_to_string(dir.path().join("plan.html")).unwrap();
+    assert!(!page.contains("{{"), "all parts are put in");
+    let (_, data) = page.split_once("type=\"application/json\">").unwrap();
+    let data: serde_json::Value = serde_json::from_str(data.split_once("</script>").unwrap().0).unwrap();
+    assert_eq!((data["batch"].as_u64(), data["parameters"].as_u64()), (Some(16), Some(2746)));
+    let launches = data["launches"].as_array().unwrap();
+    let modules: std::collections::BTreeSet<_> = launches.iter().filter_map(|l| l["module"].as_str()).collect();
+    assert!(modules.contains("conv") && modules.contains("head"), "{modules:?}");
+    // One time for one kernel: what launches take adds up to the step.
+    let total: f64 = launches.iter().map(|l| l["seconds"].as_f64().unwrap()).sum();
+    assert!((total / data["seconds"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{total}");
 }

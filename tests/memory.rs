@@ -147,7 +147,9 @@ fn a_plan_that_computes_again_reads_back() {
     // Explain says which values are.
     let value = |l: &str| Some(l.trim().strip_prefix("again.")?.split_once(".bf16:")?.0.to_owned());
     let again: Vec<String> = printed.lines().filter_map(value).collect();
-    assert!(!again.is_empty() && again.iter().all(|v| planned.computes_again(v)) && !planned.computes_again("loss"));
+    assert!(!again.is_empty() && !planned.computes_again("loss"));
+    let unknown: Vec<&String> = again.iter().filter(|v| !planned.computes_again(v)).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
 }
 
 /// All steps of a loop count, not the first that is costed for all.

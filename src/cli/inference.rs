@@ -7,7 +7,9 @@ use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::ir::{Op, text};
 use crate::model::{Mixed, Model};
-use crate::plan::{PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report};
+use crate::plan::{
+    Heading, PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report,
+};
 use crate::rewrite::RuleSet;
 use crate::train::{PlannedInference, Settings};
 use std::path::Path;
@@ -51,7 +53,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let wide = || f32_plan(&planned, &rules);
     if let Some(path) = &args.report {
         let others = vec![("everything f32 (fp32)".to_owned(), wide()?.estimate.seconds)];
-        write_atomically(path, report(&planned.model.graph, &planned.planned, &request, others)?.as_bytes())?;
+        let heading = Heading { run: "inference", batch: planned.settings.batch(), others };
+        write_atomically(path, report(&planned.model.graph, &planned.planned, &request, heading)?.as_bytes())?;
         say!("written to {}", path.display());
     }
     for stage in &args.emit {
@@ -110,7 +113,10 @@ fn print(planned: &PlannedInference, wide: &Planned, request: &Request, written:
     ));
     out(&format!(
         "policy {} with {} on {} ({})\n\n",
-        request.policy, request.low, request.target.name, request.target.device
+        request.policy,
+        request.narrow(),
+        request.target.name,
+        request.target.device
     ));
     out(&evidence_text(planned, written.is_some()));
     out(&print_table(&planned.planned, request)?);

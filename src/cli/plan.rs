@@ -5,7 +5,7 @@ use super::{new_file, out};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::plan::{
-    PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_summary, print_table, report, seconds,
+    Heading, PlanFile, Planned, Policy, Request, clip, diff, percent, plan, print_summary, print_table, report, seconds,
 };
 use crate::train::{Compiled, Settings};
 use clap::Args;
@@ -81,8 +81,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     }
     let others = others?;
     if let Some(path) = &args.report {
-        let times = others.iter().map(|(label, p)| ((*label).to_owned(), p.estimate.seconds)).collect();
-        write_atomically(path, report(&compiled.step, &compiled.planned, &request, times)?.as_bytes())?;
+        let others = others.iter().map(|(label, p)| ((*label).to_owned(), p.estimate.seconds)).collect();
+        let heading = Heading { run: "a training step", batch: settings.batch(), others };
+        write_atomically(path, report(&compiled.step, &compiled.planned, &request, heading)?.as_bytes())?;
         say!("written to {}", path.display());
     }
     if !args.emit.is_empty() {
@@ -105,7 +106,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     ));
     out(&format!(
         "policy {} with {} on {} ({})\n{}\n",
-        settings.policy, settings.low, request.target.name, request.target.device, compiled.layers
+        settings.policy,
+        request.narrow(),
+        request.target.name,
+        request.target.device,
+        compiled.layers
     ));
     out(&evidence_text(&compiled, &settings));
     out(&print_table(&compiled.planned, &request)?);

@@ -42,6 +42,7 @@ pub struct DataArgs {
     /// Multiply features by this
     #[arg(long, value_name = "X")]
     pub scale: Option<f64>,
+    /// Decides initial values, order of samples and dropout [default: 0]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -51,6 +52,7 @@ pub struct DataArgs {
 pub struct RunArgs {
     #[command(flatten)]
     pub data: DataArgs,
+    /// Passes over the training data [default: 10]
     #[arg(long, value_name = "N")]
     pub epochs: Option<usize>,
     /// cpu, cuda, or auto (cuda if there is one)

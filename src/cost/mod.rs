@@ -17,6 +17,7 @@ use crate::lower::{BufferId, Exit, Inst, Kernel, Loop, LoopKind, Pass, Program, 
 use crate::lower::{launches_of, outline, passes, rows_at_once, waits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use table::Table;
 
@@ -182,8 +183,18 @@ impl Target {
         total
     }
 
+    /// Predicted time of a launch, as often as it runs: its kernels, and what launching them takes.
+    pub fn estimate_launch(&self, program: &Program, launch: &Range<usize>) -> Estimate {
+        let first = &program.calls[launch.start];
+        let mut once = Estimate { seconds: self.launch_seconds(&first.kernel, launch.len()), bytes: 0 };
+        for call in &program.calls[launch.clone()] {
+            once += self.estimate(&call.kernel, |b| program.buffers[b].ty.format);
+        }
+        once.times(first.times())
+    }
+
     /// What launching so many kernels like this one takes, whatever they do.
-    pub fn launch_seconds(&self, kernel: &Kernel, kernels: usize) -> f64 {
+    fn launch_seconds(&self, kernel: &Kernel, kernels: usize) -> f64 {
         let launches = if self.library_products { launches_of(kernel.body(), kernels) } else { 1 };
         let more = if matches!(kernel, Kernel::Loop(k) if k.kind() == LoopKind::Total) { self.total_us } else { 0.0 };
         launches as f64 * (self.launch_us + more) * 1e-6

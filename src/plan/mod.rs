@@ -30,11 +30,11 @@ pub use layers::NotAlike;
 pub use overrides::Overrides;
 pub use planned::Planned;
 pub use policy::{Policy, Verdict, paint};
-pub use recompute::Again;
+pub use recompute::{Again, Repeated};
 pub use request::Request;
 pub use show::{
-    Alternative, Explanation, Trace, Traced, clip, diff, explain, print_profile, print_summary, print_table, report,
-    trace,
+    Alternative, Explanation, Heading, Trace, Traced, clip, diff, explain, print_profile, print_summary, print_table,
+    report, trace,
 };
 pub use units::seconds;
 

@@ -11,7 +11,7 @@ use super::assemble::assemble;
 use super::units::bytes;
 use crate::cost::{Estimate, Target};
 use crate::error::{Error, Result};
-use crate::ir::{Graph, NodeId, Op, Role, Stage, verify};
+use crate::ir::{Graph, Named, NodeId, Op, Role, Stage, verify};
 use crate::lower::{Memory, Program, lower, outline};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -27,7 +27,16 @@ pub struct Again {
     /// Memory that it saves.
     pub bytes: usize,
     /// Buffers of the plan that are computed again, with those they repeat.
-    pub repeats: BTreeMap<NodeId, NodeId>,
+    pub repeats: BTreeMap<NodeId, Repeated>,
+}
+
+/// A buffer as it was before the plan was made to compute again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Repeated {
+    /// Its name.
+    pub buffer: String,
+    /// The value it holds.
+    pub value: String,
 }
 
 impl Planned {
@@ -90,14 +99,13 @@ fn memory_of(graph: &Graph, outline: &Program) -> Result<Memory> {
 impl Planned {
     /// Is a value of the step computed again in the backward pass, instead of being kept for it?
     pub fn computes_again(&self, value: &str) -> bool {
-        let is_named = |id: NodeId| self.graph.name_of(id) == value;
-        let firsts = self.again.iter().flat_map(|a| a.repeats.values());
-        firsts.copied().any(|first| is_named(first) || self.graph.inputs(first).iter().copied().any(is_named))
+        let mut repeated = self.again.iter().flat_map(|a| a.repeats.values());
+        repeated.any(|r| r.value == value || r.buffer == value)
     }
 
     /// The buffer that one computed again repeats.
-    pub(super) fn first_of(&self, buffer: NodeId) -> Option<NodeId> {
-        self.again.as_ref()?.repeats.get(&buffer).copied()
+    pub(super) fn repeated(&self, buffer: NodeId) -> Option<&Repeated> {
+        self.again.as_ref()?.repeats.get(&buffer)
     }
 }
 
@@ -106,7 +114,7 @@ struct Recomputed {
     graph: Graph,
     places: Vec<Option<NodeId>>,
     /// Buffers computed again, with those they repeat.
-    repeats: BTreeMap<NodeId, NodeId>,
+    repeats: BTreeMap<NodeId, Repeated>,
 }
 
 /// The same, with what it takes.
@@ -429,11 +437,15 @@ impl Builder<'_> {
             };
             let node = old.node(id);
             graph.follow(node);
-            let made = match key {
-                Key::Own(_) if op.is_source() || !old.is_auto_named(id) => graph.add_named(&node.name, op, inputs),
-                Key::Again(..) if is_root(&op) => graph.add_named(format!("again.{}", node.name), op, inputs),
-                _ => graph.add(op, inputs),
+            // What was there keeps its name, so names that are made up for the rest are none that it could have.
+            let (name, named) = match key {
+                Key::Own(_) => (node.name.clone(), node.named),
+                Key::Again(..) if is_root(&op) => (format!("again.{}", node.name), Named::Given),
+                Key::Again(_, Some(segment)) => (format!("again.{segment}.{}", node.name), Named::MadeUp),
+                Key::Again(_, None) => (format!("again.late.{}", node.name), Named::MadeUp),
+                Key::After(_, segment) => (format!("after.{segment}.{}", node.name), Named::MadeUp),
             };
+            let made = graph.add_as(name, named, op, inputs);
             made.map(Some)
         })?;
         let Ok(made) = made else { return Ok(None) };
@@ -441,7 +453,10 @@ impl Builder<'_> {
         let place = |id: NodeId| made.get(&Key::Own(id)).or_else(|| made.get(&self.read(id, None))).copied();
         let places = old.ids().map(place).collect();
         let repeat = |(key, &id): (&Key, &NodeId)| match *key {
-            Key::Again(first, _) if is_root(old.op(first)) => Some((id, *made.get(&Key::Own(first))?)),
+            Key::Again(first, _) if is_root(old.op(first)) => {
+                let value = old.inputs(first).first().copied().unwrap_or(first);
+                Some((id, Repeated { buffer: old.name_of(first).to_owned(), value: old.name_of(value).to_owned() }))
+            }
             _ => None,
         };
         let repeats = made.iter().filter_map(repeat).collect();

@@ -51,6 +51,12 @@ impl Request {
         }
     }
 
+    /// The same in words: `f16, bf16`, or `f32` where nothing is narrow.
+    pub fn narrow(&self) -> String {
+        let names: Vec<&str> = self.allowed().iter().map(Format::name).collect();
+        if names.is_empty() { Format::F32.name().to_owned() } else { names.join(", ") }
+    }
+
     /// The formats that values may be stored in: those of the plan, and scaled ones where they are asked for by name.
     pub fn stored(&self) -> Formats {
         let scaled = self.target.scaled.iter().copied().collect::<Formats>();

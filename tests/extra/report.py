@@ -35,7 +35,11 @@ def main():
     section = lambda name: re.search(rf'id="{name}".*?</svg>', dom, re.S).group(0)
     boxes = section("graph").count('class="kernel"')
     assert boxes == len(data["launches"]), f"{boxes} boxes for {len(data['launches'])} launches"
-    assert section("time").count("<rect") >= 40 and "<path" in section("memory")
+    kinds = {launch["kind"] for launch in data["launches"]}
+    rows = lambda name: re.search(rf'id="{name}".*?(?=<h2>|</section>)', dom, re.S).group(0).count('class="row')
+    assert rows("kinds") == len(kinds) + 2, "a heading, a row for each kind, and their sum"
+    assert rows("time") == 1 + min(24, len(data["launches"])) and "<path" in section("memory")
+    assert not any(launch["module"] for launch in data["launches"]) and "Time by module" not in dom
     assert section("frontier").count("<circle") == len(data["evidence"]["frontier"]) + 1
     table = re.search(r'<table id="values">.*?</table>', dom, re.S).group(0)
     assert "f16 overflows" in table and 'class="open"' in table, "the value behind # is open"

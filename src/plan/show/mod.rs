@@ -10,6 +10,6 @@ mod trace;
 pub use diff::diff;
 pub use explain::{Alternative, Explanation, explain};
 pub use profile::print_profile;
-pub use report::report;
+pub use report::{Heading, report};
 pub use table::{clip, print_summary, print_table};
 pub use trace::{Trace, Traced, trace};

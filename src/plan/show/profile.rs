@@ -24,11 +24,7 @@ pub fn print_profile(planned: &Planned, program: &Program, target: &Target, meas
     let mut rows: BTreeMap<(String, String), Row> = BTreeMap::new();
     let mut kinds: BTreeMap<String, Row> = BTreeMap::new();
     for (launch, &took) in program.launches.iter().zip(measured) {
-        let first = &program.calls[launch.start].kernel;
-        let mut predicted = Estimate { seconds: target.launch_seconds(first, launch.len()), bytes: 0 };
-        for i in launch.clone() {
-            predicted += target.estimate(&program.calls[i].kernel, |b| program.buffers[b].ty.format);
-        }
+        let predicted = target.estimate_launch(program, launch);
         let kind = kind_of(&program.calls[launch.start].kernel);
         let key = (kind.clone(), names(planned, program, launch.clone()));
         for row in [rows.entry(key).or_default(), kinds.entry(kind).or_default()] {

@@ -1,28 +1,46 @@
 //! A plan as one page to look at: `plan --report`. Everything is in the file; it asks nothing of a network.
 //!
-//! What is shown is data that other programs could read too: a JSON object inside `report.html`, which draws it.
+//! What is shown is data that other programs could read too: a JSON object inside `report.html`, which `report.js` draws.
 
 use super::table::{kind_of, label};
 use crate::error::Result;
+use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Stage, verify};
-use crate::lower::{Program, outline};
+use crate::lower::{BufferId, Program, outline};
 use crate::plan::evidence::Spread;
+use crate::plan::recompute::Repeated;
 use crate::plan::{Planned, Request};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 const PAGE: &str = include_str!("report.html");
+const STYLE: &str = include_str!("report.css");
+const SCRIPT: &str = include_str!("report.js");
+
+/// What a report says at its head that the plan does not know.
+#[derive(Clone, Debug, Serialize)]
+pub struct Heading {
+    /// What was planned: a training step, or a run in inference.
+    pub run: &'static str,
+    /// Samples of one run.
+    pub batch: usize,
+    /// Predicted seconds of other plans of the same graph, by what they are.
+    pub others: Vec<(String, f64)>,
+}
 
 #[derive(Serialize)]
 struct Report {
     name: String,
+    version: &'static str,
+    #[serde(flatten)]
+    heading: Heading,
+    /// Numbers that are trained.
+    parameters: usize,
     target: String,
     device: String,
     policy: String,
     seconds: f64,
     bytes: usize,
-    /// Other plans of the same step, for comparison.
-    others: Vec<(String, f64)>,
     launches: Vec<Launch>,
     /// Pairs of launches, the later of which reads what the earlier wrote.
     edges: Vec<(usize, usize)>,
@@ -39,6 +57,8 @@ struct Report {
 struct Launch {
     kind: String,
     stage: &'static str,
+    /// The module of the model that the first of its values belongs to, where the model says.
+    module: Option<String>,
     /// The row it stands in: a gradient's kernel beside that of the value it belongs to.
     row: usize,
     seconds: f64,
@@ -88,11 +108,11 @@ struct Evidence {
     frontier: Vec<(f64, f64)>,
 }
 
-/// The page of a plan. `others` are the predicted times of other plans of the step, by what they are.
+/// The page of a plan of `step`.
 ///
 /// # Errors
-/// A planned graph that breaks the IR's rules or has no kernels.
-pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(String, f64)>) -> Result<String> {
+/// Where the plan cannot be cut into kernels.
+pub fn report(step: &Graph, planned: &Planned, request: &Request, heading: Heading) -> Result<String> {
     let program = outline(verify(&planned.graph)?)?;
     let (launches, edges) = launches(step, planned, request, &program);
     let temporary = |b: &crate::lower::BufferInfo| b.source.is_none();
@@ -106,7 +126,7 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
         measured_on: planned.measured.as_ref().map_or(String::new(), crate::plan::Measured::on),
         frontier: planned.frontier.clone(),
     });
-    let range = |f: crate::format::Format| {
+    let range = |f: Format| {
         let spec = f.float()?;
         let normal = 1 - spec.bias;
         let largest = spec.max.log2().floor() as i32;
@@ -114,12 +134,18 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
     };
     let report = Report {
         name: step.name.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+        heading,
+        parameters: step
+            .sources()
+            .filter(|&id| matches!(step.op(id), Op::Param { .. }))
+            .map(|id| step.ty(id).elements())
+            .sum(),
         target: request.target.name.clone(),
         device: request.target.device.clone(),
-        policy: request.policy.to_string(),
+        policy: format!("{} with {}", request.policy, request.narrow()),
         seconds: planned.estimate.seconds,
         bytes: planned.estimate.bytes,
-        others,
         launches,
         edges,
         resident,
@@ -130,7 +156,15 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, others: Vec<(S
     };
     let json = serde_json::to_string(&report).expect("a report is plain data");
     // Inside a script element only this could end it.
-    Ok(PAGE.replace("{{TITLE}}", &escaped(&step.name)).replace("{{DATA}}", &json.replace("</", "<\\/")))
+    let (title, data) = (escaped(&step.name), json.replace("</", "<\\/"));
+    let parts = PAGE.split("{{").map(|part| match part.split_once("}}") {
+        Some(("TITLE", rest)) => [&title, rest],
+        Some(("DATA", rest)) => [&data, rest],
+        Some(("STYLE", rest)) => [STYLE, rest],
+        Some(("SCRIPT", rest)) => [SCRIPT, rest],
+        _ => [part, ""],
+    });
+    Ok(parts.flatten().collect())
 }
 
 fn escaped(text: &str) -> String {
@@ -147,97 +181,118 @@ fn launches(
     request: &Request,
     program: &Program,
 ) -> (Vec<Launch>, Vec<(usize, usize)>) {
-    let g = &planned.graph;
-    // The step's value behind a stored buffer.
-    let value = |buffer: &str| -> Option<NodeId> {
-        let id = g.find(buffer)?;
-        let of = g.inputs(id).first().copied().filter(|_| matches!(g.op(id), Op::Put(_))).unwrap_or(id);
-        step.find(g.name_of(of))
-    };
-    let mut writer: BTreeMap<usize, usize> = BTreeMap::new();
-    let (mut first, mut last): (BTreeMap<usize, usize>, BTreeMap<usize, usize>) = Default::default();
-    let mut edges = BTreeSet::new();
-    for (at, range) in program.launches.iter().enumerate() {
-        for i in range.clone() {
-            for b in program.calls[i].kernel.reads() {
-                last.insert(b, at);
-                edges.extend(writer.get(&b).filter(|&&w| w != at).map(|&w| (w, at)));
-            }
-        }
-        for b in range.clone().flat_map(|i| program.calls[i].kernel.writes().collect::<Vec<_>>()) {
-            writer.insert(b, at);
-            first.entry(b).or_insert(at);
-            last.entry(b).or_insert(at);
-        }
-    }
-    let mut row_of: BTreeMap<NodeId, usize> = BTreeMap::new();
-    let mut rows = 0;
+    let buffers = Buffers::new(program);
+    let mut places = Places { step, planned, row_of: BTreeMap::new(), rows: 0, last: (Stage::Forward, 0) };
     let mut out: Vec<Launch> = Vec::new();
     for (at, range) in program.launches.iter().enumerate() {
-        let values: Vec<NodeId> =
-            range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| value(n)).collect();
-        // What is computed again stands beside where it was computed first.
-        let again =
-            || range.clone().flat_map(|i| &program.calls[i].computes).filter_map(|n| planned.first_of(g.find(n)?));
-        let known = values.iter().map(|&v| step.node(v).stage).min();
-        let stage = match again().next() {
-            Some(_) => Stage::Backward,
-            None => known.unwrap_or(out.last().map_or(Stage::Forward, |l| match l.stage {
-                "update" => Stage::Update,
-                "backward" => Stage::Backward,
-                _ => Stage::Forward,
-            })),
-        };
-        let mut of = values
-            .iter()
-            .filter_map(|&v| step.node(v).grad_of)
-            .chain(again().filter_map(|first| value(g.name_of(first))));
-        let beside = of.find_map(|f| row_of.get(&f).copied());
-        let row = match (stage, beside) {
-            (Stage::Backward, Some(row)) => row,
-            (Stage::Backward, None) => out.last().map_or(0, |l| l.row),
-            _ => {
-                rows += 1;
-                rows - 1
-            }
-        };
-        values.iter().for_each(|&v| {
-            row_of.entry(v).or_insert(row);
-        });
-        let mut estimate = crate::cost::Estimate {
-            seconds: request.target.launch_seconds(&program.calls[range.start].kernel, range.len()),
-            bytes: 0,
-        };
-        let mut floor = 0.0;
-        for i in range.clone() {
-            let format_of = |b: crate::lower::BufferId| program.buffers[b].ty.format;
-            estimate += request.target.estimate(&program.calls[i].kernel, format_of);
-            floor += request.target.floor(&program.calls[i].kernel, format_of);
-        }
+        let computed = range.clone().flat_map(|i| &program.calls[i].computes);
+        let values: Vec<NodeId> = computed.clone().filter_map(|n| places.value(n)).collect();
+        let (stage, row) = places.place(&values, computed);
+        let estimate = request.target.estimate_launch(program, range);
+        let format_of = |b: BufferId| program.buffers[b].ty.format;
+        let floor: f64 = range.clone().map(|i| request.target.floor(&program.calls[i].kernel, format_of)).sum();
         let times = program.calls[range.start].times();
         let computes = range.clone().flat_map(|i| {
             program.calls[i].computes.iter().map(move |n| label(planned, program.calls[i].in_loop.as_ref(), n))
         });
         let written = range.clone().flat_map(|i| program.calls[i].kernel.writes().collect::<Vec<_>>());
         let formats: BTreeSet<String> = written.map(|b| program.buffers[b].ty.format.to_string()).collect();
-        let live = |(b, &end): (&usize, &usize)| {
-            let alive = program.buffers[*b].source.is_none() && end >= at && first.get(b).is_some_and(|&f| f <= at);
-            if alive { size(&program.buffers[*b]) } else { 0 }
-        };
         out.push(Launch {
             kind: kind_of(&program.calls[range.start].kernel),
             stage: stage.name(),
+            module: values.iter().find_map(|&v| step.module_of(v)).map(str::to_owned),
             row,
-            seconds: estimate.seconds * times as f64,
+            seconds: estimate.seconds,
             floor: floor * times as f64,
-            bytes: estimate.bytes * times,
+            bytes: estimate.bytes,
             times,
             computes: computes.collect(),
             formats: formats.into_iter().collect(),
-            live: last.iter().map(live).sum(),
+            live: buffers.live(program, at),
         });
     }
-    (out, edges.into_iter().collect())
+    (out, buffers.edges.into_iter().collect())
+}
+
+/// When buffers are written and read, by launch.
+#[derive(Default)]
+struct Buffers {
+    first: BTreeMap<BufferId, usize>,
+    last: BTreeMap<BufferId, usize>,
+    /// Pairs of launches, the later of which reads what the earlier wrote.
+    edges: BTreeSet<(usize, usize)>,
+}
+
+impl Buffers {
+    fn new(program: &Program) -> Buffers {
+        let (mut out, mut writer) = (Buffers::default(), BTreeMap::new());
+        for (at, range) in program.launches.iter().enumerate() {
+            for b in program.calls[range.clone()].iter().flat_map(|call| call.kernel.reads()) {
+                out.last.insert(b, at);
+                out.edges.extend(writer.get(&b).filter(|&&w| w != at).map(|&w| (w, at)));
+            }
+            for b in program.calls[range.clone()].iter().flat_map(|call| call.kernel.writes()) {
+                writer.insert(b, at);
+                out.first.entry(b).or_insert(at);
+                out.last.entry(b).or_insert(at);
+            }
+        }
+        out
+    }
+
+    /// Bytes of temporaries alive at a launch.
+    fn live(&self, program: &Program, at: usize) -> usize {
+        let bytes = |(&b, &end): (&BufferId, &usize)| {
+            let begun = self.first.get(&b).is_some_and(|&first| first <= at);
+            if begun && end >= at && program.buffers[b].source.is_none() { size(&program.buffers[b]) } else { 0 }
+        };
+        self.last.iter().map(bytes).sum()
+    }
+}
+
+/// Where launches stand in the drawing of the step.
+struct Places<'a> {
+    step: &'a Graph,
+    planned: &'a Planned,
+    row_of: BTreeMap<NodeId, usize>,
+    rows: usize,
+    /// Stage and row of the launch before.
+    last: (Stage, usize),
+}
+
+impl Places<'_> {
+    /// The step's value behind a stored buffer.
+    fn value(&self, buffer: &str) -> Option<NodeId> {
+        let g = &self.planned.graph;
+        let id = g.find(buffer)?;
+        let of = g.inputs(id).first().copied().filter(|_| matches!(g.op(id), Op::Put(_))).unwrap_or(id);
+        self.step.find(g.name_of(of))
+    }
+
+    /// Stage and row of a launch that computes these values, and stores these buffers. What is computed again stands beside
+    /// where it was computed first.
+    fn place<'b>(&mut self, values: &[NodeId], stored: impl Iterator<Item = &'b String>) -> (Stage, usize) {
+        let g = &self.planned.graph;
+        let again: Vec<&Repeated> = stored.filter_map(|n| self.planned.repeated(g.find(n)?)).collect();
+        let known = values.iter().map(|&v| self.step.node(v).stage).min();
+        let stage = if again.is_empty() { known.unwrap_or(self.last.0) } else { Stage::Backward };
+        let gradients_of = values.iter().filter_map(|&v| self.step.node(v).grad_of);
+        let mut of = gradients_of.chain(again.iter().filter_map(|first| self.step.find(&first.value)));
+        let beside = of.find_map(|f| self.row_of.get(&f).copied());
+        let row = match (stage, beside) {
+            (Stage::Backward, Some(row)) => row,
+            (Stage::Backward, None) => self.last.1,
+            _ => {
+                self.rows += 1;
+                self.rows - 1
+            }
+        };
+        for &v in values {
+            self.row_of.entry(v).or_insert(row);
+        }
+        self.last = (stage, row);
+        (stage, row)
+    }
 }
 
 fn values(step: &Graph, planned: &Planned, request: &Request) -> Vec<Value> {

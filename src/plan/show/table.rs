@@ -36,26 +36,25 @@ pub fn print_table(planned: &Planned, request: &Request) -> Result<String> {
         "{:>3}  {:<9} {:>9} {:>9}  {:<34} {:<8} why",
         "#", "kernel", "time", "bytes", "computes", "format"
     );
-    for (launch, i) in program.launches.iter().enumerate().flat_map(|(n, r)| r.clone().map(move |i| (n, i))) {
-        let kernel = &program.calls[i].kernel;
-        let e = request.target.estimate(kernel, |b| program.buffers[b].ty.format).times(program.calls[i].times());
-        let kind = kind_of(kernel);
-        let mut head = format!("{launch:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
-        let body = program.calls[i].in_loop.as_ref();
-        for name in &program.calls[i].computes {
+    for (at, launch) in program.launches.iter().enumerate() {
+        let e = request.target.estimate_launch(&program, launch);
+        let kind = kind_of(&program.calls[launch.start].kernel);
+        let mut head = format!("{at:>3}  {kind:<12} {:>7} {:>9}", seconds(e.seconds), bytes(e.bytes));
+        for call in &program.calls[launch.clone()] {
+            let body = call.in_loop.as_ref();
             let owner = body.and_then(|l| planned.body(&l.body)).unwrap_or(planned);
-            let (format, why) = describe(owner, name).map_or_else(
-                || {
-                    (
-                        program.find(name).map_or_else(String::new, |b| program.buffers[b].ty.format.to_string()),
-                        SUM_OF_ROWS.to_owned(),
-                    )
-                },
-                |(_, format, why)| (format, why),
-            );
-            let value = label(planned, body, name);
-            let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip_path(&value, 34));
-            head = " ".repeat(head.chars().count());
+            for name in &call.computes {
+                let (format, why) = describe(owner, name).map_or_else(
+                    || {
+                        let stored = program.find(name).map(|b| program.buffers[b].ty.format.to_string());
+                        (stored.unwrap_or_default(), SUM_OF_ROWS.to_owned())
+                    },
+                    |(_, format, why)| (format, why),
+                );
+                let value = label(planned, body, name);
+                let _ = writeln!(out, "{head}  {:<34} {format:<8} {why}", clip_path(&value, 34));
+                head = " ".repeat(head.chars().count());
+            }
         }
     }
     let (alone, fused) = casts(&planned.graph, &program);
@@ -125,8 +124,8 @@ fn clip_path(s: &str, width: usize) -> String {
 fn describe(planned: &Planned, buffer: &str) -> Option<(String, String, String)> {
     let g = &planned.graph;
     let id = g.find(buffer)?;
-    if let Some(first) = planned.first_of(id) {
-        let why = format!("computed again as `{}` was", g.name_of(first));
+    if let Some(first) = planned.repeated(id) {
+        let why = format!("computed again as `{}` was", first.buffer);
         return Some((buffer.to_owned(), g.ty(id).format.to_string(), why));
     }
     let value = g.inputs(id).first().map_or(buffer, |&v| g.name_of(v));
