@@ -53,8 +53,15 @@ check env MANTISSA_CUDA_LIB="$lib13" RUST_BACKTRACE=0 bash -c '
     "$0" 30 16 --ways fp32,o1-f16 --device nvrtc && echo "ok random programs through NVRTC"' "$random"
 check env RUST_BACKTRACE=0 bash -c '"$0" 120 17 --ways fp32 && echo "ok random programs in f32"' "$random"
 check $python tests/extra/onnx_random.py "$random" 150
-check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 sm_89 sm_90a
+# Compilers run on one core each: two at a time.
+check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_75 sm_80 &
+check env MANTISSA_CUDA_LIB="$lib13" "$helper" nvrtc sm_89 sm_90a
 check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
+wait
+# The book.
+mdbook=$PWD/target/extra-mdbook/bin/mdbook
+[ -x "$mdbook" ] || cargo install --quiet --locked --version 0.5.4 --no-default-features --root target/extra-mdbook mdbook
+check bash -c '"$0" build docs --dest-dir "$1" && [ -s "$1/reading-a-plan.html" ] && echo "ok book"' "$mdbook" "$PWD/target/book"
 # A browser, where there is one or it can be installed.
 chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
 if [ -z "$chromium" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
