@@ -161,6 +161,23 @@ fn sums_over_long_columns_agree() {
     }
 }
 
+/// Steps that are made and run side by side do not break each other's captures: workspaces grow while others capture.
+#[test]
+fn steps_on_several_threads_agree() {
+    if !gpu() {
+        return;
+    }
+    let convnet = MODELS.iter().find(|(name, _)| *name == "convnet").expect("it is there").1;
+    let many = |at: usize| {
+        for extent in (1..=6).map(|n| 8 * (n + at)) {
+            let compiled = compile(convnet, Policy::O1, Format::F16, |s| _ = s.sizes.insert("batch".into(), extent));
+            let d = compare_compiled(&compiled, 1);
+            assert!(d < 4e-3, "batch {extent}: {d:e}");
+        }
+    };
+    std::thread::scope(|s| (0..8).for_each(|at| _ = s.spawn(move || many(at))));
+}
+
 /// A plan for little memory, in which kernels wait for what they do not read.
 #[test]
 fn a_step_that_computes_again_agrees() {

@@ -20,6 +20,8 @@ const MODEST: usize = 1 << 30;
 /// A cuDNN handle, and a workspace as large as the convolutions so far need, one at a time.
 pub struct Dnn {
     handle: Owned<sys::cudnnHandle_t>,
+    /// What convolutions run on.
+    stream: driver::CUstream,
     workspace: Option<Owned<driver::CUdeviceptr>>,
     workspace_bytes: usize,
 }
@@ -146,7 +148,7 @@ impl Dnn {
         let handle = Owned::new(handle, |h| unsafe { _ = result::destroy_handle(h) });
         // SAFETY: the handle is live, and the stream is the runner's, which outlives this.
         unsafe { check("setting the stream", result::set_stream(*handle, stream.cast()))? };
-        Ok(Some(Dnn { handle, workspace: None, workspace_bytes: 0 }))
+        Ok(Some(Dnn { handle, stream, workspace: None, workspace_bytes: 0 }))
     }
 
     /// Chooses an algorithm for a convolution whose operands lie at `a` and `b`, to be written at `d`, and runs it once: what
@@ -196,7 +198,9 @@ impl Dnn {
         let Ok(at) = (unsafe { device::malloc_sync(bytes) }) else { return Ok(false) };
         // SAFETY: allocated above, given back once.
         let larger = Owned::new(at, |at| unsafe { _ = device::free_sync(at) });
-        super::driver("waiting for what uses the workspace", device::ctx::synchronize())?;
+        // The stream alone: waiting for all of the context would break a capture on another thread.
+        // SAFETY: the stream is the runner's, which outlives this.
+        super::driver("waiting for what uses the workspace", unsafe { device::stream::synchronize(self.stream) })?;
         (self.workspace, self.workspace_bytes) = (Some(larger), bytes);
         Ok(true)
     }

@@ -3,6 +3,7 @@
 //! Libraries are found at run time, so the same binary works without a GPU. All `unsafe` of the project is in this
 //! folder: calls into the driver, NVRTC and cuBLASLt, whose arguments this module owns.
 
+mod alone;
 mod blas;
 mod dnn;
 mod libraries;
@@ -18,6 +19,7 @@ use crate::format::{Format, narrow, widen};
 use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
 use crate::lower::{Address, Arena, BufferId, Contraction, Kernel, Program};
 use crate::run::Bytes;
+use alone::Alone;
 use blas::{Blas, Product};
 use cudarc::driver::{CudaContext, result, sys};
 use dnn::{Convolution, Dnn};
@@ -56,6 +58,8 @@ struct CudaRunner {
     base: Owned<sys::CUdeviceptr>,
     stream: Owned<sys::CUstream>,
     context: Arc<CudaContext>,
+    /// Taken to give the rest back.
+    alone: Option<Alone>,
 }
 
 /// Handles of the libraries that a step needs.
@@ -123,6 +127,7 @@ impl CudaRunner {
         let needs_dnn = generated.launches.iter().any(|l| matches!(l, Launch::Convolution { .. }));
         let total = workspace + if needs_blas { WORKSPACE } else { 256 };
         let name = driver("reading the GPU's name", context.name())?;
+        let alone = Alone::take();
         // SAFETY: a new stream and a new allocation, each given back once; the context is current.
         let (stream, base) = unsafe {
             let stream = driver("creating a stream", result::stream::create(result::stream::StreamKind::NonBlocking))?;
@@ -161,10 +166,13 @@ impl CudaRunner {
             base,
             stream,
             context,
+            alone: None,
         };
         let captured = runner.capture(&generated, areas, &mut libraries);
         // Libraries go before the stream that they use.
         runner.libraries = libraries;
+        // A runner that could not be captured takes it again, to be given back.
+        drop(alone);
         captured.map(|()| runner)
     }
 
@@ -335,9 +343,10 @@ impl Ready {
 
 impl Drop for CudaRunner {
     fn drop(&mut self) {
-        // What the fields own is given back on this thread, when nothing runs any more.
+        // What the fields own is given back on this thread, when nothing runs any more, and before the last of them.
         let _ = self.context.bind_to_thread();
         let _ = self.synchronize();
+        self.alone = Some(Alone::take());
     }
 }
 
@@ -397,7 +406,9 @@ impl Device for CudaRunner {
         let mut seconds = vec![0.0; self.program.launches.len()];
         let mut ready = std::mem::take(&mut self.ready);
         for (of, one) in &mut ready {
+            let alone = Alone::take();
             let graph = self.captured(&self.libraries, std::iter::once(one), COPIES)?;
+            drop(alone);
             let mut best = f64::INFINITY;
             for run in 0..=RUNS {
                 self.synchronize()?;
