@@ -455,6 +455,8 @@ fn mir_declarations_and_formats() {
     for (rest, says) in [
         ("input z: f32[4] = ones", "the input `z` comes from data"),
         ("output y = x  output y = b", "the output `y` is defined twice"),
+        ("t3 = relu(x)  param t3: f32[4] = zeros", "the name `t3` is defined twice"),
+        ("h = x  state h: f32[] = zeros", "the name `h` is defined twice"),
         ("output y = concat(b, i, axis=0)", "does not line up"),
         ("output y = scatter(i, j, u)", "updates are f32, what they go into is i64"),
         ("output y = cross_entropy(reshape(i, dims=[2, 2]), j)", "i64"),

@@ -316,6 +316,8 @@ impl Parser {
 
     fn add(&mut self, start: usize, name: Option<String>, op: Op, inputs: &[NodeId]) -> Parse<NodeId> {
         let result = match name {
+            // A value that was called so keeps its name, though the graph could have made that up.
+            Some(name) if self.is_chosen(&name) => Err(Error::Graph(format!("the name `{name}` is defined twice"))),
             Some(name) => self.scope.graph.add_named(name, op, inputs),
             None => self.scope.graph.add(op, inputs),
         };
@@ -328,6 +330,12 @@ impl Parser {
                 },
             )
         })
+    }
+
+    /// Did the text give this name to a value?
+    fn is_chosen(&self, name: &str) -> bool {
+        let holder = self.scope.graph.find(name);
+        holder.is_some_and(|id| self.scope.chosen.contains(&id)) || self.scope.aliases.contains_key(name)
     }
 
     /// `a + b - c`
