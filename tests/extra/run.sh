@@ -60,7 +60,7 @@ check env MANTISSA_CUDA_LIB="$lib12" "$helper" nvrtc sm_70
 wait
 # The book.
 mdbook=$PWD/target/extra-mdbook/bin/mdbook
-[ -x "$mdbook" ] || cargo install --quiet --locked --version 0.5.4 --no-default-features --root target/extra-mdbook mdbook
+[ -x "$mdbook" ] || cargo install --debug --quiet --locked --version 0.5.4 --no-default-features --root target/extra-mdbook mdbook
 check bash -c '"$0" build docs --dest-dir "$1" && [ -s "$1/reading-a-plan.html" ] && echo "ok book"' "$mdbook" "$PWD/target/book"
 # A browser, where there is one or it can be installed.
 chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome || true)
