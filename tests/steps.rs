@@ -140,3 +140,25 @@ fn a_plan_reads_back_from_its_text() {
         );
     }
 }
+
+/// Autocast runs a batch norm in its input's format: scale and shift are parameters, however they are shaped to fit. What
+/// comes from elsewhere in f32 widens what it meets.
+#[test]
+fn parameters_do_not_widen_what_they_scale() {
+    let source = "model net {
+        input x: f32[batch, 4, 6, 6]  input z: f32[batch, 4, 6, 6]  label y: i64[batch]
+        param w: f32[4, 4, 3, 3] = normal(0.1)  param g: f32[4] = ones  param b: f32[4] = zeros
+        param v: f32[144, 3] = kaiming_uniform
+        c = conv(x, w, strides=[1, 1], lo=[1, 1], hi=[1, 1])
+        s = standardise(c, axes=[0, 2, 3], eps=1e-5)
+        n = s * reshape(g, dims=[1, 4, 1, 1]) + reshape(b, dims=[1, 4, 1, 1])
+        h = relu(n)
+        m = h * tanh(z)
+        loss = cross_entropy(reshape(h + m, dims=[batch, 144]) @ v, y)
+    }";
+    let reasons = compile(source, Policy::O1, Format::F16, |_| {}).planned.reasons;
+    for value in ["s", "n", "h"] {
+        assert_eq!(reasons[value], "follows its low inputs", "{value}");
+    }
+    assert_eq!(reasons["m"], "an input is f32");
+}

@@ -104,10 +104,11 @@ fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
         if verdict.low && request.policy != Policy::O3 {
             let bounded = known[id.index()].is_some();
             if large[id.index()] {
-                verdict = Listed { low: false, why: format!("holds numbers that {} does not", request.low) };
+                verdict.low = false;
+                verdict.why = format!("holds numbers that {} does not", request.low);
             } else if divides[id.index()] && !bounded && graph.op(id).multiplies_in().is_none() {
-                let why = "something is divided by it, which would hide that it overflows".to_owned();
-                verdict = Listed { low: false, why };
+                verdict.low = false;
+                verdict.why = "something is divided by it, which would hide that it overflows".to_owned();
             }
         }
         listed.push(verdict);
@@ -122,13 +123,20 @@ fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
 struct Listed {
     /// May be stored in the low format; for a product, may multiply in it.
     low: bool,
+    /// Computed from parameters, state and constants alone, as a batch norm's scale is that is shaped to fit.
+    is_setting: bool,
     why: String,
 }
 
 fn verdict(graph: &Graph, request: &Request, id: NodeId, done: &[Listed], known: Option<Interval>) -> Listed {
     let policy = request.policy;
     let node = graph.node(id);
-    let say = |low: bool, why: &str| Listed { low, why: why.to_owned() };
+    let is_setting = match node.op {
+        Op::Input { .. } | Op::Random { .. } => false,
+        Op::Param { .. } | Op::State { .. } | Op::Const(_) => true,
+        _ => node.op.multiplies_in().is_none() && graph.inputs(id).iter().all(|x| done[x.index()].is_setting),
+    };
+    let say = |low: bool, why: &str| Listed { low, is_setting, why: why.to_owned() };
     if !node.ty.format.is_float() {
         return say(false, "not a floating-point value");
     }
@@ -188,7 +196,7 @@ fn verdict(graph: &Graph, request: &Request, id: NodeId, done: &[Listed], known:
     let follows = |&i: &NodeId| done[i.index()].low;
     let neutral = |&i: &NodeId| {
         graph.op(i).is_source()
-            || matches!(graph.op(i), Op::Const(_))
+            || done[i.index()].is_setting
             || graph.shape(i).rank() == 0
             || !graph.ty(i).format.is_float()
     };
