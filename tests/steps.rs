@@ -154,11 +154,15 @@ fn parameters_do_not_widen_what_they_scale() {
         n = s * reshape(g, dims=[1, 4, 1, 1]) + reshape(b, dims=[1, 4, 1, 1])
         h = relu(n)
         m = h * tanh(z)
-        loss = cross_entropy(reshape(h + m, dims=[batch, 144]) @ v, y)
+        q = mean(c, axes=[0, 2, 3], keep=true)
+        k = c - q
+        loss = cross_entropy(reshape(h + m + k, dims=[batch, 144]) @ v, y)
     }";
     let reasons = compile(source, Policy::O1, Format::F16, |_| {}).planned.reasons;
-    for value in ["s", "n", "h"] {
+    for value in ["s", "n", "h", "k"] {
         assert_eq!(reasons[value], "follows its low inputs", "{value}");
     }
     assert_eq!(reasons["m"], "an input is f32");
+    // What a batch norm measures by stays f32, and widens nothing either.
+    assert!(reasons["q"].starts_with("a statistic"), "{}", reasons["q"]);
 }

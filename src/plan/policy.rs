@@ -194,9 +194,13 @@ fn verdict(graph: &Graph, request: &Request, id: NodeId, done: &[Listed], known:
     }
     let inputs = graph.inputs(id);
     let follows = |&i: &NodeId| done[i.index()].low;
+    if is_statistic(graph, id) {
+        return say(false, "a statistic of many elements: little to gain, and the rest is measured by it");
+    }
     let neutral = |&i: &NodeId| {
         graph.op(i).is_source()
             || done[i.index()].is_setting
+            || is_statistic(graph, i)
             || graph.shape(i).rank() == 0
             || !graph.ty(i).format.is_float()
     };
@@ -204,6 +208,17 @@ fn verdict(graph: &Graph, request: &Request, id: NodeId, done: &[Listed], known:
         say(true, "follows its low inputs")
     } else {
         say(false, "an input is f32")
+    }
+}
+
+/// A mean over the batch, as a batch norm's: autocast's kernels keep it in f32 and their result in the input's format.
+fn is_statistic(graph: &Graph, id: NodeId) -> bool {
+    match graph.op(id) {
+        Op::Reduce { kind: ReduceKind::Mean, axes, .. } => {
+            axes.contains(&0) && graph.shape(graph.inputs(id)[0]).rank() > 1
+        }
+        op if op.is_view() => graph.inputs(id).first().is_some_and(|&x| is_statistic(graph, x)),
+        _ => false,
     }
 }
 
