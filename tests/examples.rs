@@ -172,15 +172,10 @@ fn check(document: &str) {
         let said = run(&step.command, dir.path());
         let said: Vec<&str> = said.lines().map(str::trim_end).collect();
         let shown: Vec<&str> = lines[step.shown.clone()].iter().map(|l| l.trim_end()).collect();
-        let exact = |l: &str| l.to_owned();
-        let is_right = match is_measured(&step.command) {
-            true => aligned(&shown, &said, &words).is_some(),
-            false => aligned(&shown, &said, &exact).is_some(),
-        };
-        let new = aligned(&shown, &said, &words).filter(|_| update);
-        if let Some(new) = new {
+        let key = if update || is_measured(&step.command) { words } else { str::to_owned };
+        if let Some(new) = aligned(&shown, &said, &key) {
             anew.push((step.shown.clone(), new.into_iter().map(str::to_owned).collect::<Vec<_>>()));
-        } else if !is_right {
+        } else {
             let _ = writeln!(
                 wrong,
                 "{document}:{}: $ {}\n-- shown:\n{}\n-- said:\n{}\n",

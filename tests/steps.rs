@@ -4,7 +4,7 @@ mod common;
 
 use common::{MODELS, compile, distance, feed, initialise_all};
 use mantissa::format::{Format, widen};
-use mantissa::ir::{Op, Role, Tensor, evaluate, verify};
+use mantissa::ir::{Op, Role, Tensor, evaluate, text, verify};
 use mantissa::lower::lower;
 use mantissa::plan::Policy;
 use mantissa::run::Device;
@@ -165,4 +165,25 @@ fn parameters_do_not_widen_what_they_scale() {
     assert_eq!(reasons["m"], "an input is f32");
     // What a batch norm measures by stays f32, and widens nothing either.
     assert!(reasons["q"].starts_with("a statistic"), "{}", reasons["q"]);
+}
+
+/// A loss over classes is computed in its logits' format: in f64, to the last bits.
+#[test]
+fn cross_entropy_of_f64_is_f64() {
+    let source = "model wide { input x: f32[batch, 6]  label y: i64[batch]  param w: f32[6, 5] = kaiming_uniform
+        loss = cross_entropy(convert(x @ w, format=f64) * 3, y) }";
+    let compiled = compile(source, Policy::Fp32, Format::F16, |_| {});
+    let loss = compiled.step.find("loss").expect("it has a loss");
+    assert_eq!(compiled.step.ty(loss).format, Format::F64);
+    assert!(distance_of(&compiled) < 1e-6);
+    // Of a batch of two whole logits each, by hand: ln(1 + e^-1) in the mean.
+    let graph =
+        text::parse("model two { input x: f64[2, 2] label y: i64[2] loss = cross_entropy(x, y) }", "two").unwrap();
+    let given = |id| match graph.name_of(id) {
+        "x" => Tensor::new(&[2, 2], vec![1.0, 0.0, 2.0, 3.0]),
+        _ => Tensor::new(&[2], vec![0.0, 1.0]),
+    };
+    let values = evaluate(&graph, given);
+    let loss = values[graph.find("loss").unwrap().index()].data[0];
+    assert!((loss - (-1f64).exp().ln_1p()).abs() < 1e-15, "{loss}");
 }

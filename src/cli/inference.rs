@@ -5,7 +5,7 @@ use super::what::{WhatArgs, emit_planned};
 use super::{data_name, out, read_model, write_onnx};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::ir::{Op, text};
+use crate::ir::{Graph, Op, text};
 use crate::model::{Mixed, Model};
 use crate::plan::{
     Heading, PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report,
@@ -53,7 +53,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let wide = || f32_plan(&planned, &rules);
     if let Some(path) = &args.report {
         let others = vec![("everything f32 (fp32)".to_owned(), wide()?.estimate.seconds)];
-        let heading = Heading { run: "inference", batch: planned.settings.batch(), others };
+        let (batch, parameters) = (planned.settings.batch(), parameters(&planned.model.graph));
+        let heading = Heading { run: "inference", batch, parameters, others };
         write_atomically(path, report(&planned.model.graph, &planned.planned, &request, heading)?.as_bytes())?;
         say!("written to {}", path.display());
     }
@@ -101,23 +102,22 @@ fn notes(planned: &PlannedInference, request: &Request) -> Vec<(String, String)>
     notes
 }
 
+/// How many numbers a model holds, running statistics among them.
+fn parameters(g: &Graph) -> usize {
+    let held = g.sources().filter(|&id| matches!(g.op(id), Op::Param { .. } | Op::State { .. }));
+    held.map(|id| g.ty(id).elements()).sum()
+}
+
 fn print(planned: &PlannedInference, wide: &Planned, request: &Request, written: Option<&Mixed>) -> Result<()> {
     let g = &planned.model.graph;
-    let held = g.sources().filter(|&id| matches!(g.op(id), Op::Param { .. } | Op::State { .. }));
-    let parameters: usize = held.map(|id| g.ty(id).elements()).sum();
     out(&format!(
-        "inference of `{}`: {} values, {parameters} parameters, batch {}\n",
+        "inference of `{}`: {} values, {} parameters, batch {}\n",
         g.name,
         g.len(),
+        parameters(g),
         planned.model.batch()
     ));
-    out(&format!(
-        "policy {} with {} on {} ({})\n\n",
-        request.policy,
-        request.narrow(),
-        request.target.name,
-        request.target.device
-    ));
+    out(&format!("{request}\n\n"));
     out(&evidence_text(planned, written.is_some()));
     out(&print_table(&planned.planned, request)?);
     let plans = [("this plan", &planned.planned), ("everything f32 (fp32)", wide)];

@@ -82,7 +82,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let others = others?;
     if let Some(path) = &args.report {
         let others = others.iter().map(|(label, p)| ((*label).to_owned(), p.estimate.seconds)).collect();
-        let heading = Heading { run: "a training step", batch: settings.batch(), others };
+        let (batch, parameters) = (settings.batch(), compiled.parameters());
+        let heading = Heading { run: "a training step", batch, parameters, others };
         write_atomically(path, report(&compiled.step, &compiled.planned, &request, heading)?.as_bytes())?;
         say!("written to {}", path.display());
     }
@@ -104,14 +105,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         compiled.parameters(),
         compiled.settings.batch()
     ));
-    out(&format!(
-        "policy {} with {} on {} ({})\n{}\n",
-        settings.policy,
-        request.narrow(),
-        request.target.name,
-        request.target.device,
-        compiled.layers
-    ));
+    out(&format!("{request}\n{}\n", compiled.layers));
     out(&evidence_text(&compiled, &settings));
     out(&print_table(&compiled.planned, &request)?);
     let plans = std::iter::once(("this plan", &compiled.planned)).chain(others.iter().map(|(label, p)| (*label, p)));

@@ -171,26 +171,21 @@ impl Target {
 
     /// Predicted time of a program: its kernels, and a launch for each group, as often as they run.
     pub fn estimate_program(&self, program: &Program) -> Estimate {
-        let mut total = Estimate::default();
-        for launch in &program.launches {
-            let first = &program.calls[launch.start].kernel;
-            total.seconds += program.calls[launch.start].times() as f64 * self.launch_seconds(first, launch.len());
-            for i in launch.clone() {
-                let once = self.estimate(&program.calls[i].kernel, |b| program.buffers[b].ty.format);
-                total += once.times(program.calls[i].times());
-            }
-        }
-        total
+        summed(program.launches.iter().flat_map(|launch| self.pieces(program, launch)))
     }
 
     /// Predicted time of a launch, as often as it runs: its kernels, and what launching them takes.
     pub fn estimate_launch(&self, program: &Program, launch: &Range<usize>) -> Estimate {
-        let first = &program.calls[launch.start];
-        let mut once = Estimate { seconds: self.launch_seconds(&first.kernel, launch.len()), bytes: 0 };
-        for call in &program.calls[launch.clone()] {
-            once += self.estimate(&call.kernel, |b| program.buffers[b].ty.format);
-        }
-        once.times(first.times())
+        summed(self.pieces(program, launch))
+    }
+
+    /// What launching takes, and each of the kernels, as often as they run.
+    fn pieces<'a>(&'a self, program: &'a Program, launch: &Range<usize>) -> impl Iterator<Item = Estimate> + use<'a> {
+        let calls = &program.calls[launch.clone()];
+        let start = Estimate { seconds: self.launch_seconds(&calls[0].kernel, calls.len()), bytes: 0 };
+        let kernels =
+            calls.iter().map(|call| self.estimate(&call.kernel, |b| program.buffers[b].ty.format).times(call.times()));
+        std::iter::once(start.times(calls[0].times())).chain(kernels)
     }
 
     /// What launching so many kernels like this one takes, whatever they do.
@@ -298,6 +293,14 @@ impl Estimate {
     pub fn times(self, runs: usize) -> Estimate {
         Estimate { seconds: self.seconds * runs as f64, bytes: self.bytes * runs }
     }
+}
+
+/// All of them, one after another.
+fn summed(pieces: impl Iterator<Item = Estimate>) -> Estimate {
+    pieces.fold(Estimate::default(), |mut total, piece| {
+        total += piece;
+        total
+    })
 }
 
 impl std::ops::AddAssign for Estimate {

@@ -164,19 +164,10 @@ const fn ieee(
     Row { format, name, bytes, float: Some(spec), overflow: Overflow::Ieee, c_type }
 }
 
-/// A format without infinity, which saturates as the hardware's conversions do.
-const fn finite(
-    format: Format,
-    name: &'static str,
-    bytes: usize,
-    bits: (u32, u32),
-    max: f64,
-    c_type: &'static str,
-) -> Row {
-    let (exponent_bits, mantissa_bits) = bits;
-    let bias = (1 << (exponent_bits - 1)) - 1;
-    let spec = FloatSpec { exponent_bits, mantissa_bits, bias, max, has_infinity: false };
-    Row { format, name, bytes, float: Some(spec), overflow: Overflow::Saturate, c_type }
+/// The same format without infinity, which saturates as the hardware's conversions do.
+const fn finite(row: Row) -> Row {
+    let Some(spec) = row.float else { return row };
+    Row { float: Some(FloatSpec { has_infinity: false, ..spec }), overflow: Overflow::Saturate, ..row }
 }
 
 const ROWS: [Row; 16] = [
@@ -185,7 +176,7 @@ const ROWS: [Row; 16] = [
     ieee(Tf32, "tf32", 4, (8, 10), 3.401162134214653e38, "float"),
     ieee(F16, "f16", 2, (5, 10), 65504.0, "f16"),
     ieee(Bf16, "bf16", 2, (8, 7), 3.3895313892515355e38, "bf16"),
-    finite(F8E4M3, "f8e4m3", 1, (4, 3), 448.0, "u8"),
+    finite(ieee(F8E4M3, "f8e4m3", 1, (4, 3), 448.0, "u8")),
     ieee(F8E5M2, "f8e5m2", 1, (5, 2), 57344.0, "u8"),
     whole(I8, "i8", 1, "signed char"),
     whole(I16, "i16", 2, "short"),

@@ -1,6 +1,7 @@
 //! Which values may be stored in the plan's low format, and which products may multiply in it.
 //!
-//! `o1` follows PyTorch's autocast lists (products low, a list of operations f32, the rest as its inputs), `o2` and
+//! `o1` follows PyTorch's autocast lists (products low, a list of operations f32, the rest as its inputs, of which parameters
+//! and means over the batch do not count, so that a batch norm's result has its input's format as there), `o2` and
 //! `o3` the NVIDIA Apex levels of those names. A gradient is treated as the value it belongs to, because autocast's
 //! backward operations run in the format their forward operation used. Reductions and the inside of softmax, norms and
 //! losses are f32 in every policy: that is the kernels' arithmetic, not a choice.

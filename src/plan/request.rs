@@ -4,6 +4,7 @@ use super::evidence::Calibration;
 use super::{Overrides, Policy};
 use crate::cost::Target;
 use crate::format::{Format, Formats};
+use std::fmt;
 use std::sync::Arc;
 
 /// What to plan for.
@@ -61,5 +62,13 @@ impl Request {
     pub fn stored(&self) -> Formats {
         let scaled = self.target.scaled.iter().copied().collect::<Formats>();
         self.allowed().or(scaled.and(self.overrides.formats()))
+    }
+}
+
+/// `policy o1 with f16 on sm_90 (NVIDIA H200 SXM)`.
+impl fmt::Display for Request {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let Target { name, device, .. } = &self.target;
+        write!(f, "policy {} with {} on {name} ({device})", self.policy, self.narrow())
     }
 }

@@ -122,8 +122,7 @@ impl<'a> Laboratory<'a> {
 
     /// Moves a dynamic loss scale to where most of the gradients are normal numbers of f16.
     fn choose_scale(&mut self) {
-        let low = self.settings.low;
-        if self.settings.recipe.scaler.resolved(self.settings.policy, low) != ScalerMode::Dynamic {
+        if self.settings.scaling() != ScalerMode::Dynamic {
             return;
         }
         let scaled = scaled_values(&self.subject.step);

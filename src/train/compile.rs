@@ -1,7 +1,7 @@
 //! From a model and settings to planned graphs ready for a device.
 
 use super::loss::Objective;
-use super::recipe::Recipe;
+use super::recipe::{Recipe, ScalerMode};
 use super::step::{Built, build_step};
 use super::task::Task;
 use crate::cost::Target;
@@ -128,6 +128,11 @@ impl Settings {
     /// Samples of a step; 1 where no size is called `batch`.
     pub fn batch(&self) -> usize {
         self.sizes.get("batch").copied().unwrap_or(1)
+    }
+
+    /// How the loss is scaled, where the recipe leaves it to policy and format.
+    pub fn scaling(&self) -> ScalerMode {
+        self.recipe.scaler.resolved(self.policy, self.low)
     }
 
     /// What is asked of a plan.

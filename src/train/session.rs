@@ -162,8 +162,7 @@ impl Session {
             return Ok(self.step.read(names::SCALE)?[0]);
         }
         let s = &self.compiled.settings;
-        let is_static = s.recipe.scaler.resolved(s.policy, s.low) == ScalerMode::Static;
-        Ok(if is_static { s.recipe.scaler.init as f32 } else { 1.0 })
+        Ok(if s.scaling() == ScalerMode::Static { s.recipe.scaler.init as f32 } else { 1.0 })
     }
 
     /// The device, for the log.
@@ -337,8 +336,7 @@ impl Session {
 
     /// Is there a loss scale, because of which a step may overflow now and then?
     fn is_scaled(&self) -> bool {
-        let s = &self.compiled.settings;
-        s.recipe.scaler.resolved(s.policy, s.low) != ScalerMode::Off
+        self.compiled.settings.scaling() != ScalerMode::Off
     }
 
     /// Why training cannot go on: what the gradient was, and the value it comes from.

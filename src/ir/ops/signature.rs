@@ -292,7 +292,7 @@ impl Signature {
         for attribute in &self.attributes {
             let is_given = given.get(attribute.key).is_some();
             let value = match attribute.default {
-                Default::LastAxis if rank == 0 && !given.0.iter().any(|(key, _)| key == attribute.key) => {
+                Default::LastAxis if rank == 0 && !is_given => {
                     return Err("goes along an axis, and a scalar has none".to_owned());
                 }
                 Default::LastAxis => Attr::Int(rank as i64 - 1),
@@ -309,13 +309,14 @@ impl Signature {
             }
         }
         let behind = -(rank as i64)..0;
-        let from_front = |i: &mut i64| match *i {
-            i if i < behind.start => Err(format!("axis {i} is out of range for an operand of rank {rank}")),
-            _ if behind.contains(i) => {
-                *i += rank as i64;
-                Ok(())
+        let from_front = |i: &mut i64| {
+            if *i < behind.start {
+                return Err(format!("axis {i} is out of range for an operand of rank {rank}"));
             }
-            _ => Ok(()),
+            if behind.contains(i) {
+                *i += rank as i64;
+            }
+            Ok(())
         };
         for (key, attr) in &mut given.0 {
             match attr {

@@ -141,7 +141,7 @@ impl Parser {
                 let name = self.name()?;
                 self.expect(':')?;
                 let ty = self.ty()?;
-                let value_span = self.span();
+                let value = self.span().start;
                 let op = match keyword.as_str() {
                     "input" | "label" => {
                         let copy_of = match self.init()? {
@@ -149,7 +149,7 @@ impl Parser {
                             Init::Data => None,
                             _ => {
                                 let says = format!("the {keyword} `{name}` comes from data, and has no first value");
-                                return Err(Spanned::new(self.since(value_span.start), says));
+                                return Err(Spanned::new(self.since(value), says));
                             }
                         };
                         Op::Input { label: keyword == "label", ty, copy_of }
@@ -222,8 +222,7 @@ impl Parser {
         let before = self.scope.graph.len();
         let value = self.expression()?;
         let holder = self.scope.graph.find(&name).filter(|&id| id != value);
-        let taken = holder.is_some_and(|id| self.scope.chosen.contains(&id) || !self.scope.graph.is_auto_named(id));
-        if self.scope.aliases.contains_key(&name) || taken {
+        if self.is_taken(&name, holder) {
             return Err(Spanned::new(name_span, format!("`{name}` is defined twice")));
         }
         if let Some(id) = holder {
@@ -316,8 +315,9 @@ impl Parser {
 
     fn add(&mut self, start: usize, name: Option<String>, op: Op, inputs: &[NodeId]) -> Parse<NodeId> {
         let result = match name {
-            // A value that was called so keeps its name, though the graph could have made that up.
-            Some(name) if self.is_chosen(&name) => Err(Error::Graph(format!("the name `{name}` is defined twice"))),
+            Some(name) if self.is_taken(&name, self.scope.graph.find(&name)) => {
+                Err(Error::Graph(format!("the name `{name}` is defined twice")))
+            }
             Some(name) => self.scope.graph.add_named(name, op, inputs),
             None => self.scope.graph.add(op, inputs),
         };
@@ -332,10 +332,11 @@ impl Parser {
         })
     }
 
-    /// Did the text give this name to a value?
-    fn is_chosen(&self, name: &str) -> bool {
-        let holder = self.scope.graph.find(name);
-        holder.is_some_and(|id| self.scope.chosen.contains(&id)) || self.scope.aliases.contains_key(name)
+    /// Did the text give this name to a value, or to the node that holds it? One that it called so keeps the name, though the
+    /// graph could have made that up.
+    fn is_taken(&self, name: &str, holder: Option<NodeId>) -> bool {
+        let is_given = |id| self.scope.chosen.contains(&id) || !self.scope.graph.is_auto_named(id);
+        self.scope.aliases.contains_key(name) || holder.is_some_and(is_given)
     }
 
     /// `a + b - c`

@@ -280,12 +280,14 @@ impl<'a> Layers<'a> {
             if let Some(own) = self.step.find(planned.name_of(id)) {
                 return Some(own);
             }
-            let copied = planned.op(id).copy_of();
-            let replaces = planned.outputs().iter().find(|o| o.role == Role::Update && o.node == id);
-            let of = copied.map(|of| self.step.find(of)).or_else(|| replaces.map(|o| self.source(planned, &o.name)));
-            match (of, planned.op(id)) {
-                (Some(source), _) => return source,
-                (None, Op::Put(_)) => id = planned.inputs(id)[0],
+            if let Some(of) = planned.op(id).copy_of() {
+                return self.step.find(of);
+            }
+            if let Some(o) = planned.outputs().iter().find(|o| o.role == Role::Update && o.node == id) {
+                return self.source(planned, &o.name);
+            }
+            match planned.op(id) {
+                Op::Put(_) => id = planned.inputs(id)[0],
                 _ => return None,
             }
         }

@@ -24,6 +24,8 @@ pub struct Heading {
     pub run: &'static str,
     /// Samples of one run.
     pub batch: usize,
+    /// Numbers that the model holds, as the terminal counts them.
+    pub parameters: usize,
     /// Predicted seconds of other plans of the same graph, by what they are.
     pub others: Vec<(String, f64)>,
 }
@@ -34,8 +36,6 @@ struct Report {
     version: &'static str,
     #[serde(flatten)]
     heading: Heading,
-    /// Numbers that are trained.
-    parameters: usize,
     target: String,
     device: String,
     policy: String,
@@ -136,11 +136,6 @@ pub fn report(step: &Graph, planned: &Planned, request: &Request, heading: Headi
         name: step.name.clone(),
         version: env!("CARGO_PKG_VERSION"),
         heading,
-        parameters: step
-            .sources()
-            .filter(|&id| matches!(step.op(id), Op::Param { .. }))
-            .map(|id| step.ty(id).elements())
-            .sum(),
         target: request.target.name.clone(),
         device: request.target.device.clone(),
         policy: format!("{} with {}", request.policy, request.narrow()),

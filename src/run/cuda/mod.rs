@@ -58,7 +58,7 @@ struct CudaRunner {
     base: Owned<sys::CUdeviceptr>,
     stream: Owned<sys::CUstream>,
     context: Arc<CudaContext>,
-    /// Taken to give the rest back.
+    /// Held while the step is captured, and taken to give the rest back.
     alone: Option<Alone>,
 }
 
@@ -166,14 +166,14 @@ impl CudaRunner {
             base,
             stream,
             context,
-            alone: None,
+            alone: Some(alone),
         };
         let captured = runner.capture(&generated, areas, &mut libraries);
         // Libraries go before the stream that they use.
         runner.libraries = libraries;
-        // A runner that could not be captured takes it again, to be given back.
-        drop(alone);
-        captured.map(|()| runner)
+        captured?;
+        runner.alone = None;
+        Ok(runner)
     }
 
     fn address(&self, at: Address) -> u64 {
@@ -346,7 +346,7 @@ impl Drop for CudaRunner {
         // What the fields own is given back on this thread, when nothing runs any more, and before the last of them.
         let _ = self.context.bind_to_thread();
         let _ = self.synchronize();
-        self.alone = Some(Alone::take());
+        self.alone.get_or_insert_with(Alone::take);
     }
 }
 

@@ -22,6 +22,7 @@ use crate::format::{Format, Overflow};
 use crate::ir::{Graph, NodeId, Op, Role, Shape, Tensor, Type, evaluate};
 use crate::model::{Bound, Layers, Purpose, Weight, Weights};
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 use std::rc::Rc;
 
 /// Initialisers of at most this many elements are known; larger ones are looked at only by the kernels that read them.
@@ -97,22 +98,11 @@ pub fn import(file: &File, given: Given<'_>, purpose: Purpose<'_>) -> Result<Bou
     // Exporters name every graph `main_graph`; the file's name says more.
     let name = file.path.file_stem().map_or_else(|| "model".into(), |n| n.to_string_lossy().into_owned());
     let mut im = Importer {
-        graph: Graph::new(name),
-        purpose,
-        layers: Layers::default(),
-        opset: file.opset,
         functions: &file.model.functions,
         files: Files::beside(&file.path),
-        values: HashMap::new(),
-        weights: Weights::new(),
-        depth: 0,
-        imported: 0,
-        chances: Chances::default(),
-        known_nodes: HashMap::new(),
-        node_of_known: HashMap::new(),
         frozen: frozen(proto),
         notes: Notes::read(proto),
-        formats: given.formats,
+        ..Importer::empty(Graph::new(name), purpose, file.opset, given.formats)
     };
     im.initialisers(proto).map_err(bad)?;
     for input in proto.input.iter().filter(|i| !i.name().is_empty()) {
@@ -206,6 +196,28 @@ fn plain(e: Error) -> String {
 }
 
 impl<'a> Importer<'a> {
+    /// Nothing imported yet, of no file.
+    fn empty(graph: Graph, purpose: Purpose<'a>, opset: i64, formats: &'a NodeFormats) -> Importer<'a> {
+        Importer {
+            graph,
+            purpose,
+            layers: Layers::default(),
+            opset,
+            functions: &[],
+            files: Files::beside(Path::new("")),
+            values: HashMap::new(),
+            weights: Weights::new(),
+            depth: 0,
+            imported: 0,
+            chances: Chances::default(),
+            known_nodes: HashMap::new(),
+            node_of_known: HashMap::new(),
+            frozen: HashSet::new(),
+            notes: None,
+            formats,
+        }
+    }
+
     pub(super) fn initialisers(&mut self, proto: &GraphProto) -> Result<(), String> {
         for t in &proto.initializer {
             let w = self.files.decode(t).map_err(|e| format!("initialiser `{}`: {e}", t.name()))?;
@@ -348,22 +360,8 @@ impl<'a> Importer<'a> {
     /// Evaluates a node whose inputs are known; none if the result is too large to keep.
     fn fold(&mut self, node: &NodeProto) -> Result<Option<Vec<Value>>, String> {
         let mut inner = Importer {
-            graph: Graph::new("folded"),
-            purpose: self.purpose,
-            layers: Layers::default(),
-            opset: self.opset,
             functions: self.functions,
-            files: Files::beside(std::path::Path::new("")),
-            values: HashMap::new(),
-            weights: Weights::new(),
-            depth: 0,
-            imported: 0,
-            chances: Chances::default(),
-            known_nodes: HashMap::new(),
-            node_of_known: HashMap::new(),
-            frozen: HashSet::new(),
-            notes: None,
-            formats: self.formats,
+            ..Importer::empty(Graph::new("folded"), self.purpose, self.opset, self.formats)
         };
         inner.graph.origin = self.graph.origin.clone();
         inner.graph.module = self.graph.module.clone();
