@@ -1,5 +1,5 @@
-// Rows written or accumulated at integer positions, without atomics: the first position of a row owns it and takes in
-// every later one in order, so sums have one order and the last write stays.
+// Rows written or accumulated at integer positions, without atomics: a block owns some rows, looks for all positions that
+// name one of them, and takes these in in order, so sums have one order and the last write stays.
 #pragma once
 #include "mantissa.cuh"
 
@@ -14,6 +14,8 @@ template <class B, class I, class U, int KIND> struct Scatter {
     const U* updates;
     float* out;
     u64 lead, rows, positions, tail;
+    /// Rows that a block owns.
+    u64 owned;
 
     __device__ __forceinline__ u64 row(u64 p) const {
         const i64 i = i64(index[p]), r = i < 0 ? i + i64(rows) : i;
@@ -25,48 +27,49 @@ template <class B, class I, class U, int KIND> struct Scatter {
     }
 };
 
-template <class S> __device__ __forceinline__ void scatter_base(const S& s) {
-    const u64 i = u64(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i < s.lead * s.rows * s.tail) s.out[i] = s.base ? widen(s.base[i]) : 0.0f;
-}
-
-/// One block of 256 threads per position and leading index. Updates are read eight at a time and taken in one by one: the
-/// reads do not wait for each other.
-template <class S> __device__ __forceinline__ void scatter_rows(const S& s) {
+/// A block of 256 threads for each of lead x (rows / owned). A thread reads and writes the same columns of all its rows, so
+/// that what it wrote is what it reads. Updates are read eight at a time: the reads do not wait for each other.
+template <class S> __device__ __forceinline__ void scatter(const S& s) {
     constexpr int AHEAD = 8;
     __shared__ u32 hits[8];
-    __shared__ u32 found[256];
-    const u64 p = blockIdx.x % s.positions, lead = blockIdx.x / s.positions, row = s.row(p);
-    int earlier = 0;
-    for (u64 q = threadIdx.x; q < p; q += 256) earlier |= s.row(q) == row;
-    if (__syncthreads_or(earlier)) return;
-    float* out = s.out + (lead * s.rows + row) * s.tail;
-    for (u64 chunk = p / 256 * 256; chunk < s.positions; chunk += 256) {
-        const u64 q = chunk + threadIdx.x;
-        const bool hit = q >= p && q < s.positions && s.row(q) == row;
+    __shared__ u32 found[256], rows[256];
+    const u64 across = (s.rows + s.owned - 1) / s.owned, lead = blockIdx.x / across, first = blockIdx.x % across * s.owned;
+    const u64 end = first + s.owned < s.rows ? first + s.owned : s.rows;
+    float* out = s.out + (lead * s.rows + first) * s.tail;
+    for (u64 r = 0; r < end - first; ++r)
+        for (u64 t = threadIdx.x; t < s.tail; t += 256)
+            out[r * s.tail + t] = s.base ? widen(s.base[(lead * s.rows + first + r) * s.tail + t]) : 0.0f;
+    for (u64 chunk = 0; chunk < s.positions; chunk += 256) {
+        const u64 p = chunk + threadIdx.x, row = p < s.positions ? s.row(p) : s.rows;
+        const bool hit = row >= first && row < end;
         const u32 ballot = __ballot_sync(0xffffffff, hit), lane = threadIdx.x % 32;
         if (lane == 0) hits[threadIdx.x / 32] = ballot;
-        __syncthreads();
+        if (!__syncthreads_or(hit)) continue;
         u32 before = 0, count = 0;
         for (u32 w = 0; w < 8; ++w) {
             if (w < threadIdx.x / 32) before += __popc(hits[w]);
             count += __popc(hits[w]);
         }
-        if (hit) found[before + __popc(ballot & ((1u << lane) - 1))] = threadIdx.x;
+        if (hit) {
+            const u32 at = before + __popc(ballot & ((1u << lane) - 1));
+            found[at] = threadIdx.x;
+            rows[at] = u32(row - first);
+        }
         __syncthreads();
         const auto* updates = s.updates + (lead * s.positions + chunk) * s.tail;
-        for (u64 t = threadIdx.x; count && t < s.tail; t += 256) {
-            float sum = out[t];
+        for (u64 t = threadIdx.x; t < s.tail; t += 256) {
             for (u32 i = 0; i < count; i += AHEAD) {
                 float x[AHEAD];
 #pragma unroll
                 for (int j = 0; j < AHEAD; ++j) x[j] = i + j < count ? widen(updates[found[i + j] * s.tail + t]) : 0.0f;
 #pragma unroll
                 for (int j = 0; j < AHEAD; ++j) {
-                    if (i + j < count) sum = S::combine(sum, x[j]);
+                    if (i + j < count) {
+                        float& place = out[rows[i + j] * s.tail + t];
+                        place = S::combine(place, x[j]);
+                    }
                 }
             }
-            out[t] = sum;
         }
         __syncthreads();
     }

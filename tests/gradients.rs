@@ -169,6 +169,19 @@ proptest! {
         check(&source, seed).map_err(TestCaseError::fail)?;
     }
 
+    /// With queries, keys, values and a mask that are all trained; and the gradient of ln Σ eˢ.
+    #[test]
+    fn attention(groups in 1usize..3, share in 1usize..3, queries in 1usize..4, keys in 1usize..4, causal: bool, masked: bool, seed in 0u32..1000) {
+        let (heads, mask) = (groups * share, if masked { ", m" } else { "" });
+        let source = format!(
+            "model m {{ param q: f32[1, {heads}, {queries}, 2] = ones param k: f32[1, {groups}, {keys}, 2] = ones
+             param v: f32[1, {groups}, {keys}, 3] = ones param m: f32[1, 1, {queries}, {keys}] = ones
+             o = attention(q, k, v{mask}, scale=0.7, causal={causal}) l = attention_lse(q, k{mask}, scale=0.7, causal={causal})
+             loss = sum(square(o)) + sum(sin(l)) + sum(m) }}"
+        );
+        check(&source, seed).map_err(TestCaseError::fail)?;
+    }
+
     #[test]
     fn moving_elements(start in 0usize..3, len in 1usize..4, step in 1usize..3, lo in 0usize..2, hi in 0usize..2, inner in 0usize..2, seed in 0u32..1000) {
         let stop = (start + len).min(5);

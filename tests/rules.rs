@@ -92,6 +92,14 @@ const PLACES: &[(&str, &str)] = &[
     ("rounded", "p = tanh(convert(h, format=f16)) @ w + tanh(convert(h, format=bf16)) @ v"),
     ("scaled", "p = tanh(h) @ w"),
     ("double", "p = convert(h, format=f64) * h"),
+    (
+        "attention",
+        "q = reshape(h, dims=[1, 1, 2, 8]) k = reshape(x, dims=[1, 1, 2, 8]) p = reshape(attention(q, k, tanh(q)), dims=[4, 4])",
+    ),
+    (
+        "masked",
+        "q = reshape(h, dims=[1, 1, 2, 8]) k = reshape(x @ w, dims=[1, 1, 2, 8]) m = reshape(slice(x, axis=0, start=0, stop=1), dims=[1, 1, 2, 2]) p = reshape(attention(q, k, tanh(q), m), dims=[4, 4])",
+    ),
     ("twice", "p = transpose(transpose(h) ) + w"),
 ];
 
@@ -116,7 +124,9 @@ fn every_rule_fires_in_the_corpus() {
         let lists = Format::MULTIPLIED.map(|f| (Policy::O1, f));
         for (policy, low) in lists.into_iter().chain([(Policy::O3, Format::F16)]) {
             // One model will do for what depends on the policy alone.
-            if (policy, low) != (Policy::O1, Format::F16) && !matches!(name, "mlp" | "convnet" | "rounded") {
+            if (policy, low) != (Policy::O1, Format::F16)
+                && !matches!(name, "mlp" | "convnet" | "rounded" | "attention" | "masked")
+            {
                 continue;
             }
             let compiled = compile(&source, policy, low, sgd);

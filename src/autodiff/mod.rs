@@ -44,7 +44,7 @@ fn pull(
     wrt: &[NodeId],
     held: &[NodeId],
 ) -> Result<BTreeMap<NodeId, NodeId>> {
-    let needed = reaches(graph, wrt, held);
+    let mut needed = reaches(graph, wrt, held);
     let mut pending: BTreeMap<NodeId, Vec<NodeId>> = BTreeMap::new();
     given.iter().for_each(|&(of, dy)| pending.entry(of).or_default().push(dy));
     let mut whole: BTreeMap<NodeId, NodeId> = BTreeMap::new();
@@ -79,6 +79,17 @@ fn pull(
                 continue;
             }
             scan::vjp(graph, id, s, taken, &inputs.iter().map(|i| needed[i.index()]).collect::<Vec<_>>())?
+        } else if let (Some(dy), Op::Attention { part, .. }) = (dy, &op)
+            && part.is_gradient()
+        {
+            // The gradient of a gradient of attention is that of its spelling, whose nodes come after all that are pending.
+            if let Some(spelled) = op.spelled(graph, &inputs)? {
+                for new in graph.ids().skip(needed.len()) {
+                    needed.push(graph.inputs(new).iter().any(|i| needed[i.index()]));
+                }
+                pending.entry(spelled).or_default().push(dy);
+            }
+            continue;
         } else if let Some(dy) = dy {
             op.vjp(Context { graph, node: id, x: &inputs, dy })?
         } else {

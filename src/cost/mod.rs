@@ -3,9 +3,11 @@
 //! `time = max(bytes / bandwidth, operations / rate) + launch`, with a small share of the bytes added so that ties
 //! break towards moving less (a plain maximum leaves plateaus a search cannot see across).
 
+mod attention;
 mod products;
 mod table;
 
+pub use attention::Attended;
 pub(crate) use products::conv_kind;
 pub use table::{Timed, Work};
 
@@ -13,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::hint::is_meant;
 use crate::ir::{Graph, verify};
-use crate::lower::{BufferId, Exit, Inst, Kernel, Loop, LoopKind, Pass, Program, View};
+use crate::lower::{BufferId, Call, Exit, Inst, Kernel, Loop, LoopKind, Pass, Program, View};
 use crate::lower::{launches_of, outline, passes, rows_at_once, waits};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,6 +52,9 @@ pub struct Target {
     pub latency_us: f64,
     /// Products go to a library that can only round and store, so other epilogues are kernels of their own.
     pub library_products: bool,
+    /// Attention has kernels on its matrix units, which store no scores.
+    #[serde(default)]
+    pub attention: bool,
     /// The formats that its kernels store with a scale.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scaled: Vec<Format>,
@@ -183,8 +188,18 @@ impl Target {
     fn pieces<'a>(&'a self, program: &'a Program, launch: &Range<usize>) -> impl Iterator<Item = Estimate> + use<'a> {
         let calls = &program.calls[launch.clone()];
         let start = Estimate { seconds: self.launch_seconds(&calls[0].kernel, calls.len()), bytes: 0 };
-        let kernels =
-            calls.iter().map(|call| self.estimate(&call.kernel, |b| program.buffers[b].ty.format).times(call.times()));
+        // What an attention knows of its rows it only has to store.
+        let is_known = |at: usize| at > 0 && matches!(calls[at].kernel, Kernel::Product(_));
+        let one = move |(at, call): (usize, &Call)| {
+            let bytes = call.kernel.body().bytes();
+            let seconds = bytes as f64 / (self.bandwidth_gb_s * 1e9);
+            match is_known(at) {
+                true => Estimate { seconds, bytes },
+                false => self.estimate(&call.kernel, |b| program.buffers[b].ty.format),
+            }
+            .times(call.times())
+        };
+        let kernels = calls.iter().enumerate().map(one);
         std::iter::once(start.times(calls[0].times())).chain(kernels)
     }
 

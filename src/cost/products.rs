@@ -1,5 +1,6 @@
 //! What a contraction takes in the matrix units: whole tiles, dealt out to multiprocessors.
 
+use super::attention::{attended, attention_rate};
 use super::{Target, Work};
 use crate::format::Format;
 use crate::ir::ConvKind;
@@ -28,6 +29,9 @@ pub(super) fn work(c: &Contraction, format_of: impl Fn(BufferId) -> Format) -> W
             extents: as_product(c),
             misaligned: false,
         },
+        Contraction::Attention(a) => {
+            Work { kind: a.part.name(), format: a.format, extents: attended(a), misaligned: false }
+        }
         Contraction::Scatter(_) => Work { kind: "scatter", format: Format::F32, extents: [0; 4], misaligned: false },
     }
 }
@@ -44,6 +48,9 @@ pub(crate) fn conv_kind(kind: &ConvKind, taps: usize) -> &'static str {
 
 /// Seconds of a contraction's arithmetic.
 pub(super) fn seconds(target: &Target, w: &Work) -> f64 {
+    if w.is_attention() {
+        return w.operations() / attention_rate(target, w);
+    }
     let rate = target.product_tflops.get(&w.format).copied().unwrap_or(f64::MIN_POSITIVE) * 1e12;
     let slow = if w.misaligned && target.library_products { MISALIGNED } else { 1.0 };
     if w.is_nothing() { 0.0 } else { slow * tiled(target, w.extents, w.format, !w.is_conv()) / rate }

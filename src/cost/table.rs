@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 /// A contraction as its library sees it.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Work {
-    /// Which operands of a matrix product are transposed (`nn`, `nt`, `tn`, `tt`), or which convolution it is (`conv1` and
-    /// so on with kernels of one element).
+    /// Which operands of a matrix product are transposed (`nn`, `nt`, `tn`, `tt`), which convolution it is (`conv1` and so on
+    /// with kernels of one element), or what of an attention, by the operation's name.
     pub kind: &'static str,
     /// What is multiplied.
     pub format: Format,
@@ -27,6 +27,11 @@ impl Work {
     /// A convolution or one of its gradients?
     pub fn is_conv(&self) -> bool {
         self.kind.starts_with("conv")
+    }
+
+    /// Attention or one of its gradients?
+    pub fn is_attention(&self) -> bool {
+        self.kind.starts_with("attention")
     }
 
     pub(super) fn is_nothing(&self) -> bool {

@@ -8,6 +8,7 @@
 mod eval;
 mod graph;
 pub mod ops;
+mod spell;
 mod tensor;
 pub mod text;
 mod types;
@@ -17,7 +18,8 @@ pub use eval::{evaluate, evaluate_node};
 pub use graph::{Graph, Named, Node, NodeId, Output, Role, Stage};
 pub(crate) use ops::standardise;
 pub use ops::{
-    Attr, Attrs, Binary, Body, ConvKind, ConvSpec, Init, Loss, Num, Op, ReduceKind, Scan, ScatterKind, Take, Unary,
+    AttentionPart, AttentionSpec, Attr, Attrs, Binary, Body, ConvKind, ConvSpec, Init, Loss, Num, Op, ReduceKind, Scan,
+    ScatterKind, Take, Unary,
 };
 pub use tensor::Tensor;
 pub use types::{Dim, Shape, Type};

@@ -2,12 +2,13 @@
 
 use super::axes::Site;
 use super::kernel::{
-    Address, BufferId, Contraction, Conv, Gemm, Inst, Kernel, Load, Loop, Product, Reg, Scatter, Store,
+    Address, Attention, BufferId, Contraction, Conv, Gemm, Inst, Kernel, Load, Loop, Product, Reg, Scatter, Store,
+    Strided,
 };
 use super::region::{Layout, RED_ZONE, Region, STACK, hidden_axis, resolve_view};
 use super::view::{Guard, View};
 use crate::format::Format;
-use crate::ir::{Binary, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, ScatterKind};
+use crate::ir::{AttentionPart, Binary, ConvSpec, Graph, NodeId, Num, Op, ReduceKind, ScatterKind};
 use std::collections::{BTreeMap, HashMap};
 
 /// A copy of the elements from one address on to another, rounded if the formats differ.
@@ -53,6 +54,7 @@ pub(crate) fn emit(
         Some(p) => {
             let contraction = match graph.op(p) {
                 Op::Conv { .. } => Contraction::Conv(conv(graph, p, place)),
+                Op::Attention { .. } => Contraction::Attention(attention(graph, p, place)),
                 Op::Scatter { .. } | Op::ScatterAdd { .. } => Contraction::Scatter(scatter(graph, p, place)),
                 _ => Contraction::Gemm(gemm(graph, p, place)),
             };
@@ -76,6 +78,34 @@ fn conv(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Conv {
         w: w.to_vec(),
         y: y.to_vec(),
         format: *format,
+    }
+}
+
+fn attention(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> Attention {
+    let Op::Attention { part, spec, format } = *graph.op(p) else { unreachable!("checked by the caller") };
+    let inputs = graph.inputs(p);
+    let own = |id: NodeId| {
+        let (buffer, view) = resolve_view(graph, id).expect("the region checked it");
+        Strided {
+            at: Address { buffer: place[&buffer], offset: view.offset },
+            dims: view.dims.clone(),
+            // What has an extent of 1 stands still.
+            strides: view.dims.iter().zip(&view.strides).map(|(&d, &s)| if d == 1 { 0 } else { s }).collect(),
+        }
+    };
+    let (q, k) = (graph.ty(inputs[0]).dims(), graph.ty(inputs[1]).dims());
+    Attention {
+        part,
+        spec,
+        operands: inputs.iter().map(|&id| own(id)).collect(),
+        batch: q[0],
+        heads: q[1],
+        groups: k[1],
+        queries: q[2],
+        keys: k[2],
+        width: q[3],
+        value_width: if part == AttentionPart::Lse { 0 } else { graph.ty(inputs[2]).dims()[3] },
+        format,
     }
 }
 
@@ -272,7 +302,7 @@ impl Emit<'_> {
                 self.push(Inst::Gather { load, index, extent: view.dims[axis], stride: view.strides[axis] })
             }
             Op::Concat { axis } => self.concat(id, axis),
-            Op::MatMul { .. } | Op::Conv { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. } => {
+            Op::MatMul { .. } | Op::Conv { .. } | Op::Attention { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. } => {
                 self.push(Inst::Accumulator)
             }
             Op::Put(f) | Op::Cast(f) => {

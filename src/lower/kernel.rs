@@ -7,7 +7,7 @@
 
 use super::view::View;
 use crate::format::Format;
-use crate::ir::{Binary, ConvKind, ConvSpec, Num, ReduceKind, ScatterKind, Unary};
+use crate::ir::{AttentionPart, AttentionSpec, Binary, ConvKind, ConvSpec, Num, ReduceKind, ScatterKind, Unary};
 
 /// A buffer's position in its program.
 pub type BufferId = usize;
@@ -255,6 +255,84 @@ pub struct Conv {
     pub format: Format,
 }
 
+/// Elements of a narrow format that are moved at once.
+pub(super) const WIDE: usize = 8;
+
+/// A tensor that is read where it lies, whatever its axes' order in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Strided {
+    /// The first element.
+    pub at: Address,
+    /// Extents.
+    pub dims: Vec<usize>,
+    /// Elements from one index to the next, by axis; 0 repeats.
+    pub strides: Vec<usize>,
+}
+
+/// Attention or one of its gradients ([`crate::ir::Op::Attention`]), over `batch` × `heads` matrices.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Attention {
+    /// What is computed.
+    pub part: AttentionPart,
+    /// Scale, and whether queries see what follows them.
+    pub spec: AttentionSpec,
+    /// In the operation's order, a mask (whose axes may repeat) last.
+    pub operands: Vec<Strided>,
+    /// Batch elements.
+    pub batch: usize,
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values, each shared by as many query heads.
+    pub groups: usize,
+    /// Queries of a head.
+    pub queries: usize,
+    /// Keys of a head.
+    pub keys: usize,
+    /// Elements of a query and a key.
+    pub width: usize,
+    /// Elements of a value.
+    pub value_width: usize,
+    /// What the matrix units multiply.
+    pub format: Format,
+}
+
+impl Strided {
+    /// Elements of memory that are read, each counted once.
+    pub fn elements(&self) -> usize {
+        self.dims.iter().zip(&self.strides).filter(|(_, s)| **s > 0).map(|(d, _)| d).product()
+    }
+}
+
+impl Attention {
+    /// The mask, where there is one.
+    pub fn mask(&self) -> Option<&Strided> {
+        self.operands.get(self.part.operands())
+    }
+
+    /// Extents of the result.
+    pub fn result(&self) -> Vec<usize> {
+        let rows = [self.batch, self.heads, self.queries];
+        let keys = [self.batch, self.groups, self.keys];
+        match self.part {
+            AttentionPart::Output => [&rows[..], &[self.value_width]].concat(),
+            AttentionPart::Lse => rows.to_vec(),
+            AttentionPart::GradQ => [&rows[..], &[self.width]].concat(),
+            AttentionPart::GradK => [&keys[..], &[self.width]].concat(),
+            AttentionPart::GradV => [&keys[..], &[self.value_width]].concat(),
+        }
+    }
+
+    /// Multiply-adds of all its products, where queries see all keys.
+    pub fn multiply_adds(&self) -> f64 {
+        let widths = match self.part {
+            AttentionPart::Lse => self.width,
+            AttentionPart::Output | AttentionPart::GradV => self.width + self.value_width,
+            AttentionPart::GradQ | AttentionPart::GradK => 2 * self.width + self.value_width,
+        };
+        (self.batch * self.heads) as f64 * (self.queries * self.keys) as f64 * widths as f64
+    }
+}
+
 /// Rows of `updates` (`[lead, positions, tail]`) written or combined into `base` (`[lead, rows, tail]`; zeros if none).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Scatter {
@@ -303,6 +381,8 @@ pub enum Contraction {
     Gemm(Gemm),
     /// A convolution or one of its gradients.
     Conv(Conv),
+    /// Attention or one of its gradients.
+    Attention(Attention),
     /// Rows put where an index says.
     Scatter(Scatter),
 }
@@ -323,6 +403,7 @@ impl Contraction {
         match self {
             Contraction::Gemm(g) => vec![g.a, g.b],
             Contraction::Conv(c) => vec![c.a, c.b],
+            Contraction::Attention(a) => a.operands.iter().map(|o| o.at).collect(),
             Contraction::Scatter(s) => s.base.into_iter().chain([s.index, s.updates]).collect(),
         }
     }
@@ -332,6 +413,7 @@ impl Contraction {
         match self {
             Contraction::Gemm(g) => vec![&mut g.a, &mut g.b],
             Contraction::Conv(c) => vec![&mut c.a, &mut c.b],
+            Contraction::Attention(a) => a.operands.iter_mut().map(|o| &mut o.at).collect(),
             Contraction::Scatter(s) => s.base.iter_mut().chain([&mut s.index, &mut s.updates]).collect(),
         }
     }
@@ -345,6 +427,7 @@ impl Contraction {
                 ConvKind::Input(_) => c.x.iter().product(),
                 ConvKind::Weight(_) => c.w.iter().product(),
             },
+            Contraction::Attention(a) => a.result().iter().product(),
             Contraction::Scatter(s) => s.lead * s.rows * s.tail,
         }
     }
@@ -352,7 +435,9 @@ impl Contraction {
     /// What is multiplied, where something is.
     pub fn format(&self) -> Option<Format> {
         match self {
-            Contraction::Gemm(Gemm { format, .. }) | Contraction::Conv(Conv { format, .. }) => Some(*format),
+            Contraction::Gemm(Gemm { format, .. })
+            | Contraction::Conv(Conv { format, .. })
+            | Contraction::Attention(Attention { format, .. }) => Some(*format),
             Contraction::Scatter(_) => None,
         }
     }
@@ -362,6 +447,7 @@ impl Contraction {
         match self {
             Contraction::Gemm(g) => g.operand_elements().to_vec(),
             Contraction::Conv(c) => c.operand_elements().to_vec(),
+            Contraction::Attention(a) => a.operands.iter().map(Strided::elements).collect(),
             Contraction::Scatter(s) => {
                 let base = s.base.map(|_| self.elements());
                 base.into_iter().chain([s.positions, s.lead * s.positions * s.tail]).collect()
@@ -406,11 +492,21 @@ impl Product {
             _ => Format::F32,
         };
         let steps = if format == Format::F32 { 1 } else { 2 };
+        // Attention's kernels write rows wherever these begin, as long as a wide store can.
+        let is_placed = |view: &View| match &self.contraction {
+            Contraction::Attention(_) => {
+                let wide = |n: &usize| n.is_multiple_of(WIDE);
+                let (last, others) = view.strides.split_last().unwrap_or((&1, &[]));
+                view.guards.is_empty() && *last == 1 && others.iter().all(wide) && wide(&view.offset)
+            }
+            _ => false,
+        };
+        let is_whole = |view: &View| *view == View { offset: view.offset, ..View::contiguous(&view.dims) };
         match &e.stores[..] {
             [s] if s.format == format
                 && e.loads.is_empty()
                 && e.tape.len() == steps
-                && s.view == (View { offset: s.view.offset, ..View::contiguous(&s.view.dims) }) =>
+                && (is_whole(&s.view) || is_placed(&s.view)) =>
             {
                 Exit::Direct(Address { buffer: s.buffer, offset: s.view.offset }, format)
             }

@@ -148,6 +148,7 @@ impl Kernel {
             Kernel::Product(p) => match p.contraction {
                 Contraction::Gemm(_) => "product",
                 Contraction::Conv(_) => "conv",
+                Contraction::Attention(_) => "attention",
                 Contraction::Scatter(_) => "scatter",
             },
             Kernel::Loop(l) => l.kind().name(),

@@ -5,6 +5,7 @@ use super::expand::expand;
 use super::kernel::{Address, BufferId};
 use super::launches::group;
 use super::long_rows::store_long_sums;
+use super::lying::read_where_it_lies;
 use super::merge::regions;
 use super::program::{BufferInfo, Call, Program};
 use super::region::underlying;
@@ -38,7 +39,7 @@ pub fn lower_visibly(plan: Verified) -> Result<Program> {
 }
 
 fn program_of(plan: Verified, extent: Extent) -> Result<Program> {
-    let graph = store_long_sums(expand(plan.graph())?)?;
+    let graph = store_long_sums(read_where_it_lies(expand(plan.graph())?)?)?;
     let cut = regions(&graph).map_err(|e| Error::Graph(format!("the plan cannot be cut into kernels: {e}")))?;
     let mut program = Program::default();
     let mut place: BTreeMap<NodeId, BufferId> = BTreeMap::new();

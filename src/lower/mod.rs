@@ -11,6 +11,7 @@ mod launches;
 mod layout;
 mod long_rows;
 mod lowering;
+mod lying;
 mod merge;
 mod print;
 mod program;
@@ -21,7 +22,8 @@ mod view;
 
 pub use buffers::{Arena, Memory, Slot};
 pub use kernel::{
-    Address, BufferId, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg, Scatter, Store,
+    Address, Attention, BufferId, Contraction, Conv, Exit, Gemm, Inst, Kernel, Level, Load, Loop, Product, Reg,
+    Scatter, Store, Strided,
 };
 pub use layout::{LoopKind, launches_of, rows_at_once, waits};
 pub use lowering::{lower, lower_visibly, outline};

@@ -58,6 +58,13 @@ fn contraction<'a>(c: &Contraction, buffer: &impl Fn(usize) -> &'a str) -> Strin
             let steps = format!("stride {:?} dilation {:?} lo {:?} hi {:?}", s.stride, s.dilation, s.lo, s.hi);
             format!("{} {what} {}, {} (x {:?} w {:?} {steps}{groups})", c.format, name(c.a), name(c.b), c.x, c.w)
         }
+        Contraction::Attention(a) => {
+            let names: Vec<String> = a.operands.iter().map(|o| name(o.at)).collect();
+            let causal = if a.spec.causal { " causal" } else { "" };
+            let heads = if a.heads == a.groups { a.heads.to_string() } else { format!("{} of {}", a.heads, a.groups) };
+            let sizes = format!("{} × {heads} × {} × {} × {}", a.batch, a.queries, a.keys, a.width);
+            format!("{} {}{causal} scale {} of {} ({sizes})", a.format, a.part.name(), a.spec.scale, names.join(", "))
+        }
         Contraction::Scatter(s) => {
             let into = s.base.map_or("zeros".to_owned(), name);
             format!("{} {} rows of {} at {} into {into}", s.kind.name(), s.positions, name(s.updates), name(s.index))

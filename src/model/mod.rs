@@ -12,7 +12,7 @@ pub use weight::{Weight, Weights};
 
 use crate::error::{Error, Result};
 use crate::format::Format;
-use crate::ir::{Graph, Output, Role, text};
+use crate::ir::{Graph, Op, Output, Role, text};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -254,7 +254,9 @@ impl Model {
         if outputs.is_empty() {
             return Err(Error::Request("every output of the model needs its label, and it has no prediction".into()));
         }
-        Ok(onnx::Written { model: onnx::to_onnx(&graph.prune(&outputs)?, values)?, data: None })
+        let graph = graph.prune(&outputs)?;
+        let graph = graph.spelled(|id| matches!(graph.op(id), Op::Attention { .. }))?;
+        Ok(onnx::Written { model: onnx::to_onnx(&graph, values)?, data: None })
     }
 
     /// Do the graphs for training and for inference differ?

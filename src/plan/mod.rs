@@ -4,6 +4,7 @@
 //! by few of its `layers` where it has many; `recompute` fits it into memory; `show` is what people read of it.
 
 mod assemble;
+mod attention;
 mod bodies;
 mod choice;
 mod divisors;
@@ -19,6 +20,7 @@ mod request;
 mod show;
 mod units;
 
+pub use attention::attend;
 pub use choice::copy_name;
 pub use evidence::{
     Budget, Calibration, Evidence, Fate, HEADROOM, Kink, Measured, Probe, Shares, Spread, gradient_output,

@@ -12,7 +12,7 @@ use super::interval::{Interval, beyond, bounds};
 use crate::error::{Error, Result};
 use crate::format::{Format, Formats};
 use crate::hint::is_meant;
-use crate::ir::{Graph, NodeId, Op, ReduceKind, Stage, Unary};
+use crate::ir::{AttentionPart, Graph, NodeId, Op, ReduceKind, Stage, Unary};
 use crate::rewrite::Allow;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -115,9 +115,16 @@ fn by_policy(graph: &Graph, request: &Request) -> Vec<Verdict> {
         listed.push(verdict);
     }
     let low = Formats::from_iter([request.low]);
-    let allow = |l: &Listed| if l.low { Allow::within(low) } else { Allow::NONE };
+    let allow = |id: NodeId, l: &Listed| match l.low {
+        // A row's sum is subtracted from its scores: rounded to bf16, a sum of 100 would move probabilities by a third.
+        true if is_row_statistic(graph.op(id)) => Allow { stores: Formats::NONE, ..Allow::within(low) },
+        true => Allow::within(low),
+        false => Allow::NONE,
+    };
     // A list says what is stored and what multiplies; a product may read anything in its format.
-    listed.into_iter().map(|l| Verdict { allow: Allow { casts: Formats::ALL, ..allow(&l) }, why: l.why }).collect()
+    let verdict =
+        |(id, l): (NodeId, Listed)| Verdict { allow: Allow { casts: Formats::ALL, ..allow(id, &l) }, why: l.why };
+    graph.ids().zip(listed).map(verdict).collect()
 }
 
 /// What a list says of one value.
@@ -221,6 +228,11 @@ fn is_statistic(graph: &Graph, id: NodeId) -> bool {
         op if op.is_view() => graph.inputs(id).first().is_some_and(|&x| is_statistic(graph, x)),
         _ => false,
     }
+}
+
+/// Is it what attention keeps of a row of scores?
+fn is_row_statistic(op: &Op) -> bool {
+    matches!(op, Op::Attention { part: AttentionPart::Lse, .. })
 }
 
 /// A weight's gradient is low where some product reads the weight.

@@ -189,7 +189,7 @@ impl<'a> Passes<'a> {
         for id in graph.ids().filter(|id| forward[id.index()]) {
             under[id.index()] = match graph.op(id) {
                 op if op.is_source() => Vec::new(),
-                op if is_root(op) => vec![id],
+                op if is_root(op) && kernels.contains_key(&id) => vec![id],
                 _ => {
                     let all = graph.inputs(id).iter().copied().flat_map(|x| under[x.index()].clone());
                     all.collect::<BTreeSet<_>>().into_iter().collect()
@@ -199,6 +199,11 @@ impl<'a> Passes<'a> {
         let mut passes = Passes { graph, forward, under, constant, written: HashMap::new(), kernels, end };
         passes.written = passes.written(program);
         passes
+    }
+
+    /// Does a kernel compute it into memory? A copy that is read where its original lies is not made.
+    fn is_root(&self, id: NodeId) -> bool {
+        is_root(self.graph.op(id)) && self.kernels.contains_key(&id)
     }
 
     /// What the forward pass writes, and until when it is read.
@@ -394,7 +399,7 @@ impl Builder<'_> {
             return Key::Own(id);
         }
         let again = |b: NodeId| p.is_again(self.cuts, b);
-        if is_root(p.graph.op(id)) {
+        if p.is_root(id) {
             return match by {
                 _ if again(id) => Key::Again(id, Some(self.cuts.segment(p.written[&id].at))),
                 Some(segment) if p.written.contains_key(&id) => Key::After(id, segment),
@@ -440,11 +445,19 @@ impl Builder<'_> {
             // What was there keeps its name, so names that are made up for the rest are none that it could have.
             let (name, named) = match key {
                 Key::Own(_) => (node.name.clone(), node.named),
-                Key::Again(..) if is_root(&op) => (format!("again.{}", node.name), Named::Given),
+                Key::Again(..) if self.passes.is_root(id) => (format!("again.{}", node.name), Named::Given),
                 Key::Again(_, Some(segment)) => (format!("again.{segment}.{}", node.name), Named::MadeUp),
                 Key::Again(_, None) => (format!("again.late.{}", node.name), Named::MadeUp),
                 Key::After(_, segment) => (format!("after.{segment}.{}", node.name), Named::MadeUp),
             };
+            // What is equal is one value, whoever reads it.
+            if named == Named::MadeUp && !op.is_source() {
+                let made = graph.add(op, inputs)?;
+                if graph.is_auto_named(made) {
+                    graph.rename_as(made, &name, named);
+                }
+                return Ok(Some(made));
+            }
             let made = graph.add_as(name, named, op, inputs);
             made.map(Some)
         })?;
@@ -453,7 +466,7 @@ impl Builder<'_> {
         let place = |id: NodeId| made.get(&Key::Own(id)).or_else(|| made.get(&self.read(id, None))).copied();
         let places = old.ids().map(place).collect();
         let repeat = |(key, &id): (&Key, &NodeId)| match *key {
-            Key::Again(first, _) if is_root(old.op(first)) => {
+            Key::Again(first, _) if self.passes.is_root(first) => {
                 let value = old.inputs(first).first().copied().unwrap_or(first);
                 Some((id, Repeated { buffer: old.name_of(first).to_owned(), value: old.name_of(value).to_owned() }))
             }

@@ -120,6 +120,11 @@ fn is_convolution(n: &ENodeOrVar<Term>) -> bool {
     matches!(n, ENodeOrVar::ENode(t) if strides(t.name()))
 }
 
+/// Is it attention, which takes operands of four axes and row statistics of three?
+fn is_attention(n: &ENodeOrVar<Term>) -> bool {
+    matches!(n, ENodeOrVar::ENode(t) if t.name().starts_with("attention"))
+}
+
 /// The left side on random tensors of moderate numbers, if they fit it.
 pub(super) fn left_side(rule: &Rule, rng: &mut ChaCha8Rng) -> Result<Instance, String> {
     instance(rule, Numbers::Moderate, rng)
@@ -129,10 +134,12 @@ fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance
     let formats = Format::MULTIPLIED.into_iter().chain(Format::SCALED).collect();
     let mut facts = Facts { formats, ..Facts::default() };
     let mut tensors = BTreeMap::new();
-    let convolves = rule.left.iter().any(is_convolution);
-    let shapes: &[&[usize]] = match convolves {
-        true => &[&[2, 2, 3], &[2, 1, 2], &[1, 2, 2], &[2, 2, 1], &[2, 2, 2]],
-        false => &[&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]],
+    let shapes: &[&[usize]] = if rule.left.iter().any(is_convolution) {
+        &[&[2, 2, 3], &[2, 1, 2], &[1, 2, 2], &[2, 2, 1], &[2, 2, 2]]
+    } else if rule.left.iter().any(is_attention) {
+        &[&[1, 2, 2, 2], &[1, 2, 2]]
+    } else {
+        &[&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]]
     };
     let mut chosen: BTreeMap<String, String> = BTreeMap::new();
     for (var, sort) in &rule.sorts {

@@ -22,7 +22,7 @@ use crate::error::Spanned;
 use crate::format::Format;
 use crate::hint::{is_meant, nearest};
 use crate::ir::Num;
-use crate::ir::ops::{Attribute, Kind, Signature, names};
+use crate::ir::ops::{Arity, Attribute, Kind, Signature, names};
 use egg::{ENodeOrVar, Id, PatternAst, Var};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -32,7 +32,7 @@ pub const SETS: [(&str, &str); 4] = [
     ("computed", "formats that values are computed in, which storing keeps as they are"),
     ("narrow", "formats that plans round to where they store values and multiply them"),
     ("scaled", "formats that plans round to with a scale, where they store values"),
-    ("products", "operations that multiply whole tensors, in a format that is their first attribute"),
+    ("products", "operations that multiply two whole tensors, in a format that is their first attribute"),
 ];
 
 /// Rules that a `for` may write out, and characters of them, at most: every character may become a word.
@@ -47,7 +47,8 @@ fn set(name: &str) -> Option<Vec<&'static str>> {
         "scaled" => Some(Format::SCALED.map(Format::name).to_vec()),
         "products" => {
             let by_format = |row: &&Signature| row.attributes.first().is_some_and(|a| a.kind == Kind::Format);
-            Some(Signature::all().iter().filter(|row| row.is_product()).filter(by_format).map(|row| row.name).collect())
+            let of_two = |row: &&Signature| row.is_product() && row.arity == Arity::exactly(2);
+            Some(Signature::all().iter().filter(of_two).filter(by_format).map(|row| row.name).collect())
         }
         _ => None,
     }

@@ -11,7 +11,7 @@ use crate::hint::is_meant;
 use crate::ir::{Graph, Op, text};
 use crate::model::{Frozen, Layers, Model, Modes, Purpose, Weights};
 use crate::plan::{
-    Calibration, Overrides, PlanFile, Planned, Policy, Request, Trace, observed, plan, recognise, trace,
+    Calibration, Overrides, PlanFile, Planned, Policy, Request, Trace, attend, observed, plan, recognise, trace,
 };
 use crate::rewrite::{PhaseReport, RuleSet};
 use bytesize::ByteSize;
@@ -205,9 +205,18 @@ impl Settings {
         let mut bound = model.bind(&self.sizes, Purpose::Training(&self.modes))?;
         let graph = frozen(bound.graph, &self.freeze)?;
         let (graph, recognition) = recognise(&graph, rules)?;
+        let graph = self.attended(graph, &bound.weights)?;
         let task = Task::new(graph, self.loss.as_deref(), &self.objective, &mut bound.weights)?;
         let Built { graph, gradient_of } = build_step(&task, &self.recipe, self.policy, self.low, self.total_steps)?;
         Ok(Prepared { task, step: graph, gradient_of, weights: bound.weights, layers: bound.layers, recognition })
+    }
+
+    /// The graph with attention as one operation where that is faster. Evidence is gathered of scores and probabilities, so
+    /// there it is spelled out.
+    fn attended(&self, graph: Graph, weights: &Weights) -> Result<Graph> {
+        let target = Target::named(&self.target)?;
+        let by_list = !matches!(self.policy, Policy::Fp32 | Policy::Auto);
+        attend(graph, weights, |a| by_list && target.attends(a, self.low))
     }
 
     /// The forward graph that yields the prediction alone, as the model acts in inference: without dropout, with running
@@ -217,7 +226,8 @@ impl Settings {
             return task.prediction_graph();
         }
         let mut bound = model.bind(&self.sizes, Purpose::Inference)?;
-        let (mut graph, _) = recognise(&bound.graph, rules)?;
+        let (graph, _) = recognise(&bound.graph, rules)?;
+        let mut graph = self.attended(graph, &bound.weights)?;
         for id in graph.sources().collect::<Vec<_>>() {
             let (name, constant) = (graph.name_of(id).to_owned(), matches!(graph.op(id), Op::State { .. }));
             let Some(w) = bound.weights.remove(&name) else { continue };

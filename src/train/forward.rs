@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Output};
 use crate::model::{Bound, Model, Purpose, Weights, unlabelled_outputs};
-use crate::plan::recognise;
+use crate::plan::{attend, recognise};
 use crate::rewrite::RuleSet;
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ impl Inference {
     /// Sizes that are missing, and a model none of whose outputs can be computed without labels.
     pub fn new(settings: &Settings, model: &Model, rules: &RuleSet) -> Result<Inference> {
         let mut bound = model.bind(&settings.sizes, Purpose::Inference)?;
-        let graph = recognise(&bound.graph, rules)?.0;
+        let graph = attend(recognise(&bound.graph, rules)?.0, &bound.weights, |_| false)?;
         let outputs = unlabelled_outputs(&graph);
         let graph = if outputs.is_empty() {
             let task = Task::new(graph, settings.loss.as_deref(), &settings.objective, &mut bound.weights)?;

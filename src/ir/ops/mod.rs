@@ -2,6 +2,7 @@
 //! table of operations ([`Signature`]: name, operands, attributes, which are also their text form and their e-graph form),
 //! type rule, reference evaluation and gradient. [`Op`] is flat, because most readers match across families.
 
+mod attention;
 mod attr;
 mod conv;
 mod derivatives;
@@ -19,6 +20,7 @@ mod shape;
 mod signature;
 mod source;
 
+pub use attention::{AttentionPart, AttentionSpec};
 pub use attr::{Attr, Attrs, Num};
 pub use conv::{ConvKind, ConvSpec};
 pub use elementwise::{Binary, Unary};
@@ -237,6 +239,16 @@ pub enum Op {
         /// What matrix units round both operands to; f32 and f64 round neither.
         format: Format,
     },
+    /// `attention(q, k, v)`, with a mask perhaps: each query's mean of the values, weighed by the softmax of its products with
+    /// the keys; or one of its gradients. Operands are multiplied in `format`, sums and softmax are f32.
+    Attention {
+        /// What of it is computed.
+        part: AttentionPart,
+        /// Scale of the products, and whether queries see what follows them.
+        spec: AttentionSpec,
+        /// What matrix units round operands and softmax to; f32 and f64 round neither.
+        format: Format,
+    },
     /// e^x / Σ e^x along an axis, computed with the largest x subtracted; 0 where all x are −∞.
     Softmax {
         /// The axis of the sum.
@@ -296,7 +308,7 @@ pub(crate) struct Context<'a> {
 
 type Gradients = Result<Vec<Option<NodeId>>>;
 
-const FAMILIES: [&dyn Family; 10] = [
+const FAMILIES: [&dyn Family; 11] = [
     &source::Sources,
     &elementwise::Elementwise,
     &reduce::Reductions,
@@ -304,6 +316,7 @@ const FAMILIES: [&dyn Family; 10] = [
     &index::Rows,
     &matmul::Products,
     &conv::Convolutions,
+    &attention::Attentions,
     &nn::Norms,
     &memory::Memory,
     &scan::Loops,
@@ -323,6 +336,7 @@ impl Op {
             Op::Gather { .. } | Op::ScatterAdd { .. } | Op::Scatter { .. } => &index::Rows,
             Op::MatMul { .. } => &matmul::Products,
             Op::Conv { .. } => &conv::Convolutions,
+            Op::Attention { .. } => &attention::Attentions,
             Op::Softmax { .. } | Op::LogSoftmax { .. } | Op::LayerNorm { .. } => &nn::Norms,
             Op::Normalise { .. } | Op::Loss(_) => &nn::Norms,
             Op::Convert(_) | Op::Alias { .. } | Op::After | Op::Put(_) | Op::Cast(_) | Op::ScaleOf(_) => {
@@ -388,13 +402,16 @@ impl Op {
 
     /// Contracts whole tensors in memory; what follows can only be its epilogue.
     pub fn is_product(&self) -> bool {
-        matches!(self, Op::MatMul { .. } | Op::Conv { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. })
+        matches!(
+            self,
+            Op::MatMul { .. } | Op::Conv { .. } | Op::Attention { .. } | Op::Scatter { .. } | Op::ScatterAdd { .. }
+        )
     }
 
     /// The format a contraction multiplies in.
     pub fn multiplies_in(&self) -> Option<Format> {
         match self {
-            Op::MatMul { format, .. } | Op::Conv { format, .. } => Some(*format),
+            Op::MatMul { format, .. } | Op::Conv { format, .. } | Op::Attention { format, .. } => Some(*format),
             _ => None,
         }
     }
@@ -430,6 +447,12 @@ impl Op {
     /// Gradients with respect to the operands: `None` where there is none (labels, indices, comparisons).
     pub(crate) fn vjp(&self, c: Context) -> Gradients {
         self.family().vjp(self, c)
+    }
+
+    /// Appends the same value made by simpler operations, where the operation stands for several (attention); none if it does
+    /// not. Names and outputs are left as they are.
+    pub(crate) fn spelled(&self, graph: &mut Graph, x: &[NodeId]) -> Result<Option<NodeId>> {
+        self.family().spelled(self, graph, x)
     }
 
     /// Attributes in the order text and rules write them.

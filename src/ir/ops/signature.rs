@@ -4,7 +4,7 @@
 //! operation means (type, value, gradient) is its [`Family`]'s. Families keep their rows: this file only asks them.
 
 use super::attr::{Attr, Attrs};
-use super::{Context, FAMILIES, Gradients, Op, Tensor, Type};
+use super::{Context, FAMILIES, Gradients, Graph, NodeId, Op, Tensor, Type};
 use rustc_hash::FxHashMap;
 use std::fmt;
 use std::sync::LazyLock;
@@ -345,6 +345,10 @@ pub(super) trait Family: Sync {
     fn eval(&self, op: &Op, x: &[&Tensor], ty: &Type) -> Tensor;
     /// Gradients with respect to the operands.
     fn vjp(&self, op: &Op, c: Context) -> Gradients;
+    /// The same value by simpler operations; none if it is none of several.
+    fn spelled(&self, _: &Op, _: &mut Graph, _: &[NodeId]) -> crate::error::Result<Option<NodeId>> {
+        Ok(None)
+    }
 }
 
 type Table = (Vec<Signature>, FxHashMap<&'static str, usize>);

@@ -3,19 +3,23 @@
 //! Nothing here needs a GPU. [`generate`] yields text, and for every launch its geometry and arguments; a runtime fills
 //! in addresses.
 
+mod attention;
 mod functor;
 mod kinds;
+mod launch;
 mod plan;
 mod real;
 
-pub use plan::{CudaProgram, Destination, Launch, Word, generate};
+pub use launch::{CudaProgram, Destination, Launch, Word};
+pub use plan::generate;
 
 /// The headers, by the name generated code includes them under.
-pub const HEADERS: [(&str, &str); 5] = [
+pub const HEADERS: [(&str, &str); 6] = [
     ("mantissa.cuh", include_str!("../../../kernels/mantissa.cuh")),
     ("pointwise.cuh", include_str!("../../../kernels/pointwise.cuh")),
     ("reduce.cuh", include_str!("../../../kernels/reduce.cuh")),
     ("conv.cuh", include_str!("../../../kernels/conv.cuh")),
+    ("attention.cuh", include_str!("../../../kernels/attention.cuh")),
     ("scatter.cuh", include_str!("../../../kernels/scatter.cuh")),
 ];
 

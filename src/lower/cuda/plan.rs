@@ -1,7 +1,9 @@
 //! Launches: which kernel, how many blocks, and what its arguments stand for.
 
+use super::attention;
 use super::functor::Functor;
 use super::kinds;
+use super::launch::{CudaProgram, Destination, Launch, Word};
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::ConvKind;
@@ -13,93 +15,33 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
 
-/// One 8-byte argument.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Word {
-    /// The device address of an element of a buffer.
-    Buffer(Address),
-    /// The product scratch.
-    Scratch,
-    /// Bytes into the area of partial sums; it starts out zero.
-    Partials(usize),
-    /// The number itself: an extent, a count, or the first block of a part.
-    Number(u64),
-}
-
-/// Where a product's result goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Destination {
-    /// From an address on, in the buffer's format.
-    Buffer(Address, Format),
-    /// To be read by the epilogue's kernel, the next launch.
-    Scratch(Format),
-}
-
-/// One step of a generated program: a kernel, or a library's call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Launch {
-    /// A generated kernel, or a template's instance.
-    Kernel {
-        /// What the source calls it, `extern "C"`.
-        name: String,
-        /// Extent of the grid, which has one dimension.
-        blocks: u32,
-        /// Threads of a block.
-        threads: u32,
-        /// Members of the struct that is the kernel's only argument, in order.
-        words: Vec<Word>,
-    },
-    /// The kernel of the program with this index, its epilogue left to the next launch if it goes to scratch.
-    Product {
-        /// Position in [`Program::calls`].
-        kernel: usize,
-        /// Where the library writes.
-        to: Destination,
-    },
-    /// A convolution, by a library if it takes it, else by this kernel of ours.
-    Convolution {
-        /// Position in [`Program::calls`].
-        kernel: usize,
-        /// Where the result goes, whoever computes it.
-        to: Destination,
-        /// The [`Launch::Kernel`] that stands in for the library.
-        own: Box<Launch>,
-    },
-}
-
-/// Source text and launches of a program.
-#[derive(Clone, Debug, Default)]
-pub struct CudaProgram {
-    /// CUDA C++, to be compiled with [`super::HEADERS`] and [`super::OPTIONS`].
-    pub source: String,
-    /// In running order.
-    pub launches: Vec<Launch>,
-    /// The program's launch that each is a part of.
-    pub of: Vec<usize>,
-    /// The product scratch's size: what the largest product that goes through it takes.
-    pub scratch_bytes: usize,
-    /// Size of the area of partial sums and of the counters behind them.
-    pub partials_bytes: usize,
-}
-
 /// Stands for the product scratch among buffers.
 const SCRATCH: BufferId = BufferId::MAX;
 /// Side of the square of results that a block of a convolution computes.
 const CONV_TILE: usize = 64;
+
+/// Blocks that are enough for a scatter: each reads all positions. And rows that one of them owns, at most.
+const SCATTER_BLOCKS: usize = 1024;
+const MOST_OWNED: usize = 64;
 
 /// Generates source and launches.
 ///
 /// # Errors
 /// [`Error::Device`] for products in f64, kernels that move fp8, and kernels of 2^32 blocks or more.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
-    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0, known: HashMap::new() };
+    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0, statistics: None, known: HashMap::new() };
     g.out.source = format!(
         "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
          static_assert(UNROLLED == {UNROLLED} && CONV_TILE == {CONV_TILE}, \"what launches and estimates count with\");\n\
          #define INFINITY_F __int_as_float(0x7f800000)\n#define NAN_F __int_as_float(0x7fc00000)\n"
     );
+    if program.kernels().any(attention::is_attention) {
+        g.out.source += attention::INCLUDED;
+    }
     for (at, launch) in program.launches.iter().enumerate() {
         if let Kernel::Product(product) = &program.calls[launch.start].kernel {
+            g.statistics =
+                launch.clone().nth(1).map(|second| Address::of(program.calls[second].kernel.body().stores[0].buffer));
             g.product(launch.start, product)?;
         } else {
             let bodies: Vec<&Loop> = launch.clone().map(|i| program.calls[i].kernel.body()).collect();
@@ -116,6 +58,8 @@ struct Generator<'a> {
     program: &'a Program,
     out: CudaProgram,
     kernels: usize,
+    /// Where an attention's launch leaves its rows' statistics, which are the second call of its launch.
+    statistics: Option<Address>,
     /// Kernels written so far, by their text: layers that are alike share theirs.
     known: HashMap<String, String>,
 }
@@ -173,8 +117,18 @@ impl Generator<'_> {
                     ConvKind::Weight(_) => (outputs, channels * area(&c.w)),
                 };
                 let blocks = s.groups * rows.div_ceil(CONV_TILE) * columns.div_ceil(CONV_TILE);
-                let own = self.template(&ty, "conv", blocks, words)?.map(Box::new);
+                let own = self.template(&ty, "conv", blocks, THREADS, words)?.map(Box::new);
                 self.out.launches.extend(own.map(|own| Launch::Convolution { kernel, to, own }));
+            }
+            Contraction::Attention(a) => {
+                let view = match to {
+                    Destination::Buffer(..) => p.epilogue.stores[0].view.clone(),
+                    Destination::Scratch(_) => View::contiguous(&p.epilogue.outer),
+                };
+                let format_of = |at: Address| self.program.buffers[at.buffer].ty.format;
+                let own = attention::instance(a, out, out_format, &view, self.statistics, format_of);
+                let launch = self.template(&own.ty, own.call, own.blocks, own.threads, own.words)?;
+                self.out.launches.extend(launch);
             }
             Contraction::Scatter(s) => {
                 let base = s.base.map_or("float", memory);
@@ -182,14 +136,11 @@ impl Generator<'_> {
                 let ty = format!("Scatter<{base}, {}, {}, {kind}>", memory(s.index), memory(s.updates));
                 let base = s.base.map_or(Word::Number(0), Word::Buffer);
                 let mut words = vec![base, Word::Buffer(s.index), Word::Buffer(s.updates), out];
-                words.extend([s.lead, s.rows, s.positions, s.tail].map(|n| Word::Number(n as u64)));
-                let elements = p.contraction.elements();
-                let base = self.template(&ty, "scatter_base", elements.div_ceil(THREADS as usize), words.clone())?;
-                self.out.launches.extend(base);
-                if s.lead * s.positions * s.tail > 0 {
-                    let rows = self.template(&ty, "scatter_rows", s.lead * s.positions, words)?;
-                    self.out.launches.extend(rows);
-                }
+                let owned = (s.rows / SCATTER_BLOCKS).next_power_of_two().min(MOST_OWNED);
+                words.extend([s.lead, s.rows, s.positions, s.tail, owned].map(|n| Word::Number(n as u64)));
+                let blocks = s.lead * s.rows.div_ceil(owned);
+                let rows = self.template(&ty, "scatter", blocks, THREADS, words)?;
+                self.out.launches.extend(rows);
             }
         }
         Ok(())
@@ -209,15 +160,22 @@ impl Generator<'_> {
     }
 
     /// The launch of a kernel that is a template's instance for a struct of arguments; none where there is nothing to do.
-    fn template(&mut self, ty: &str, call: &str, blocks: usize, words: Vec<Word>) -> Result<Option<Launch>> {
+    fn template(
+        &mut self,
+        ty: &str,
+        call: &str,
+        blocks: usize,
+        threads: u32,
+        words: Vec<Word>,
+    ) -> Result<Option<Launch>> {
         let name = self.name(call, ty.to_owned(), |source, name, _| {
             let _ = writeln!(
                 source,
-                "\nextern \"C\" __global__ void __launch_bounds__({THREADS}) {name}(const __grid_constant__ {ty} k) {{ {call}(k); }}"
+                "\nextern \"C\" __global__ void __launch_bounds__({threads}) {name}(const __grid_constant__ {ty} k) {{ {call}(k); }}"
             );
         });
         let blocks = u32::try_from(blocks).map_err(|_| Error::Device("a kernel needs more than 2^32 blocks".into()))?;
-        Ok((blocks > 0).then_some(Launch::Kernel { name, blocks, threads: THREADS, words }))
+        Ok((blocks > 0).then_some(Launch::Kernel { name, blocks, threads, words }))
     }
 
     /// Kernels of the same code, in one launch.

@@ -2,6 +2,7 @@
 //!
 //! It is the default device, and the reference that generated CUDA is compared with.
 
+mod attention;
 mod conv;
 mod gemm;
 mod lanes;
@@ -95,6 +96,7 @@ impl CpuRunner {
             Kernel::Product(p) => Some(match &p.contraction {
                 Contraction::Gemm(g) => gemm::product(g, &self.program, &self.memory),
                 Contraction::Conv(c) => conv::product(c, &self.program, &self.memory),
+                Contraction::Attention(a) => attention::product(a, &self.program, &self.memory),
                 Contraction::Scatter(s) => scatter::product(s, &self.program, &self.memory),
             }),
         };
