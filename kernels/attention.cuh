@@ -112,7 +112,9 @@ template <bool MAX> __device__ __forceinline__ float over_block(float x, float* 
 
 /// One row by the threads of a block, in scalar registers: any format and width.
 template <class A> __device__ __noinline__ void attention_row(const A& a, u64 b, u64 h, u64 r) {
+    using O = typename A::Result;
     __shared__ float w[256], words[32];
+    O* out = a.out + b * a.at_out.batch + h * a.at_out.head + r * a.at_out.row;
     float max = -infinity(), sum = 0.0f;
     if constexpr (A::Normalises) {
         for (u64 j = threadIdx.x; j < a.keys; j += blockDim.x) max = maximum(max, a.score(b, h, r, j));
@@ -123,13 +125,9 @@ template <class A> __device__ __noinline__ void attention_row(const A& a, u64 b,
         }
         const float power = max == -infinity() ? max : max + logf(sum);
         if (A::Part == OUTPUT && a.statistics && threadIdx.x == 0) a.statistics[(b * a.heads + h) * a.queries + r] = power;
-        if (A::Part == LSE && threadIdx.x == 0) {
-            a.out[b * a.at_out.batch + h * a.at_out.head + r * a.at_out.row] = Narrow<typename A::Result>::of(power);
-        }
+        if (A::Part == LSE && threadIdx.x == 0) *out = Narrow<O>::of(power);
     }
     if constexpr (A::Part == LSE) return;
-    auto* out = a.out + b * a.at_out.batch + h * a.at_out.head + r * a.at_out.row;
-    using O = typename A::Result;
     for (u64 first = 0; first < A::OutWidth; first += blockDim.x) {
         const u64 c = first + threadIdx.x;
         float total = 0.0f;

@@ -202,7 +202,7 @@ type Fused = (f64, bool, usize);
 #[test]
 fn spellings_are_recognised() {
     let causal = "c = ge(iota(dims=[16, 16], axis=0), iota(dims=[16, 16], axis=1))";
-    let cases: [(&str, String, Option<Fused>); 11] = [
+    let cases: [(&str, String, Option<Fused>); 16] = [
         ("scaled after", "s = matmul(q, k, t=nt) * 0.25 o = softmax(s) @ v".into(), Some((0.25, false, 3))),
         ("divided", "s = (q @ transpose(k, perm=[0, 1, 3, 2])) / 4 o = softmax(s) @ v".into(), Some((0.25, false, 3))),
         (
@@ -220,6 +220,23 @@ fn spellings_are_recognised() {
             "causal, added",
             format!("{causal} s = matmul(q, k, t=nt) * 0.25 + select(c, 0, -3.4028234663852886e38) o = softmax(s) @ v"),
             Some((0.25, true, 3)),
+        ),
+        (
+            "nearly causal, beside a mask that may hide the rest",
+            format!("{causal} s = (matmul(q, k, t=nt) + select(c, 0, -3.4028234663852886e38)) + b o = softmax(s) @ v"),
+            Some((1.0, false, 4)),
+        ),
+        ("scaled values", "s = matmul(q, k, t=nt) o = softmax(s) @ (v * 0.5)".into(), Some((1.0, false, 3))),
+        ("scaled below zero", "s = matmul(q, k, t=nt) * -1 o = softmax(s) @ v".into(), None),
+        (
+            "causal, then scaled below zero",
+            format!("{causal} s = (matmul(q, k, t=nt) + select(c, 0, -3.4e38)) * -1 o = softmax(s) @ v"),
+            None,
+        ),
+        (
+            "keys that all heads share",
+            "m = reshape(slice(slice(k, axis=0, start=0, stop=1), axis=1, start=0, stop=1), dims=[16, 16]) o = softmax(q @ m) @ v".into(),
+            None,
         ),
         (
             "causal, inverted, and a mask",
@@ -248,6 +265,67 @@ fn spellings_are_recognised() {
         let o = |g: &Graph| values_by_name(g)[g.find("o").unwrap().index()].data.clone();
         let off = apart(&o(&g), &o(&found));
         assert!(off < 1e-12, "{name}: {off:e}");
+    }
+}
+
+/// Chains of any length are looked through, of constants and of scores.
+#[test]
+fn long_chains_are_no_trouble() {
+    let chain = |x: &str, by: &str| (0..20_000).map(|i| format!("{x}{} = {x}{i} + {by}\n", i + 1)).collect::<String>();
+    for (last, mask) in [("s20000", "s0"), ("s0 + m20000", "m")] {
+        let source = format!(
+            "model a {{ input q: f32[1, 1, 4, 8] input v: f32[1, 1, 4, 8] input b: f32[1, 1, 1, 4]
+              s0 = matmul(q, q, t=nt) m0 = select(gt(iota(dims=[4, 4], axis=1), 9), 1, 0) {} o = softmax({last}) @ v output o }}",
+            if mask == "m" { chain("m", "0.0") } else { chain("s", "b") }
+        );
+        let g = text::parse(&source, "a").unwrap_or_else(|e| panic!("{}", e.render(false)));
+        let found = mantissa::plan::attend(g, &Default::default(), |_| true).unwrap();
+        let fused = found.ids().any(|id| matches!(found.op(id), Op::Attention { .. }));
+        // Of sums that long the product is not looked for; the constant is a mask that hides nothing.
+        assert_eq!(fused, mask == "m", "{last}");
+    }
+}
+
+/// A query that is no number has no result, whoever computes it; without keys there is nothing to attend to.
+#[test]
+fn what_is_no_number_shows() {
+    for (keys, first) in [(3, f32::NAN), (3, 1.0), (0, 1.0)] {
+        let source = format!(
+            "model a {{ input q: f32[1, 1, 2, 8] input k: f32[1, 1, {keys}, 8]
+              o = put(attention(q, k, k), format=f32) l = put(attention_lse(q, k), format=f32) output o output l }}"
+        );
+        let g = text::parse(&source, "a").unwrap_or_else(|e| panic!("{}", e.render(false)));
+        let query: Vec<f32> = (0..16).map(|i| if i < 8 { first } else { 0.5 }).collect();
+        let data = |id: NodeId| if g.name_of(id) == "q" { query.clone() } else { vec![0.25; 8 * keys] };
+        let of = |id: NodeId| Tensor::new(&g.ty(id).dims(), data(id).into_iter().map(f64::from).collect());
+        let exact = evaluate(&g, of);
+        let mut cpu = Cpu.open(lower(verify(&g).unwrap()).unwrap()).unwrap();
+        g.sources().for_each(|id| cpu.write(g.name_of(id), &data(id)).unwrap());
+        cpu.run().unwrap();
+        for name in ["o", "l"] {
+            let (found, exact) = (cpu.read(name).unwrap(), &exact[g.find(name).unwrap().index()].data);
+            let same = |(a, b): (&f32, &f64)| {
+                a.is_nan() == b.is_nan() && (a.is_nan() || f64::from(*a) == *b || (f64::from(*a) - b).abs() < 1e-6)
+            };
+            assert!(found.iter().zip(exact).all(same), "{name} with {keys} keys: {found:?}, {exact:?}");
+            let is_nan = |v: &f32| v.is_nan();
+            assert_eq!((found[0].is_nan(), found.iter().skip(found.len() / 2).any(is_nan)), (first.is_nan(), false));
+        }
+    }
+}
+
+/// Statistics are left by the output's kernel, row by row; elsewhere they have a kernel of their own.
+#[test]
+fn an_output_knows_its_rows() {
+    for (stored, launches) in [("l", 1), ("transpose(l, perm=[1, 0, 2])", 2)] {
+        let source = format!(
+            "model a {{ input q: f32[2, 3, 16, 8] input k: f32[2, 3, 16, 8]
+              b = put(attention(q, k, k), format=f32) l = attention_lse(q, k)
+              a = put({stored}, format=f32) output a output b }}"
+        );
+        let g = text::parse(&source, "a").unwrap_or_else(|e| panic!("{}", e.render(false)));
+        let program = lower(verify(&g).unwrap()).unwrap();
+        assert_eq!(program.launches.len(), launches, "{}", print_program(&program));
     }
 }
 

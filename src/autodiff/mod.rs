@@ -79,16 +79,14 @@ fn pull(
                 continue;
             }
             scan::vjp(graph, id, s, taken, &inputs.iter().map(|i| needed[i.index()]).collect::<Vec<_>>())?
-        } else if let (Some(dy), Op::Attention { part, .. }) = (dy, &op)
-            && part.is_gradient()
+        } else if let Some(dy) = dy.filter(|_| !op.has_gradient())
+            && let Some(spelled) = op.spelled(graph, &inputs)?
         {
-            // The gradient of a gradient of attention is that of its spelling, whose nodes come after all that are pending.
-            if let Some(spelled) = op.spelled(graph, &inputs)? {
-                for new in graph.ids().skip(needed.len()) {
-                    needed.push(graph.inputs(new).iter().any(|i| needed[i.index()]));
-                }
-                pending.entry(spelled).or_default().push(dy);
+            // Its gradient is that of its spelling, whose nodes come after all that are pending.
+            for new in graph.ids().skip(needed.len()) {
+                needed.push(graph.inputs(new).iter().any(|i| needed[i.index()]));
             }
+            pending.entry(spelled).or_default().push(dy);
             continue;
         } else if let Some(dy) = dy {
             op.vjp(Context { graph, node: id, x: &inputs, dy })?

@@ -26,8 +26,6 @@ pub struct Attended {
     pub causal: bool,
 }
 
-/// Widest rows that kernels on matrix units take.
-const WIDEST: usize = 128;
 /// Products that attention's kernels compute in a training step, each as large as queries by keys; and launches.
 const KERNEL_PRODUCTS: f64 = 11.0;
 const KERNELS: f64 = 6.0;
@@ -44,9 +42,7 @@ impl Target {
         let is_taken = self.attention
             && self.multiplies(low)
             && low.is_low()
-            && a.width == a.value_width
-            && a.width.is_multiple_of(8)
-            && a.width <= WIDEST
+            && Attention::fits_units(a.width, a.value_width)
             && a.matrices * a.queries * a.keys > 0;
         if !is_taken {
             return false;

@@ -441,7 +441,20 @@ impl Graph {
     /// # Errors
     /// Those of [`Graph::add`]; a graph that was built by it has none.
     pub fn prune(&self, outputs: &[Output]) -> Result<Graph> {
-        let mut live = vec![false; self.len()];
+        self.needed(outputs, |_| false)
+    }
+
+    /// Copies what the outputs need, and all sources, needed or not.
+    ///
+    /// # Errors
+    /// As of [`Graph::prune`].
+    pub(crate) fn without_idle(&self) -> Result<Graph> {
+        self.needed(&self.outputs, |id| self.op(id).is_source())
+    }
+
+    /// Copies what some outputs and nodes need.
+    fn needed(&self, outputs: &[Output], also: impl Fn(NodeId) -> bool) -> Result<Graph> {
+        let mut live: Vec<bool> = self.ids().map(also).collect();
         for o in outputs {
             live[o.node.index()] = true;
         }

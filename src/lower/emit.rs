@@ -104,7 +104,7 @@ fn attention(graph: &Graph, p: NodeId, place: &BTreeMap<NodeId, BufferId>) -> At
         queries: q[2],
         keys: k[2],
         width: q[3],
-        value_width: if part == AttentionPart::Lse { 0 } else { graph.ty(inputs[2]).dims()[3] },
+        value_width: if part == AttentionPart::Lse { q[3] } else { graph.ty(inputs[2]).dims()[3] },
         format,
     }
 }

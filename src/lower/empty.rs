@@ -6,7 +6,7 @@
 
 use crate::error::Result;
 use crate::format::Format;
-use crate::ir::{Binary, Graph, NodeId, Num, Op, Type};
+use crate::ir::{AttentionPart, Binary, Graph, NodeId, Num, Op, Type};
 
 /// What an operation with an empty operand comes to, where its result (`ty`) is not empty. `x` are its operands in `out`.
 pub(super) fn of_nothing(out: &mut Graph, op: &Op, x: &[NodeId], ty: &Type) -> Result<NodeId> {
@@ -21,6 +21,7 @@ pub(super) fn of_nothing(out: &mut Graph, op: &Op, x: &[NodeId], ty: &Type) -> R
             let mean = *kind == crate::ir::ReduceKind::Mean;
             filled(out, if mean { f64::NAN } else { kind.identity() }, ty)
         }
+        Op::Attention { part: AttentionPart::Lse, .. } => filled(out, f64::NEG_INFINITY, ty),
         Op::Window { fill, .. } => filled(out, fill.get(), ty),
         _ => filled(out, 0.0, ty),
     }

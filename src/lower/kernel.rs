@@ -5,7 +5,7 @@
 //! Without reductions `inner` is empty and the kernel is pointwise. A product's kernel is the same tape, as its
 //! epilogue, fed by the accumulator.
 
-use super::view::View;
+use super::view::{View, WIDE};
 use crate::format::Format;
 use crate::ir::{AttentionPart, AttentionSpec, Binary, ConvKind, ConvSpec, Num, ReduceKind, ScatterKind, Unary};
 
@@ -255,9 +255,6 @@ pub struct Conv {
     pub format: Format,
 }
 
-/// Elements of a narrow format that are moved at once.
-pub(super) const WIDE: usize = 8;
-
 /// A tensor that is read where it lies, whatever its axes' order in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Strided {
@@ -290,7 +287,7 @@ pub struct Attention {
     pub keys: usize,
     /// Elements of a query and a key.
     pub width: usize,
-    /// Elements of a value.
+    /// Elements of a value; of [`AttentionPart::Lse`], which has none, of a query.
     pub value_width: usize,
     /// What the matrix units multiply.
     pub format: Format,
@@ -304,6 +301,13 @@ impl Strided {
 }
 
 impl Attention {
+    /// Do kernels on matrix units take rows of these widths, of queries and of values? The sums of wider ones do not stay in
+    /// registers.
+    pub(crate) fn fits_units(width: usize, value_width: usize) -> bool {
+        const WIDEST: usize = 128;
+        width == value_width && width.is_multiple_of(WIDE) && width <= WIDEST
+    }
+
     /// The mask, where there is one.
     pub fn mask(&self) -> Option<&Strided> {
         self.operands.get(self.part.operands())
@@ -493,20 +497,12 @@ impl Product {
         };
         let steps = if format == Format::F32 { 1 } else { 2 };
         // Attention's kernels write rows wherever these begin, as long as a wide store can.
-        let is_placed = |view: &View| match &self.contraction {
-            Contraction::Attention(_) => {
-                let wide = |n: &usize| n.is_multiple_of(WIDE);
-                let (last, others) = view.strides.split_last().unwrap_or((&1, &[]));
-                view.guards.is_empty() && *last == 1 && others.iter().all(wide) && wide(&view.offset)
-            }
-            _ => false,
-        };
-        let is_whole = |view: &View| *view == View { offset: view.offset, ..View::contiguous(&view.dims) };
+        let is_placed = |view: &View| matches!(self.contraction, Contraction::Attention(_)) && view.has_wide_rows();
         match &e.stores[..] {
             [s] if s.format == format
                 && e.loads.is_empty()
                 && e.tape.len() == steps
-                && (is_whole(&s.view) || is_placed(&s.view)) =>
+                && (s.view.is_whole() || is_placed(&s.view)) =>
             {
                 Exit::Direct(Address { buffer: s.buffer, offset: s.view.offset }, format)
             }

@@ -1,7 +1,7 @@
 //! What is one launch: the optimizer's update of every parameter, the overflow check of every gradient, attention with its
 //! rows' statistics.
 
-use super::kernel::{Address, Attention, BufferId, Contraction, Exit, Kernel};
+use super::kernel::{Attention, BufferId, Contraction, Exit, Kernel};
 use super::program::{Call, Program};
 use crate::format::Format;
 use crate::ir::AttentionPart;
@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 /// Reorders kernels so that those that can share a launch stand together: first as late as they can, then as early.
 pub(super) fn group(program: &mut Program) {
-    let statistics = beside_outputs(program);
+    beside_outputs(program);
     let alone = (0..program.calls.len()).map(|i| vec![i]);
     let late = joined(program, alone.rev().collect());
     let groups = joined(program, late.into_iter().rev().map(|g| g.into_iter().rev().collect()).collect());
@@ -20,49 +20,51 @@ pub(super) fn group(program: &mut Program) {
         program.launches.push(start..program.calls.len());
     }
     // The launch of an output ends with its statistics.
-    for output in statistics {
-        let at = program.launches.iter().position(|l| program.calls[l.start].computes == output);
-        let Some(at) = at.filter(|&at| at + 1 < program.launches.len()) else { continue };
-        let is_next = statistics_of(program, program.launches[at].start, program.launches[at + 1].start);
-        if program.launches[at].len() == 1 && program.launches[at + 1].len() == 1 && is_next {
-            let second = program.launches.remove(at + 1);
+    let mut at = 0;
+    while at + 1 < program.launches.len() {
+        let (first, second) = (program.launches[at].clone(), program.launches[at + 1].clone());
+        if first.len() == 1 && second.len() == 1 && statistics_of(program, first.start, second.start) {
             program.launches[at].end = second.end;
+            program.launches.remove(at + 1);
         }
+        at += 1;
     }
 }
 
 /// Moves the statistics of attention's rows, which the kernel of the output has in its registers, to right behind it: they
-/// are computed from what that reads. Returns what the calls of such outputs compute.
-fn beside_outputs(program: &mut Program) -> Vec<Vec<String>> {
-    let mut found = Vec::new();
+/// are computed from what that reads.
+fn beside_outputs(program: &mut Program) {
     let mut at = 0;
     while at < program.calls.len() {
-        let later = (at + 1..program.calls.len()).find(|&later| statistics_of(program, at, later));
-        if let Some(later) = later {
-            let call = program.calls.remove(later);
-            program.calls.insert(at + 1, call);
-            found.push(program.calls[at].computes.clone());
+        let is_output = matches!(attention(&program.calls[at]), Some(a) if a.part == AttentionPart::Output);
+        let mut later = at + 1..program.calls.len();
+        if let Some(later) = is_output.then(|| later.find(|&later| statistics_of(program, at, later))).flatten() {
+            program.calls[at + 1..=later].rotate_right(1);
         }
         at += 1;
     }
-    found
 }
 
-/// Is the second call what the first, an attention's output, knows of its rows on the way?
+fn attention(call: &Call) -> Option<&Attention> {
+    let Kernel::Product(p) = &call.kernel else { return None };
+    if let Contraction::Attention(a) = &p.contraction { Some(a) } else { None }
+}
+
+/// Is the second call what the first, an attention's output, knows of its rows on the way? It is stored row by row.
 fn statistics_of(program: &Program, output: usize, statistics: usize) -> bool {
-    let of = |at: usize, part: AttentionPart| -> Option<(&Attention, &Call, Exit)> {
-        let call = &program.calls[at];
-        let Kernel::Product(p) = &call.kernel else { return None };
-        let Contraction::Attention(a) = &p.contraction else { return None };
-        (a.part == part).then(|| (a, call, p.exit()))
-    };
-    let Some((a, first, Exit::Direct(..))) = of(output, AttentionPart::Output) else { return false };
-    let Some((b, second, Exit::Direct(Address { offset: 0, .. }, Format::F32))) = of(statistics, AttentionPart::Lse)
-    else {
-        return false;
-    };
-    let is_free = second.waits.iter().all(|w| first.waits.contains(w)) && first.in_loop == second.in_loop;
-    is_free && (a.spec, a.format) == (b.spec, b.format) && a.operands[..2] == b.operands[..2] && a.mask() == b.mask()
+    let (first, second) = (&program.calls[output], &program.calls[statistics]);
+    let (Some(a), Some(b)) = (attention(first), attention(second)) else { return false };
+    let is_direct = |call: &Call| matches!(&call.kernel, Kernel::Product(p) if matches!(p.exit(), Exit::Direct(..)));
+    let is_plain = second.kernel.body().stores.iter().all(|s| s.view.is_whole() && s.format == Format::F32);
+    (a.part, b.part) == (AttentionPart::Output, AttentionPart::Lse)
+        && (a.spec, a.format) == (b.spec, b.format)
+        && a.operands[..2] == b.operands[..2]
+        && a.mask() == b.mask()
+        && first.in_loop == second.in_loop
+        && second.waits.iter().all(|w| first.waits.contains(w))
+        && is_direct(first)
+        && is_direct(second)
+        && is_plain
 }
 
 /// Groups of kernels, given in a running order or its reverse, each of which joins the first group of the same code that

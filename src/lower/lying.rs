@@ -4,7 +4,6 @@
 //! told, so what would only copy such an operand is left out: a `put` of a view of memory in the same format, whose rows are
 //! in one piece and begin where a wide load can.
 
-use super::kernel::WIDE;
 use super::region::resolve_view;
 use crate::error::Result;
 use crate::ir::{Graph, NodeId, Op};
@@ -15,21 +14,16 @@ pub fn read_where_it_lies(graph: Graph) -> Result<Graph> {
     if !graph.ids().any(reads) {
         return Ok(graph);
     }
-    let mut out = Graph::successor(&graph);
-    let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
-    for id in graph.ids() {
-        let mut x: Vec<NodeId> = graph.inputs(id).iter().map(|x| map[x.index()]).collect();
-        if reads(id) {
-            for x in &mut x {
-                *x = lying(&mut out, *x)?;
-            }
+    let read = graph.made_anew(|out, id, map| {
+        if !reads(id) {
+            return Ok(None);
         }
-        map.push(out.transfer(&graph, id, graph.op(id).clone(), &x, |f| map.get(f.index()).copied())?);
-    }
-    for o in graph.outputs() {
-        out.add_output(&o.name, o.role, map[o.node.index()]);
-    }
-    without_idle_copies(&out)
+        let inputs = graph.inputs(id).iter().map(|x| lying(out, map[x.index()]));
+        let x = inputs.collect::<Result<Vec<NodeId>>>()?;
+        out.transfer(&graph, id, graph.op(id).clone(), &x, |f| map.get(f.index()).copied()).map(Some)
+    })?;
+    // Copies that nobody reads any more are not made.
+    read.without_idle()
 }
 
 /// What an operand is a mere copy of, or itself.
@@ -45,42 +39,7 @@ fn lying(out: &mut Graph, id: NodeId) -> Result<NodeId> {
         }
         _ => return Ok(id),
     };
-    let wide = |n: usize| n.is_multiple_of(WIDE);
-    let is_read = resolve_view(out, copied).is_some_and(|(buffer, view)| {
-        let steps = view.strides.iter().zip(&view.dims);
-        out.ty(buffer).format == out.ty(id).format
-            && view.guards.is_empty()
-            && view.strides.last() == Some(&1)
-            && wide(view.offset)
-            && steps.rev().skip(1).all(|(s, d)| wide(*s) || *d == 1)
-    });
+    let is_read = resolve_view(out, copied)
+        .is_some_and(|(buffer, view)| out.ty(buffer).format == out.ty(id).format && view.has_wide_rows());
     Ok(if is_read { copied } else { id })
-}
-
-/// The graph without copies that nobody reads, and what only they need. Sources stay, read or not.
-fn without_idle_copies(graph: &Graph) -> Result<Graph> {
-    let mut live = vec![false; graph.len()];
-    graph.outputs().iter().for_each(|o| live[o.node.index()] = true);
-    for id in graph.ids().rev() {
-        live[id.index()] |= graph.op(id).is_source();
-        if live[id.index()] {
-            graph.inputs(id).iter().for_each(|x| live[x.index()] = true);
-        }
-    }
-    let mut out = Graph::successor(graph);
-    let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
-    for id in graph.ids() {
-        let x: Vec<NodeId> = graph.inputs(id).iter().map(|x| map[x.index()]).collect();
-        map.push(match live[id.index()] {
-            true => {
-                let place = |f: NodeId| map.get(f.index()).copied().filter(|&to| to != NodeId::end());
-                out.transfer(graph, id, graph.op(id).clone(), &x, place)?
-            }
-            false => NodeId::end(),
-        });
-    }
-    for o in graph.outputs() {
-        out.add_output(&o.name, o.role, map[o.node.index()]);
-    }
-    Ok(out)
 }

@@ -2,6 +2,9 @@
 
 use crate::ir::Num;
 
+/// Elements of a narrow format that are moved at once.
+pub(crate) const WIDE: usize = 8;
+
 /// Element `offset + Σ index·stride` for an index within `dims`. Strides are in elements; 0 repeats. Guards add positions
 /// that may lie outside the buffer: padding and windows.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +46,13 @@ impl Guard {
     }
 }
 
+/// [`View::has_wide_rows`], of a view without guards.
+pub(super) fn are_wide_rows(offset: usize, dims: &[usize], strides: &[usize]) -> bool {
+    let wide = |n: usize| n.is_multiple_of(WIDE);
+    let mut axes = dims.iter().zip(strides).rev().filter(|(d, _)| **d != 1);
+    wide(offset) && axes.next().is_none_or(|(_, step)| *step == 1) && axes.all(|(_, step)| wide(*step))
+}
+
 impl View {
     /// The whole of a row-major buffer.
     pub fn contiguous(dims: &[usize]) -> View {
@@ -51,6 +61,16 @@ impl View {
             strides[i - 1] = strides[i] * dims[i];
         }
         View { offset: 0, dims: dims.to_vec(), strides, guards: Vec::new() }
+    }
+
+    /// Is it, from its first element on, a whole row-major buffer of its extents?
+    pub(super) fn is_whole(&self) -> bool {
+        *self == View { offset: self.offset, ..View::contiguous(&self.dims) }
+    }
+
+    /// Are rows of the last axis in one piece, each beginning where a narrow format is moved sixteen bytes at once?
+    pub(super) fn has_wide_rows(&self) -> bool {
+        self.guards.is_empty() && are_wide_rows(self.offset, &self.dims, &self.strides)
     }
 
     /// Renames the axes of the guards; an axis that `to` drops stands at 0.

@@ -114,15 +114,10 @@ fn hard(dims: &[usize], rng: &mut ChaCha8Rng, moderate: impl Fn(&mut ChaCha8Rng)
     t
 }
 
-/// Is it a convolution, which takes operands with a spatial axis?
-fn is_convolution(n: &ENodeOrVar<Term>) -> bool {
-    let strides = |name| Signature::find(name).is_some_and(|row| row.attributes.iter().any(|a| a.key == "strides"));
-    matches!(n, ENodeOrVar::ENode(t) if strides(t.name()))
-}
-
-/// Is it attention, which takes operands of four axes and row statistics of three?
-fn is_attention(n: &ENodeOrVar<Term>) -> bool {
-    matches!(n, ENodeOrVar::ENode(t) if t.name().starts_with("attention"))
+/// Does a rule's left side have an operation with this attribute?
+fn has_attribute(rule: &Rule, key: &str) -> bool {
+    let has = |name| Signature::find(name).is_some_and(|row| row.attributes.iter().any(|a| a.key == key));
+    rule.left.iter().any(|n| matches!(n, ENodeOrVar::ENode(t) if has(t.name())))
 }
 
 /// The left side on random tensors of moderate numbers, if they fit it.
@@ -134,9 +129,10 @@ fn instance(rule: &Rule, kind: Numbers, rng: &mut ChaCha8Rng) -> Result<Instance
     let formats = Format::MULTIPLIED.into_iter().chain(Format::SCALED).collect();
     let mut facts = Facts { formats, ..Facts::default() };
     let mut tensors = BTreeMap::new();
-    let shapes: &[&[usize]] = if rule.left.iter().any(is_convolution) {
+    // Convolutions take a spatial axis; attention takes operands of four axes and row statistics of three.
+    let shapes: &[&[usize]] = if has_attribute(rule, "strides") {
         &[&[2, 2, 3], &[2, 1, 2], &[1, 2, 2], &[2, 2, 1], &[2, 2, 2]]
-    } else if rule.left.iter().any(is_attention) {
+    } else if has_attribute(rule, "causal") {
         &[&[1, 2, 2, 2], &[1, 2, 2]]
     } else {
         &[&[], &[3], &[2, 3], &[3, 2], &[1, 3], &[3, 3]]

@@ -228,7 +228,7 @@ fn eval(part: AttentionPart, spec: AttentionSpec, format: Format, x: &[&Tensor],
     for_each_index(&own[0].dims[..3], |row| {
         let [b, h, i] = *row else { unreachable!("three axes") };
         let (s, g) = (scores.row(b, h, i), scores.group(h));
-        let max = s.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let max = s.iter().fold(f64::NEG_INFINITY, |max, &s| Binary::Max.eval(max, s));
         match part {
             AttentionPart::Output | AttentionPart::Lse if max == f64::NEG_INFINITY => {
                 if part == AttentionPart::Lse {

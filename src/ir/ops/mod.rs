@@ -455,6 +455,12 @@ impl Op {
         self.family().spelled(self, graph, x)
     }
 
+    /// Is it differentiated by its own gradient? Else it is by that of its spelling ([`Op::spelled`]): gradients of attention
+    /// are seldom differentiated again.
+    pub(crate) fn has_gradient(&self) -> bool {
+        !matches!(self, Op::Attention { part, .. } if part.is_gradient())
+    }
+
     /// Attributes in the order text and rules write them.
     pub fn attrs(&self) -> Vec<(&'static str, Attr)> {
         match self {

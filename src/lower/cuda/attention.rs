@@ -3,8 +3,8 @@
 use super::launch::Word;
 use crate::format::Format;
 use crate::ir::AttentionPart;
-use crate::lower::kernel::{Address, Attention, Contraction, Kernel, Strided, WIDE};
-use crate::lower::view::View;
+use crate::lower::kernel::{Address, Attention, Contraction, Kernel, Strided};
+use crate::lower::view::{View, are_wide_rows};
 
 /// What the source of a program with attention begins with.
 pub(super) const INCLUDED: &str = "#include \"attention.cuh\"\n";
@@ -13,8 +13,6 @@ pub(super) fn is_attention(kernel: &Kernel) -> bool {
     matches!(kernel, Kernel::Product(p) if matches!(p.contraction, Contraction::Attention(_)))
 }
 
-/// Widest rows whose sums stay in registers.
-const WIDEST: usize = 128;
 /// Rows of a block on tensor cores.
 const OWN_ROWS: usize = 128;
 /// Threads of a block that computes one row.
@@ -41,18 +39,12 @@ fn held(a: &Attention) -> [Option<&Strided>; 7] {
 /// Does the kernel on tensor cores take it? Operands are of one narrow format, rows are whole 16-byte words.
 fn is_fast(a: &Attention, format_of: &impl Fn(Address) -> Format) -> bool {
     let multiplied = &a.operands[..a.part.operands().min(4)];
-    let wide = |n: usize| n.is_multiple_of(WIDE);
-    let is_placed = |o: &Strided| {
-        let (last, others) = o.strides.split_last().expect("four axes");
-        *last == 1 && others.iter().all(|&s| wide(s)) && wide(o.at.offset)
-    };
+    let is_taken = |o: &Strided| format_of(o.at) == a.format && are_wide_rows(o.at.offset, &o.dims, &o.strides);
     matches!(a.format, Format::F16 | Format::Bf16)
-        && multiplied.iter().all(|o| format_of(o.at) == a.format && is_placed(o))
-        && wide(a.width)
-        && a.width <= WIDEST
+        && multiplied.iter().all(is_taken)
+        && Attention::fits_units(a.width, a.value_width)
         && a.spec.scale.get() > 0.0
         && a.queries.max(a.keys) < 1 << 30
-        && (a.value_width == a.width || a.part == AttentionPart::Lse)
 }
 
 /// The kernel that computes an attention into `out`, whose view says where each row begins; of an output, also its rows'
@@ -77,7 +69,7 @@ pub(super) fn instance(
         AttentionPart::GradV => "GRAD_V",
     };
     let rounded = if a.format.is_low() { a.format.c_type() } else { "float" };
-    let (d, e) = (a.width, if a.part == AttentionPart::Lse { a.width } else { a.value_width });
+    let (d, e) = (a.width, a.value_width);
     let formats = [some(q), some(k), some(v), some(g), some(lse), some(delta), mask.unwrap_or("none"), rounded];
     let ty = format!("Attention<{}, {}, {part}, {d}, {e}, {}>", formats.join(", "), out_format.c_type(), a.spec.causal);
     let mut words: Vec<Word> = operands.iter().map(|o| o.map_or(Word::Number(0), |o| Word::Buffer(o.at))).collect();

@@ -1,8 +1,6 @@
 //! What a generated program is made of.
 
 use crate::format::Format;
-#[cfg(doc)]
-use crate::lower::Program;
 use crate::lower::kernel::Address;
 
 /// One 8-byte argument.
@@ -43,14 +41,14 @@ pub enum Launch {
     },
     /// The kernel of the program with this index, its epilogue left to the next launch if it goes to scratch.
     Product {
-        /// Position in [`Program::calls`].
+        /// Position in [`Program::calls`](crate::lower::Program::calls).
         kernel: usize,
         /// Where the library writes.
         to: Destination,
     },
     /// A convolution, by a library if it takes it, else by this kernel of ours.
     Convolution {
-        /// Position in [`Program::calls`].
+        /// Position in [`Program::calls`](crate::lower::Program::calls).
         kernel: usize,
         /// Where the result goes, whoever computes it.
         to: Destination,

@@ -14,6 +14,7 @@ use crate::lower::view::View;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt::Write;
+use std::ops::Range;
 
 /// Stands for the product scratch among buffers.
 const SCRATCH: BufferId = BufferId::MAX;
@@ -29,7 +30,7 @@ const MOST_OWNED: usize = 64;
 /// # Errors
 /// [`Error::Device`] for products in f64, kernels that move fp8, and kernels of 2^32 blocks or more.
 pub fn generate(program: &Program) -> Result<CudaProgram> {
-    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0, statistics: None, known: HashMap::new() };
+    let mut g = Generator { program, out: CudaProgram::default(), kernels: 0, known: HashMap::new() };
     g.out.source = format!(
         "#include \"pointwise.cuh\"\n#include \"reduce.cuh\"\n#include \"conv.cuh\"\n#include \"scatter.cuh\"\nusing namespace mantissa;\n\
          static_assert(UNROLLED == {UNROLLED} && CONV_TILE == {CONV_TILE}, \"what launches and estimates count with\");\n\
@@ -40,9 +41,7 @@ pub fn generate(program: &Program) -> Result<CudaProgram> {
     }
     for (at, launch) in program.launches.iter().enumerate() {
         if let Kernel::Product(product) = &program.calls[launch.start].kernel {
-            g.statistics =
-                launch.clone().nth(1).map(|second| Address::of(program.calls[second].kernel.body().stores[0].buffer));
-            g.product(launch.start, product)?;
+            g.product(launch.clone(), product)?;
         } else {
             let bodies: Vec<&Loop> = launch.clone().map(|i| program.calls[i].kernel.body()).collect();
             for chunk in bodies.chunks(most_parts(bodies[0])) {
@@ -58,21 +57,19 @@ struct Generator<'a> {
     program: &'a Program,
     out: CudaProgram,
     kernels: usize,
-    /// Where an attention's launch leaves its rows' statistics, which are the second call of its launch.
-    statistics: Option<Address>,
     /// Kernels written so far, by their text: layers that are alike share theirs.
     known: HashMap<String, String>,
 }
 
 impl Generator<'_> {
     /// A product: straight to memory if its epilogue only rounds, else to scratch, with the epilogue as a kernel.
-    fn product(&mut self, kernel: usize, p: &Product) -> Result<()> {
+    fn product(&mut self, launch: Range<usize>, p: &Product) -> Result<()> {
         let format = match p.exit() {
-            Exit::Direct(at, format) => return self.contract(kernel, p, Destination::Buffer(at, format)),
+            Exit::Direct(at, format) => return self.contract(launch, p, Destination::Buffer(at, format)),
             Exit::Scratch(format) => format,
         };
         self.out.scratch_bytes = self.out.scratch_bytes.max(p.scratch_bytes());
-        self.contract(kernel, p, Destination::Scratch(format))?;
+        self.contract(launch, p, Destination::Scratch(format))?;
         let mut body = p.epilogue.clone();
         let view = View::contiguous(&body.outer);
         body.loads.push(Load { buffer: SCRATCH, view, format });
@@ -83,7 +80,8 @@ impl Generator<'_> {
     }
 
     /// Launches a contraction: matrix products go to the library, the rest to templates of ours.
-    fn contract(&mut self, kernel: usize, p: &Product, to: Destination) -> Result<()> {
+    fn contract(&mut self, launch: Range<usize>, p: &Product, to: Destination) -> Result<()> {
+        let kernel = launch.start;
         if p.epilogue.wide {
             return Err(Error::Device("products in f64 are not generated for CUDA; use --device cpu".into()));
         }
@@ -126,7 +124,10 @@ impl Generator<'_> {
                     Destination::Scratch(_) => View::contiguous(&p.epilogue.outer),
                 };
                 let format_of = |at: Address| self.program.buffers[at.buffer].ty.format;
-                let own = attention::instance(a, out, out_format, &view, self.statistics, format_of);
+                // The rows' statistics are the second call of a launch.
+                let second = launch.clone().nth(1).map(|call| &self.program.calls[call].kernel.body().stores[0]);
+                let statistics = second.map(|s| Address { buffer: s.buffer, offset: s.view.offset });
+                let own = attention::instance(a, out, out_format, &view, statistics, format_of);
                 let launch = self.template(&own.ty, own.call, own.blocks, own.threads, own.words)?;
                 self.out.launches.extend(launch);
             }

@@ -11,13 +11,20 @@ const MOST: usize = 1 << 24;
 /// Added to a score, numbers up to this hide what it is of wherever something else is seen.
 const HIDDEN: f64 = -1e30;
 
+/// Stack that a value may need, and how much is added where less is left: constants may be chains of any length.
+const RED_ZONE: usize = 64 << 10;
+const STACK: usize = 4 << 20;
+
 /// What a mask comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mask {
     /// It hides nothing and adds nothing.
     Nothing,
     /// Each query sees the keys up to its own position.
-    Causal,
+    Causal {
+        /// Is what it hides hidden by −∞? A finite number hides only beside what is seen.
+        wholly: bool,
+    },
     /// It depends on what is trained.
     Trained,
     /// Some other mask, or one that is not known.
@@ -62,7 +69,7 @@ impl<'a> Constants<'a> {
             if j <= i { seen(v) } else { hidden(v) }
         };
         match values.dims.ends_with(&[queries, keys]) && values.data.iter().enumerate().all(is_causal) {
-            true => Mask::Causal,
+            true => Mask::Causal { wholly: keeps.is_some() || values.data.iter().all(|v| *v == 0.0 || !v.is_finite()) },
             false => Mask::Other,
         }
     }
@@ -71,7 +78,7 @@ impl<'a> Constants<'a> {
         if let Some(known) = self.known.borrow().get(&id) {
             return known.clone();
         }
-        let found = self.compute(id).map(Rc::new);
+        let found = stacker::maybe_grow(RED_ZONE, STACK, || self.compute(id)).map(Rc::new);
         self.known.borrow_mut().insert(id, found.clone());
         found
     }
@@ -135,12 +142,12 @@ impl<'a> Constants<'a> {
         if self.graph.output(name, Role::Update).is_some() {
             return None;
         }
-        let weight = self.weights.get(name)?;
+        let weight = self.weights.get(name).filter(|w| w.elements() > 0)?;
         let mut dims = weight.dims.clone();
         let bytes = weight.bytes();
         let mut first = bytes.len();
         for extent in &mut dims {
-            let part = first / (*extent).max(1);
+            let part = first / *extent;
             if *extent > 1 && bytes[..first].chunks(part).all(|p| p == &bytes[..part]) {
                 *extent = 1;
                 first = part;
@@ -149,7 +156,7 @@ impl<'a> Constants<'a> {
             }
         }
         let elements = first / weight.format.bytes();
-        if elements > MOST || weight.dims.contains(&0) {
+        if elements > MOST {
             return None;
         }
         let one = Weight::from_bytes(weight.format, &dims, &bytes[..first]);

@@ -35,24 +35,8 @@ pub fn attend(graph: Graph, weights: &Weights, wanted: impl Fn(&Attended) -> boo
     if found.is_empty() {
         return Ok(graph);
     }
-    let mut out = Graph::successor(&graph);
-    let mut map: Vec<NodeId> = Vec::with_capacity(graph.len());
-    for id in graph.ids() {
-        let x: Vec<NodeId> = graph.inputs(id).iter().map(|i| map[i.index()]).collect();
-        map.push(match found.get(&id) {
-            Some(f) => {
-                out.follow(graph.node(id));
-                let made = f.build(&mut out, &map)?;
-                out.named_as(made, &graph, id);
-                made
-            }
-            None => out.transfer(&graph, id, graph.op(id).clone(), &x, |f| map.get(f.index()).copied())?,
-        });
-    }
-    for o in graph.outputs() {
-        out.add_output(&o.name, o.role, map[o.node.index()]);
-    }
-    out.prune(out.outputs())
+    let made = graph.made_anew(|out, id, map| found.get(&id).map(|f| f.build(out, map)).transpose())?;
+    made.prune(made.outputs())
 }
 
 /// The extents of an attention that is an operation already.
@@ -79,6 +63,8 @@ struct Found {
     v: Heads,
     scale: f64,
     causal: bool,
+    /// A causal mask that hides by a finite number, and the scale of what it is added to.
+    nearly_causal: Option<Added>,
     /// What is added to scores.
     added: Vec<NodeId>,
     /// Where scores are kept, and where they are not.
@@ -163,15 +149,6 @@ impl Found {
     }
 }
 
-/// What is read through multiplications by constants, and what they multiply to.
-fn unscaled(graph: &Graph, mut id: NodeId) -> (NodeId, f64) {
-    let mut scale = 1.0;
-    while let Some((inner, by)) = scaled(graph, id) {
-        (id, scale) = (inner, scale * by);
-    }
-    (id, scale)
-}
-
 /// The number that a value is everywhere, if it is a constant in some shape.
 fn number(graph: &Graph, mut id: NodeId) -> Option<f64> {
     while matches!(graph.op(id), Op::Broadcast { .. } | Op::Reshape { .. }) {
@@ -204,17 +181,29 @@ fn spelled_at(graph: &Graph, constants: &Constants, id: NodeId) -> Option<Found>
     if graph.shape(v).rank() != rank || graph.shape(p).fixed().is_none() {
         return None;
     }
+    // Values that are multiplied by a constant stay multiplied.
+    let v = match heads_of(graph, v, tb) {
+        (heads, 1.0) => heads,
+        _ if tb => Heads::Turned(v),
+        _ => Heads::As(v),
+    };
     let mut found = Found {
         q: Heads::As(p),
         k: Heads::As(p),
-        v: heads_of(graph, v, tb).0,
+        v,
         scale: 1.0,
         causal: false,
+        nearly_causal: None,
         added: Vec::new(),
         kept: Vec::new(),
         is_flat: rank == 3,
     };
     found.scores(graph, constants, graph.inputs(p)[0], &graph.ty(p).dims())?;
+    // A finite number hides what it is added to as −∞ does, unless another mask hides all that is left.
+    match found.nearly_causal {
+        Some(mask) if !found.added.is_empty() || !found.kept.is_empty() => found.add(graph, mask)?,
+        mask => found.causal |= mask.is_some(),
+    }
     // Heads of keys and values are shared alike, or repeated as the model repeats them.
     let groups = |h: Heads| {
         let (Heads::As(id) | Heads::Turned(id)) = h;
@@ -225,38 +214,43 @@ fn spelled_at(graph: &Graph, constants: &Constants, id: NodeId) -> Option<Found>
 
 impl Found {
     /// Goes from the softmax down to the product of queries and keys.
-    fn scores(&mut self, graph: &Graph, constants: &Constants, id: NodeId, dims: &[usize]) -> Option<()> {
-        if let Some((inner, by)) = scaled(graph, id) {
-            self.scale *= by;
-            return self.scores(graph, constants, inner, dims);
-        }
+    fn scores(&mut self, graph: &Graph, constants: &Constants, mut id: NodeId, dims: &[usize]) -> Option<()> {
         let is_hidden = |id: NodeId| number(graph, id) == Some(f64::NEG_INFINITY);
-        match (graph.op(id), graph.inputs(id)) {
-            (Op::Select, &[c, s, other]) if is_hidden(other) && self.scale > 0.0 => {
-                self.mask(graph, constants, c, Some(true), dims)?;
-                self.scores(graph, constants, s, dims)
+        loop {
+            if graph.ty(id).dims() != dims {
+                return None;
             }
-            (Op::Select, &[c, other, s]) if is_hidden(other) && self.scale > 0.0 => {
-                self.mask(graph, constants, c, Some(false), dims)?;
-                self.scores(graph, constants, s, dims)
+            if let Some((inner, by)) = scaled(graph, id) {
+                (id, self.scale) = (inner, self.scale * by);
+                continue;
             }
-            (Op::Binary(Binary::Add), &[a, b]) => {
-                let is_product = |id: NodeId| {
-                    let (inner, _) = unscaled(graph, id);
-                    graph.ty(id).dims() == dims && !matches!(graph.op(inner), Op::State { .. } | Op::Input { .. })
-                };
-                let reaches = |id: NodeId| is_product(id) && leads_to_product(graph, id, 8);
-                let (s, mask) = if reaches(a) { (a, b) } else { (b, a) };
-                self.mask(graph, constants, mask, None, dims)?;
-                self.scores(graph, constants, s, dims)
-            }
-            (&Op::MatMul { ta: false, tb, format: Format::F32 }, &[q, k]) if graph.ty(id).dims() == dims => {
-                let ((q, by_q), (k, by_k)) = (heads_of(graph, q, false), heads_of(graph, k, !tb));
-                self.scale *= by_q * by_k;
-                (self.q, self.k) = (q, k);
-                (self.scale.is_finite() && self.scale != 0.0).then_some(())
-            }
-            _ => None,
+            id = match (graph.op(id), graph.inputs(id)) {
+                (Op::Select, &[c, s, other]) if is_hidden(other) => {
+                    self.mask(graph, constants, c, Some(true), dims)?;
+                    s
+                }
+                (Op::Select, &[c, other, s]) if is_hidden(other) => {
+                    self.mask(graph, constants, c, Some(false), dims)?;
+                    s
+                }
+                (Op::Binary(Binary::Add), &[a, b]) => {
+                    let is_scores = graph.ty(a).dims() == dims && leads_to_product(graph, a, DEPTH);
+                    let (s, mask) = if is_scores { (a, b) } else { (b, a) };
+                    self.mask(graph, constants, mask, None, dims)?;
+                    s
+                }
+                (&Op::MatMul { ta: false, tb, format: Format::F32 }, &[q, k]) => {
+                    // A matrix of keys that all heads share is no tensor of heads.
+                    if graph.shape(k).rank() != dims.len() {
+                        return None;
+                    }
+                    let ((q, by_q), (k, by_k)) = (heads_of(graph, q, false), heads_of(graph, k, !tb));
+                    self.scale *= by_q * by_k;
+                    (self.q, self.k) = (q, k);
+                    return (self.scale.is_finite() && self.scale > 0.0).then_some(());
+                }
+                _ => return None,
+            };
         }
     }
 
@@ -269,27 +263,43 @@ impl Found {
         keeps: Option<bool>,
         dims: &[usize],
     ) -> Option<()> {
-        match constants.mask(id, keeps, dims) {
-            Mask::Nothing => return Some(()),
-            Mask::Causal => {
-                self.causal = true;
-                return Some(());
-            }
-            Mask::Trained => return None,
-            Mask::Other => {}
+        let mask = constants.mask(id, keeps, dims);
+        if mask == Mask::Nothing {
+            return Some(());
         }
-        let rank = graph.shape(id).rank();
-        // What is added is not scaled, and a mask of three axes is one of all heads or of each.
-        if rank > dims.len() || (keeps.is_none() && self.scale != 1.0) || (dims.len() == 3 && rank == 4) {
+        // Scaled by a negative number, what was hidden would be all that is seen.
+        if mask == Mask::Trained || self.scale <= 0.0 {
             return None;
         }
-        match keeps {
-            Some(keeps) => self.kept.push((id, keeps)),
-            None => self.added.push(id),
+        match (mask, keeps) {
+            (Mask::Causal { wholly: true }, _) => self.causal = true,
+            (Mask::Causal { wholly: false }, _) if self.nearly_causal.is_none() => {
+                self.nearly_causal = Some(Added { mask: id, scale: self.scale });
+            }
+            (_, None) => self.add(graph, Added { mask: id, scale: self.scale })?,
+            // A mask of three axes is one of all heads or of each.
+            (_, Some(keeps)) if graph.shape(id).rank() <= dims.len() => self.kept.push((id, keeps)),
+            _ => return None,
         }
         Some(())
     }
+
+    /// Takes a mask that is added, if it is not scaled with what it is added to.
+    fn add(&mut self, graph: &Graph, Added { mask, scale }: Added) -> Option<()> {
+        let rank = if self.is_flat { 3 } else { 4 };
+        (graph.shape(mask).rank() <= rank && scale == 1.0).then(|| self.added.push(mask))
+    }
 }
+
+/// A mask that is added to scores, and what both are multiplied by.
+#[derive(Clone, Copy, Debug)]
+struct Added {
+    mask: NodeId,
+    scale: f64,
+}
+
+/// Operations from a sum to the product that it is of, at most.
+const DEPTH: usize = 8;
 
 /// Does a value come of a matrix product by masks and scales alone, so many of them at most?
 fn leads_to_product(graph: &Graph, id: NodeId, depth: usize) -> bool {

@@ -3,7 +3,7 @@
 use super::gemm::{elements, matrix, multiply};
 use super::real::Real;
 use crate::format::Format;
-use crate::ir::AttentionPart;
+use crate::ir::{AttentionPart, ReduceKind};
 use crate::lower::{Attention, Program, Strided};
 use crate::run::Bytes;
 use ndarray::{ArrayView2, LinalgScalar};
@@ -198,7 +198,7 @@ impl<T: Real + LinalgScalar> Whole<'_, T> {
 
 /// A row of scores as its exponentials, with the largest subtracted: that, and their sum.
 fn exponentials<T: Real>(row: &mut [T]) -> (f64, f64) {
-    let max = row.iter().map(|s| s.get()).fold(f64::NEG_INFINITY, f64::max);
+    let max = row.iter().fold(T::of(f64::NEG_INFINITY), |max, &s| T::combine(ReduceKind::Max, max, s)).get();
     let mut sum = 0.0;
     for s in row.iter_mut() {
         let e = if max == f64::NEG_INFINITY { 0.0 } else { (s.get() - max).exp() };
