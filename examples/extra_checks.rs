@@ -199,7 +199,8 @@ fn generated(target: &str) -> Result<Vec<(String, String)>> {
         let compiled = settings.compile(&model, &rules, None)?;
         Ok((name, cuda::generate(&lower(verify(&compiled.planned.graph)?)?)?.source))
     };
-    cases(target)?.into_iter().map(one).collect()
+    let counts = std::iter::once(Ok(("what watches".to_owned(), cuda::spread_source())));
+    cases(target)?.into_iter().map(one).chain(counts).collect()
 }
 
 /// Every model under every policy the target has the formats for; optimizers and clipping take turns, and the first

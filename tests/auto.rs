@@ -1,5 +1,8 @@
 //! Policy auto: noise estimated against noise measured, budgets kept, and networks that lists of operations cannot train.
 
+mod common;
+
+use common::announce;
 use mantissa::data::{Dataset, Feature, Labels};
 use mantissa::error::Error;
 use mantissa::format::Format;
@@ -7,8 +10,10 @@ use mantissa::ir::{Op, text};
 use mantissa::model::Model;
 use mantissa::plan::{Budget, Policy, print_table};
 use mantissa::rewrite::RuleSet;
+use mantissa::run::Backend;
 use mantissa::run::cpu::Cpu;
-use mantissa::train::{Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
+use mantissa::run::cuda::{Cuda, available};
+use mantissa::train::{Bench, Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
 use std::path::PathBuf;
 
 /// Ten noisy prototypes of 64 numbers.
@@ -46,8 +51,18 @@ fn effort(budget: Budget) -> Effort {
 }
 
 fn auto(source: &str, formats: &[Format], effort: Effort) -> Result<Compiled, Error> {
-    let rules = RuleSet::builtin().unwrap();
-    compile_by_evidence(&settings(formats), &model(source), &rules, &dataset(1536), 0, effort, &|_| ())
+    by_evidence(&settings(formats), source, &dataset(1536), &Cpu, effort)
+}
+
+fn by_evidence(
+    settings: &Settings,
+    source: &str,
+    data: &Dataset,
+    backend: &dyn Backend,
+    effort: Effort,
+) -> Result<Compiled, Error> {
+    let bench = Bench { data, seed: 0, backend };
+    compile_by_evidence(settings, &model(source), &RuleSet::builtin().unwrap(), bench, effort, &|_| ())
 }
 
 const SMOOTH: &str = "model smooth {
@@ -199,10 +214,7 @@ fn a_network_that_defeats_lists_trains_by_evidence() {
 /// A budget that nothing can keep is refused, and says what is still rounded. f32 itself is not exact.
 #[test]
 fn data_that_cannot_calibrate_is_refused() {
-    let rules = RuleSet::builtin().unwrap();
-    let few = dataset(8);
-    let s = settings(&[Format::F16]);
-    let error = compile_by_evidence(&s, &model(SMOOTH), &rules, &few, 0, Effort::default(), &|_| ()).unwrap_err();
+    let error = by_evidence(&settings(&[Format::F16]), SMOOTH, &dataset(8), &Cpu, Effort::default()).unwrap_err();
     assert!(error.to_string().contains("batch"), "{error}");
 }
 
@@ -212,10 +224,7 @@ fn a_static_loss_scale_stays() {
     let mut settings = settings(&[Format::F16]);
     settings.recipe.scaler.mode = ScalerMode::Static;
     settings.recipe.scaler.init = 1024.0;
-    let rules = RuleSet::builtin().unwrap();
-    let compiled =
-        compile_by_evidence(&settings, &model(SMOOTH), &rules, &dataset(1536), 0, effort(Budget::Noise(0.5)), &|_| ());
-    let compiled = compiled.unwrap();
+    let compiled = by_evidence(&settings, SMOOTH, &dataset(1536), &Cpu, effort(Budget::Noise(0.5))).unwrap();
     assert_eq!(compiled.settings.recipe.scaler.init, 1024.0);
     assert_eq!(compiled.settings.calibration.as_ref().unwrap().loss_scale, 1024.0);
     assert_eq!(Session::new(compiled, 0, &Cpu).unwrap().scale().unwrap(), 1024.0);
@@ -238,4 +247,42 @@ fn layers_by_evidence_are_planned_one_by_one() {
     assert!(table(&by_lists).contains("layers: 8 that are alike, planned as 4"), "{}", table(&by_lists));
     let why = "layers: planned one by one, for evidence differs from layer to layer";
     assert!(table(&by_evidence).contains(why), "{}", table(&by_evidence));
+}
+
+/// A GPU finds of every value and rounding what the CPU finds, and measures plans as the CPU does.
+#[test]
+fn a_gpu_calibrates_as_the_cpu_does() {
+    if !available() {
+        announce("skipped: no GPU");
+        return;
+    }
+    let both = [Format::F16, Format::Bf16];
+    for (name, source) in [("smooth", SMOOTH), ("rectified", RECTIFIED), ("convolution", CONVOLUTION)] {
+        let on = |backend: &dyn Backend| {
+            by_evidence(&settings(&both), source, &dataset(1536), backend, effort(Budget::Noise(0.3))).unwrap()
+        };
+        let (cpu, gpu) = (on(&Cpu), on(&Cuda::default()));
+        let found = |c: &Compiled| c.settings.calibration.clone().unwrap();
+        let (ours, theirs) = (found(&cpu), found(&gpu));
+        assert_eq!(ours.evidence.values.keys().collect::<Vec<_>>(), theirs.evidence.values.keys().collect::<Vec<_>>());
+        for (value, a) in &ours.evidence.values {
+            let b = &theirs.evidence.values[value];
+            assert_eq!((a.count, a.non_finite), (b.count, b.non_finite), "{value} of {name}");
+            let far = (f64::from(a.largest) / f64::from(b.largest)).ln().abs();
+            assert!(a.largest == b.largest || far < 0.05, "{value} of {name}: {} and {}", a.largest, b.largest);
+        }
+        let (mut worst, mut shares) = (1.0f64, 0);
+        for (value, a) in &ours.values {
+            for (format, &a) in a {
+                let b = theirs.values[value][format];
+                assert_eq!(a == 0.0, b == 0.0, "{value} of {name} in {format}: {a} and {b}");
+                if a > 1e-12 {
+                    (worst, shares) = (worst.max(a / b).max(b / a), shares + 1);
+                }
+            }
+        }
+        announce(&format!("{name}: {shares} shares, {worst:.3} times apart at most"));
+        assert!(shares > 20 && worst < 1.5, "{name}: {shares} shares are up to {worst} times apart");
+        assert!(gpu.planned.measured.unwrap().keeps_budget());
+    }
 }

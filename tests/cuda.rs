@@ -4,14 +4,16 @@ mod common;
 
 use bytesize::ByteSize;
 use common::{MODELS, announce, compile, decoder, distance, feed, initialise_all, noise};
-use mantissa::format::{Format, Overflow};
+use mantissa::format::{Format, Overflow, Spread};
 use mantissa::ir::{NodeId, Op, Tensor, evaluate, text, verify};
 use mantissa::lower::lower;
 use mantissa::plan::Policy;
-use mantissa::run::cpu::CpuRunner;
+use mantissa::run::cpu::{Cpu, CpuRunner};
 use mantissa::run::cuda::{Cuda, available};
 use mantissa::run::{Backend, Device};
 use mantissa::train::{Compiled, Settings};
+use std::cell::RefCell;
+use std::rc::Rc;
 
 fn gpu() -> bool {
     if !available() {
@@ -226,4 +228,37 @@ fn the_same_seed_gives_the_same_bits() {
         cuda.read_bytes("w1").unwrap()
     };
     assert_eq!(run(), run());
+}
+
+/// What a GPU counts of a source is what the CPU counts, to the element: zeros, subnormals, infinities, NaN.
+#[test]
+fn what_buffers_hold_is_counted_alike() {
+    if !gpu() {
+        return;
+    }
+    let mut bits = 1u32;
+    let mut any = || {
+        bits = bits.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        f32::from_bits((bits >> ((bits >> 28) + 4)) ^ bits)
+    };
+    for (format, n) in [("f32", 1), ("f32", 100_003), ("f32", 3 << 20), ("f16", 70_001), ("bf16", 70_001)] {
+        let mut values: Vec<f32> = (0..n).map(|_| any()).collect();
+        values[n / 2] = -0.0;
+        let source = format!("model m {{ input x: {format}[{n}] y = put(sum(x * 0.0), format=f32) output y }}");
+        let graph = text::parse(&source, "m.mir").unwrap();
+        let seen = |backend: &dyn Backend| {
+            let told = Rc::new(RefCell::new(Vec::new()));
+            let (to, program) = (told.clone(), lower(verify(&graph).unwrap()).unwrap());
+            let watcher = move |name: &str, s: &Spread| to.borrow_mut().push((name.to_owned(), s.clone()));
+            let mut device = backend.watch(program, Box::new(watcher)).unwrap();
+            device.write("x", &values).unwrap();
+            // Counts are of one run each.
+            device.run().unwrap();
+            device.run().unwrap();
+            told.take()
+        };
+        let (cpu, cuda) = (seen(&Cpu), seen(&Cuda::default()));
+        assert_eq!(cpu.len(), 4, "the input and the sum, twice");
+        assert_eq!(cpu, cuda, "{n} elements of {format}");
+    }
 }

@@ -8,7 +8,7 @@ use mantissa::model::Model;
 use mantissa::plan::{Overrides, Policy};
 use mantissa::rewrite::RuleSet;
 use mantissa::run::cpu::Cpu;
-use mantissa::train::{Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
+use mantissa::train::{Bench, Compiled, Effort, ScalerMode, Session, Settings, compile_by_evidence};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -59,7 +59,9 @@ fn norms_are_narrow_outside_and_wide_inside() {
     let sizes = [("batch".to_owned(), 1024)].into();
     let s = Settings { formats: vec![Format::F16], sizes, ..settings(Policy::Auto) };
     let effort = Effort { batches: 3, ..Effort::default() };
-    let compiled = compile_by_evidence(&s, &model(NORMED), &rules, &data, 0, effort, &|_| ()).unwrap();
+    let compiled =
+        compile_by_evidence(&s, &model(NORMED), &rules, Bench { data: &data, seed: 0, backend: &Cpu }, effort, &|_| ())
+            .unwrap();
     let g = &compiled.planned.graph;
     let norm = g.ids().find(|&id| matches!(g.op(id), Op::LayerNorm { .. })).expect("it stays whole");
     assert_eq!(g.ty(g.inputs(norm)[0]).format, Format::F16, "{}", text::print(g));
@@ -99,14 +101,24 @@ fn gradients_that_a_format_loses_are_not_stored_in_it() {
     let mut s = Settings { formats: vec![Format::F16], ..settings(Policy::Auto) };
     s.recipe.scaler.mode = ScalerMode::Off;
     let effort = Effort { batches: 3, ..Effort::default() };
-    let compiled = compile_by_evidence(&s, &model(&quiet), &rules, &data, 0, effort, &|_| ()).unwrap();
+    let compiled =
+        compile_by_evidence(&s, &model(&quiet), &rules, Bench { data: &data, seed: 0, backend: &Cpu }, effort, &|_| ())
+            .unwrap();
     let g = &compiled.planned.graph;
     let kept: Vec<&str> = narrow(g).into_iter().map(|id| g.name_of(id)).filter(|n| n.starts_with("d.")).collect();
     assert!(kept.is_empty(), "gradients near 1e-10 in f16: {kept:?}");
     assert!(compiled.planned.measured.unwrap().keeps_budget());
     // With a scale they are representable, and the scale is found.
     let scaled = Settings { formats: vec![Format::F16], ..settings(Policy::Auto) };
-    let compiled = compile_by_evidence(&scaled, &model(&quiet), &rules, &data, 0, effort, &|_| ()).unwrap();
+    let compiled = compile_by_evidence(
+        &scaled,
+        &model(&quiet),
+        &rules,
+        Bench { data: &data, seed: 0, backend: &Cpu },
+        effort,
+        &|_| (),
+    )
+    .unwrap();
     assert!(compiled.settings.recipe.scaler.init >= 65536.0, "{}", compiled.settings.recipe.scaler.init);
 }
 

@@ -2,13 +2,12 @@
 
 use super::StepArgs;
 use super::show::bar;
-use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::plan::Budget;
 use crate::rewrite::RuleSet;
 use crate::train::{
-    Compiled, Effort, Laboratory, PlannedInference, Settings, Stage, compile_by_evidence, plan_inference,
+    Bench, Compiled, Effort, Laboratory, PlannedInference, Settings, Stage, compile_by_evidence, plan_inference,
 };
 use clap::Args;
 
@@ -40,16 +39,9 @@ impl EvidenceArgs {
     }
 
     /// Compiles by what the data shows, saying on stderr what goes on.
-    pub fn compile(
-        &self,
-        settings: &Settings,
-        model: &Model,
-        step: &StepArgs,
-        data: &Dataset,
-        seed: u64,
-    ) -> Result<Compiled> {
+    pub fn compile(&self, settings: &Settings, model: &Model, step: &StepArgs, bench: Bench) -> Result<Compiled> {
         let (effort, rules) = (self.effort(Budget::default())?, step.rule_set()?);
-        told(&effort, settings, |progress| compile_by_evidence(settings, model, &rules, data, seed, effort, progress))
+        told(&effort, settings, |progress| compile_by_evidence(settings, model, &rules, bench, effort, progress))
     }
 
     /// Plans a model for inference, by what the data shows where there is some.
@@ -58,13 +50,12 @@ impl EvidenceArgs {
         settings: &Settings,
         model: &Model,
         rules: &RuleSet,
-        data: Option<&Dataset>,
+        bench: Option<Bench>,
         as_file: bool,
     ) -> Result<PlannedInference> {
         let effort = self.effort(Budget::Outputs(OF_OUTPUTS))?;
-        let data = data.map(|d| (d, 0));
-        let run = |progress: &dyn Fn(Stage)| plan_inference(settings, model, rules, data, effort, as_file, progress);
-        if data.is_some() { told(&effort, settings, run) } else { run(&|_| {}) }
+        let run = |progress: &dyn Fn(Stage)| plan_inference(settings, model, rules, bench, effort, as_file, progress);
+        if bench.is_some() { told(&effort, settings, run) } else { run(&|_| {}) }
     }
 }
 

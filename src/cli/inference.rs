@@ -11,7 +11,7 @@ use crate::plan::{
     Heading, PlanFile, Planned, Policy, Request, clip, percent, plan, print_summary, print_table, report,
 };
 use crate::rewrite::RuleSet;
-use crate::train::{PlannedInference, Settings};
+use crate::train::{Bench, PlannedInference, Settings};
 use std::path::Path;
 
 /// Plans what the arguments name; with `onnx`, for the model's own file in mixed precision of that name.
@@ -29,7 +29,9 @@ pub fn planned(args: &WhatArgs, what: &Path, onnx: Option<&Path>) -> Result<(Pla
         settings.request()?.target.require(settings.low)?;
     }
     let rules = args.step.rule_set()?;
-    let planned = args.evidence.plan_inference(&settings, &model, &rules, data.as_ref(), onnx.is_some())?;
+    let backend = args.backend()?;
+    let bench = data.as_ref().map(|data| Bench { data, seed: 0, backend: &*backend });
+    let planned = args.evidence.plan_inference(&settings, &model, &rules, bench, onnx.is_some())?;
     Ok((planned, model, rules))
 }
 

@@ -4,10 +4,11 @@ use super::show::bar;
 use super::train::{DataArgs, prepare};
 use super::{StepArgs, out, read_model};
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{Fate, Format, Spread};
 use crate::ir::{Graph, Stage};
-use crate::plan::{Evidence, Fate, Spread, clip, seconds};
-use crate::train::{Observed, observe};
+use crate::plan::{Evidence, clip, seconds};
+use crate::run::DeviceKind;
+use crate::train::{Bench, Observed, observe};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -27,6 +28,9 @@ pub struct ProfileArgs {
     /// Steps to run
     #[arg(long, value_name = "N", default_value_t = 8)]
     batches: usize,
+    /// Where to run them: cpu, cuda, or auto (cuda if there is one)
+    #[arg(long, default_value = "auto")]
+    device: String,
     /// Print all values, not only those of the two passes that the format would damage
     #[arg(long)]
     all: bool,
@@ -59,8 +63,9 @@ pub fn run(args: &ProfileArgs) -> Result<()> {
     let bar = bar(args.batches, "step {pos} of {len}");
     let start = Instant::now();
     let tick = || bar.inc(1);
-    let Observed { mut session, evidence, losses } =
-        observe(&settings, &model, &rules, &data, plan.seed, args.batches, &tick)?;
+    let backend = args.device.parse::<DeviceKind>()?.backend();
+    let bench = Bench { data: &data, seed: plan.seed, backend: &*backend };
+    let Observed { mut session, evidence, losses } = observe(&settings, &model, &rules, bench, args.batches, &tick)?;
     bar.finish_and_clear();
     let evidence = evidence.borrow();
     let low = session.compiled.settings.low;

@@ -6,7 +6,7 @@ use crate::data::{self, Dataset, Source};
 use crate::error::{Error, Result};
 use crate::plan::{PlanFile, Policy, percent};
 use crate::run::{Backend, DeviceKind};
-use crate::train::{Compiled, EpochReport, Outcome, Place, Run, RunFile, Settings, train};
+use crate::train::{Bench, Compiled, EpochReport, Outcome, Place, Run, RunFile, Settings, train};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -150,8 +150,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             settings.formats.clone_from(&e.formats);
         }
     }
+    let backend = args.run.device.parse::<DeviceKind>()?.backend();
     let compiled = if settings.policy == Policy::Auto && saved.is_none() {
-        args.evidence.compile(&settings, &model, &args.step, &data, run.seed)?
+        let bench = Bench { data: &data, seed: run.seed, backend: &*backend };
+        args.evidence.compile(&settings, &model, &args.step, bench)?
     } else {
         settings.compile(&model, &args.step.rule_set()?, saved.as_ref().map(|(f, p)| (f, *p)))?
     };
@@ -161,7 +163,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             say!("{line}");
         }
     }
-    let backend = args.run.device.parse::<DeviceKind>()?.backend();
     to_the_end(compiled, &data, &run, &args.run, &*backend)
 }
 

@@ -10,7 +10,8 @@ use crate::lower::{lower, outline};
 use crate::model::Model;
 use crate::plan::Policy;
 use crate::rewrite::RuleSet;
-use crate::train::{Compiled, Settings};
+use crate::run::{Backend, DeviceKind};
+use crate::train::{Bench, Compiled, Settings};
 use clap::Args;
 use std::path::{Path, PathBuf};
 
@@ -27,6 +28,9 @@ pub struct WhatArgs {
     /// Multiply the features of --calibrate by this
     #[arg(long, value_name = "X", requires = "calibrate")]
     scale: Option<f64>,
+    /// Where the data runs: cpu, cuda, or auto (cuda if there is one)
+    #[arg(long, default_value = "auto")]
+    device: String,
     /// Change a value of the run file, as in train.epochs=5
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
@@ -59,10 +63,17 @@ impl WhatArgs {
         let Asked { model, settings, rules, data, seed } = asked;
         match data {
             Some(data) if settings.policy == Policy::Auto => {
-                self.evidence.compile(settings, model, &self.step, data, *seed)
+                let backend = self.backend()?;
+                let bench = Bench { data, seed: *seed, backend: &*backend };
+                self.evidence.compile(settings, model, &self.step, bench)
             }
             _ => settings.compile(model, rules, None),
         }
+    }
+
+    /// What calibrates.
+    pub fn backend(&self) -> Result<Box<dyn Backend>> {
+        Ok(self.device.parse::<DeviceKind>()?.backend())
     }
 
     /// Reads and plans what is asked for.

@@ -6,8 +6,10 @@
 //! a small IEEE format.
 
 mod memory;
+mod spread;
 
 pub use memory::{Register, narrow, widen};
+pub use spread::{Fate, Spread};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;

@@ -23,8 +23,8 @@ mod units;
 pub use attention::attend;
 pub use choice::copy_name;
 pub use evidence::{
-    Budget, Calibration, Evidence, Fate, HEADROOM, Kink, Measured, Probe, Shares, Spread, gradient_output,
-    gradient_outputs, observed, percent, probe,
+    Budget, Calibration, Evidence, HEADROOM, Kink, Measured, Probe, Shares, gradient_output, gradient_outputs,
+    observed, percent, probe,
 };
 pub use file::{EvidenceSummary, PLAN_VERSION, PlanFile, fingerprint};
 pub use interval::beyond;

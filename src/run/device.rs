@@ -1,7 +1,7 @@
 //! What is asked of a device.
 
 use crate::error::Result;
-use crate::format::{Format, widen};
+use crate::format::{Format, Spread, widen};
 use crate::lower::Program;
 use crate::memory::Bytes;
 use std::time::Instant;
@@ -13,7 +13,17 @@ pub trait Backend {
     /// # Errors
     /// That there is none on this machine, that it lacks memory, or what of the program it cannot run.
     fn open(&self, program: Program) -> Result<Box<dyn Device>>;
+
+    /// Puts a program on it that tells, whenever it runs, what the elements of every source and stored value in floating
+    /// point are like.
+    ///
+    /// # Errors
+    /// Those of [`Backend::open`].
+    fn watch(&self, program: Program, watcher: Watcher) -> Result<Box<dyn Device>>;
 }
+
+/// Told a buffer's name and what its elements are like: sources first, then each kernel's stores, in the order they run.
+pub type Watcher = Box<dyn FnMut(&str, &Spread)>;
 
 /// A program with its memory on some device.
 pub trait Device {

@@ -5,10 +5,8 @@ pub mod cpu;
 pub mod cuda;
 mod device;
 mod init;
-mod watch;
 
 pub use crate::memory::Bytes;
 pub use choose::DeviceKind;
-pub use device::{Backend, Device};
+pub use device::{Backend, Device, Watcher};
 pub use init::initialise;
-pub use watch::{Watched, Watcher};

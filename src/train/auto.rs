@@ -1,11 +1,11 @@
 //! Planning by evidence: calibrate, plan, measure the plan on batches it was not chosen by, and tighten where it adds more
 //! noise than it may.
 
+use super::bench::Bench;
 use super::calibrate::{Effort, Laboratory, Trial};
 use super::compile::{Compiled, Settings};
 use super::gradients::with_gradients;
 use super::subject::Subject;
-use crate::data::Dataset;
 use crate::error::Result;
 use crate::format::Format;
 use crate::model::{Model, Weights};
@@ -37,8 +37,7 @@ pub fn compile_by_evidence(
     settings: &Settings,
     model: &Model,
     rules: &RuleSet,
-    data: &Dataset,
-    seed: u64,
+    bench: Bench,
     effort: Effort,
     progress: &dyn Fn(Stage),
 ) -> Result<Compiled> {
@@ -47,8 +46,8 @@ pub fn compile_by_evidence(
     let formats = settings.formats();
     settings.low = if formats.contains(&Format::F16) { Format::F16 } else { *formats.first().unwrap_or(&Format::Bf16) };
     let before = settings.clone();
-    let subject = Subject::training(&before, model, rules, data, seed, effort.batches, &|| progress(Stage::Ran))?;
-    let mut lab = Laboratory::new(&before, subject, data, seed, effort, &|| progress(Stage::Ran))?;
+    let subject = Subject::training(&before, model, rules, bench, effort.batches, &|| progress(Stage::Ran))?;
+    let mut lab = Laboratory::new(&before, subject, bench, effort, &|| progress(Stage::Ran))?;
     within_budget(&mut lab, &mut settings, progress, |settings| {
         let compiled = settings.compile(model, rules, None)?;
         let (graph, outputs) = with_gradients(&compiled.planned, &compiled.step, &compiled.gradient_of)?;

@@ -4,21 +4,19 @@
 //! ranges found, and a probe ([`crate::plan::probe`]) says how much rounding each value would add. Plans are measured on
 //! batches that the probe has not seen.
 
+use super::bench::Bench;
 use super::compile::Settings;
 use super::feeds::{feed, feeds};
-use super::gradients::{PlainResults, write_copies, write_sources};
+use super::gradients::{OnDemand, PlainResults, write_copies, write_sources};
 use super::recipe::ScalerMode;
 use super::step::names;
 use super::subject::Subject;
-use crate::data::Dataset;
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{Format, Spread};
 use crate::ir::{Graph, Op, Stage, verify};
 use crate::lower::{lower, lower_visibly};
 use crate::model::{Weight, Weights};
-use crate::plan::{Budget, Calibration, HEADROOM, Kink, Measured, Probe, Shares, Spread, probe};
-use crate::run::Device;
-use crate::run::cpu::CpuRunner;
+use crate::plan::{Budget, Calibration, HEADROOM, Kink, Measured, Probe, Shares, probe};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::BTreeMap;
@@ -60,14 +58,13 @@ pub struct Trial {
     pub constants: Weights,
 }
 
-/// Where a subject's rounding errors are estimated and measured, on the CPU.
+/// Where a subject's rounding errors are estimated and measured.
 pub struct Laboratory<'a> {
     settings: &'a Settings,
-    data: &'a Dataset,
+    bench: Bench<'a>,
     subject: Subject,
-    seed: u64,
     effort: Effort,
-    plain: PlainResults,
+    plain: PlainResults<'a>,
     /// What a result's error is measured in: the norm of its noise, or its own.
     unit: BTreeMap<String, f64>,
     /// How much each result counts.
@@ -75,13 +72,13 @@ pub struct Laboratory<'a> {
     /// How much larger noise is taken than it was estimated.
     strictness: f64,
     /// Built by the first calibration.
-    instrument: Option<Instrument>,
+    instrument: Option<Instrument<'a>>,
 }
 
 /// The probe, ready to run: it stays the same however strictly its findings are judged.
-struct Instrument {
+struct Instrument<'a> {
     probe: Probe,
-    device: CpuRunner,
+    device: OnDemand<'a>,
     /// Width and slope of every kink, by format.
     bands: Vec<BTreeMap<Format, [f64; 2]>>,
 }
@@ -91,25 +88,14 @@ impl<'a> Laboratory<'a> {
     pub(super) fn new(
         settings: &'a Settings,
         subject: Subject,
-        data: &'a Dataset,
-        seed: u64,
+        bench: Bench<'a>,
         effort: Effort,
         tick: &dyn Fn(),
     ) -> Result<Laboratory<'a>> {
-        let plain = PlainResults::new(&subject.step, &subject.results)?;
+        let plain = PlainResults::new(&subject.step, &subject.results, bench.backend)?;
         let (unit, weight) = (BTreeMap::new(), BTreeMap::new());
-        let mut lab = Laboratory {
-            settings,
-            data,
-            subject,
-            seed,
-            effort,
-            plain,
-            unit,
-            weight,
-            strictness: 1.0,
-            instrument: None,
-        };
+        let mut lab =
+            Laboratory { settings, bench, subject, effort, plain, unit, weight, strictness: 1.0, instrument: None };
         lab.choose_scale();
         lab.measure_noise(tick)?;
         Ok(lab)
@@ -169,9 +155,9 @@ impl<'a> Laboratory<'a> {
         let nudged = self.nudged();
         let mut residue: BTreeMap<String, f64> = BTreeMap::new();
         for (i, rows) in self.subject.probed.iter().enumerate() {
-            let plain = self.plain.of(&self.subject.sources, self.data, rows)?;
+            let plain = self.plain.of(&self.subject.sources, self.bench.data, rows)?;
             if i < NUDGED && !nudged.is_empty() {
-                let moved = self.plain.of(self.subject.sources.iter().chain(&nudged), self.data, rows)?;
+                let moved = self.plain.of(self.subject.sources.iter().chain(&nudged), self.bench.data, rows)?;
                 for ((p, g), (_, m)) in plain.iter().zip(&moved) {
                     *residue.entry(p.clone()).or_insert(0.0) +=
                         distance2(g, m) / NUDGED.min(self.subject.probed.len()) as f64;
@@ -214,7 +200,7 @@ impl<'a> Laboratory<'a> {
 
     /// The parameters, each element moved to a neighbouring number of f32.
     fn nudged(&self) -> Weights {
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let mut rng = ChaCha8Rng::seed_from_u64(self.bench.seed);
         let step = &self.subject.step;
         let is_param = |name: &str| step.find(name).is_some_and(|id| matches!(step.op(id), Op::Param { .. }));
         let params = self.subject.sources.iter().filter(|(name, w)| w.format == Format::F32 && is_param(name));
@@ -269,11 +255,10 @@ impl<'a> Laboratory<'a> {
         calibration
     }
 
-    fn instrument(&self) -> Result<Instrument> {
+    fn instrument(&self) -> Result<Instrument<'a>> {
         let formats = self.settings.probed();
         let probe = probe(&self.subject.step, &self.subject.results, formats.iter().copied().collect())?;
-        let mut device = CpuRunner::open(lower(verify(&probe.graph)?)?)?;
-        write_sources(&mut device, &self.subject.sources)?;
+        let device = OnDemand::new(self.bench.backend, lower(verify(&probe.graph)?)?);
         let bands = self.bands(&probe.kinks, &probe.spreads, &formats)?;
         Ok(Instrument { probe, device, bands })
     }
@@ -282,11 +267,15 @@ impl<'a> Laboratory<'a> {
         let Instrument { probe: Probe { graph, gradients, roundings, kinks, .. }, device, bands } = instrument;
         let formats = self.settings.probed();
         let feeds = feeds(graph);
-        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let (device, is_new) = device.device()?;
+        if is_new {
+            write_sources(device, &self.subject.sources)?;
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.bench.seed);
         let total: f64 = self.unit.keys().map(|p| self.weight[p]).sum();
         let mut sums = vec![(0.0, 0.0); roundings.len()];
         for rows in &self.subject.probed {
-            feed(device, &feeds, self.data, rows)?;
+            feed(device, &feeds, self.bench.data, rows)?;
             // Kinks blur by what a format does, so each format has draws of its own.
             for (format, _) in formats.iter().flat_map(|f| (0..self.effort.draws).map(move |n| (f, n))) {
                 for (kink, by_format) in kinks.iter().zip(&*bands) {
@@ -343,12 +332,15 @@ impl<'a> Laboratory<'a> {
 
     /// Band and slope of every kink, by format.
     fn bands(&self, kinks: &[Kink], spreads: &Graph, formats: &[Format]) -> Result<Vec<BTreeMap<Format, [f64; 2]>>> {
+        if kinks.is_empty() {
+            return Ok(Vec::new());
+        }
         let feeds = feeds(spreads);
-        let mut device = CpuRunner::open(lower_visibly(verify(spreads)?)?)?;
-        write_sources(&mut device, &self.subject.sources)?;
+        let mut device = self.bench.backend.open(lower_visibly(verify(spreads)?)?)?;
+        write_sources(device.as_mut(), &self.subject.sources)?;
         let mut squares = vec![BTreeMap::from_iter(formats.iter().map(|&f| (f, 0.0))); kinks.len()];
-        for rows in self.subject.probed.iter().filter(|_| !kinks.is_empty()) {
-            feed(&mut device, &feeds, self.data, rows)?;
+        for rows in &self.subject.probed {
+            feed(device.as_mut(), &feeds, self.bench.data, rows)?;
             device.run()?;
             for (kink, sums) in kinks.iter().zip(&mut squares) {
                 for (&format, sum) in sums.iter_mut() {
@@ -381,17 +373,17 @@ impl<'a> Laboratory<'a> {
     pub(super) fn measure(&mut self, trial: &Trial) -> Result<Measured> {
         // One after the other, so that memory is taken for one at a time.
         let held_out = self.subject.held_out.iter();
-        let exact = held_out.map(|rows| self.plain.of(&self.subject.sources, self.data, rows));
+        let exact = held_out.map(|rows| self.plain.of(&self.subject.sources, self.bench.data, rows));
         let exact: Vec<_> = exact.collect::<Result<_>>()?;
         self.plain.release();
-        let mut device = CpuRunner::open(lower(verify(&trial.graph)?)?)?;
+        let mut device = self.bench.backend.open(lower(verify(&trial.graph)?)?)?;
         let feeds = feeds(&trial.graph);
         let mut errors: BTreeMap<String, f64> = BTreeMap::new();
         for (rows, exact) in self.subject.held_out.iter().zip(exact) {
             let others = self.subject.sources.iter().filter(|(name, _)| !trial.constants.contains_key(*name));
-            write_sources(&mut device, others.chain(&trial.constants))?;
-            write_copies(&mut device, &trial.graph, &self.subject.sources)?;
-            feed(&mut device, &feeds, self.data, rows)?;
+            write_sources(device.as_mut(), others.chain(&trial.constants))?;
+            write_copies(device.as_mut(), &trial.graph, &self.subject.sources)?;
+            feed(device.as_mut(), &feeds, self.bench.data, rows)?;
             device.run()?;
             for (result, wide) in exact {
                 self.require_finite(&result, &wide)?;

@@ -9,12 +9,13 @@ use super::gradients::{write_copies, write_sources};
 use super::watching::watching;
 use crate::data::Dataset;
 use crate::error::Result;
-use crate::format::Format;
+use crate::format::{Format, Spread};
 use crate::ir::{Graph, Op, verify};
 use crate::lower::{Program, lower_visibly};
 use crate::model::Weights;
-use crate::plan::{Evidence, Spread, observed};
-use crate::run::{Device, Watched};
+use crate::plan::{Evidence, observed};
+use crate::run::Backend;
+use crate::run::cpu::Cpu;
 use std::fmt;
 
 /// Memory that running a step again may take.
@@ -55,10 +56,10 @@ fn look(graph: &Graph, sources: &Weights, data: &Dataset, rows: &[usize]) -> Res
         return Ok(None);
     }
     let (evidence, watcher) = watching();
-    let mut device = Watched::new(program, watcher)?;
-    write_sources(&mut device, sources)?;
-    write_copies(&mut device, graph, sources)?;
-    feed(&mut device, &feeds(graph), data, rows)?;
+    let mut device = Cpu.watch(program, watcher)?;
+    write_sources(device.as_mut(), sources)?;
+    write_copies(device.as_mut(), graph, sources)?;
+    feed(device.as_mut(), &feeds(graph), data, rows)?;
     device.run()?;
     Ok(Some(evidence.replace(Evidence::default())))
 }

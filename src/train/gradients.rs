@@ -5,25 +5,52 @@ use crate::data::Dataset;
 use crate::error::Result;
 use crate::format::Format;
 use crate::ir::{Graph, Init, NodeId, Op, Role, verify};
-use crate::lower::lower_visibly;
+use crate::lower::{Program, lower_visibly};
 use crate::model::{Weight, Weights};
 use crate::plan::{Planned, gradient_output, gradient_outputs, observed};
-use crate::run::Device;
-use crate::run::cpu::CpuRunner;
+use crate::run::{Backend, Device};
 use std::collections::BTreeMap;
 
+/// A program that is on a device while it is used: programs that take turns need not fit beside each other.
+pub(super) struct OnDemand<'b> {
+    backend: &'b dyn Backend,
+    program: Program,
+    device: Option<Box<dyn Device>>,
+}
+
+impl<'b> OnDemand<'b> {
+    pub fn new(backend: &'b dyn Backend, program: Program) -> OnDemand<'b> {
+        OnDemand { backend, program, device: None }
+    }
+
+    /// The device; if it has just been opened, nothing has been written yet: true.
+    pub fn device(&mut self) -> Result<(&mut dyn Device, bool)> {
+        let is_new = self.device.is_none();
+        let device = match self.device.take() {
+            Some(device) => device,
+            None => self.backend.open(self.program.clone())?,
+        };
+        Ok((self.device.insert(device).as_mut(), is_new))
+    }
+
+    /// Gives the device's memory back, with what was written.
+    pub fn release(&mut self) {
+        self.device = None;
+    }
+}
+
 /// Computes the results alone, in f32.
-pub struct PlainResults {
-    device: CpuRunner,
+pub struct PlainResults<'b> {
+    device: OnDemand<'b>,
     feeds: Vec<Feed>,
     results: Vec<String>,
 }
 
-impl PlainResults {
+impl<'b> PlainResults<'b> {
     /// `results` are values of the step, by what they are called.
-    pub fn new(step: &Graph, results: &BTreeMap<String, String>) -> Result<PlainResults> {
+    pub fn new(step: &Graph, results: &BTreeMap<String, String>, backend: &'b dyn Backend) -> Result<PlainResults<'b>> {
         let graph = observed(&step.prune(&gradient_outputs(step, results))?)?;
-        let device = CpuRunner::open(lower_visibly(verify(&graph)?)?)?;
+        let device = OnDemand::new(backend, lower_visibly(verify(&graph)?)?);
         Ok(PlainResults { device, feeds: feeds(&graph), results: results.keys().cloned().collect() })
     }
 
@@ -34,10 +61,11 @@ impl PlainResults {
         data: &Dataset,
         rows: &[usize],
     ) -> Result<Vec<(String, Vec<f32>)>> {
-        write_sources(&mut self.device, sources)?;
-        feed(&mut self.device, &self.feeds, data, rows)?;
-        self.device.run()?;
-        self.results.iter().map(|p| Ok((p.clone(), self.device.read(&gradient_output(p))?))).collect()
+        let (device, _) = self.device.device()?;
+        write_sources(device, sources)?;
+        feed(device, &self.feeds, data, rows)?;
+        device.run()?;
+        self.results.iter().map(|p| Ok((p.clone(), device.read(&gradient_output(p))?))).collect()
     }
 
     /// Gives back memory until it is asked again.

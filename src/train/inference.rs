@@ -1,13 +1,13 @@
 //! Inference planned: a model's forward graph alone, to be written as ONNX in mixed precision.
 
 use super::auto::{Stage, within_budget};
+use super::bench::Bench;
 use super::calibrate::{Effort, Laboratory, Trial};
 use super::compile::Settings;
 use super::forward::Inference;
 use super::gradients::as_read;
 use super::subject::Subject;
 use super::task::scores_behind;
-use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::format::Format;
 use crate::ir::{Graph, NodeId, Op, Role};
@@ -36,7 +36,7 @@ impl AsMut<Planned> for PlannedInference {
     }
 }
 
-/// Plans a model for inference; under policy `auto`, by what `data` shows. With `as_file`, what is measured and kept to the
+/// Plans a model for inference; under policy `auto`, by what samples show. With `as_file`, what is measured and kept to the
 /// budget is the model's own file in mixed precision, as a runtime computes it.
 ///
 /// # Errors
@@ -45,7 +45,7 @@ pub fn plan_inference(
     settings: &Settings,
     model: &Model,
     rules: &RuleSet,
-    data: Option<(&Dataset, u64)>,
+    bench: Option<Bench>,
     effort: Effort,
     as_file: bool,
     progress: &dyn Fn(Stage),
@@ -68,12 +68,12 @@ pub fn plan_inference(
             formats,
         })
     };
-    let Some((data, seed)) = data else { return attempt(&settings) };
+    let Some(bench) = bench else { return attempt(&settings) };
     inference.require_values()?;
     let before = settings.clone();
     let tick = || progress(Stage::Ran);
-    let subject = Subject::inference(&inference, data, seed, effort.batches, &tick)?;
-    let mut lab = Laboratory::new(&before, subject, data, seed, effort, &tick)?;
+    let subject = Subject::inference(&inference, bench, effort.batches, &tick)?;
+    let mut lab = Laboratory::new(&before, subject, bench, effort, &tick)?;
     let tried = |settings: &Settings| {
         let out = attempt(settings)?;
         let trial = out.trial(model)?;

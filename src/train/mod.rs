@@ -1,6 +1,7 @@
 //! Training: from a model and a recipe to a step, and running it over data; and planning models for inference.
 
 mod auto;
+mod bench;
 mod calibrate;
 mod compile;
 mod diagnose;
@@ -21,6 +22,7 @@ mod task;
 mod watching;
 
 pub use auto::{Stage, compile_by_evidence};
+pub use bench::Bench;
 pub use calibrate::{Effort, Laboratory};
 pub use compile::{Compiled, Settings};
 pub use forward::Inference;

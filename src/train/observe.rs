@@ -1,9 +1,9 @@
 //! Training in f32 with every value in sight.
 
+use super::bench::Bench;
 use super::compile::Settings;
 use super::session::Session;
 use super::watching::watching;
-use crate::data::Dataset;
 use crate::error::Result;
 use crate::model::Model;
 use crate::plan::Evidence;
@@ -28,22 +28,21 @@ impl Observed {
     }
 }
 
-/// Trains some steps in f32 on the CPU and looks at every value. `tick` is told after each.
+/// Trains some steps in f32 and looks at every value. `tick` is told after each.
 ///
 /// # Errors
-/// Those of [`Settings::observed`] and [`Session::train_steps`].
+/// Those of [`Settings::observed`] and [`Session::train_steps`]; a device that lacks memory for a step with everything stored.
 pub fn observe(
     settings: &Settings,
     model: &Model,
     rules: &RuleSet,
-    data: &Dataset,
-    seed: u64,
+    bench: Bench,
     steps: usize,
     tick: &dyn Fn(),
 ) -> Result<Observed> {
     let (evidence, watcher) = watching();
-    let mut session = Session::watched(settings.observed(model, rules)?, seed, watcher)?;
-    let losses = session.train_steps(data, steps, || {
+    let mut session = Session::watched(settings.observed(model, rules)?, bench.seed, bench.backend, watcher)?;
+    let losses = session.train_steps(bench.data, steps, || {
         evidence.borrow_mut().steps += 1;
         tick();
     })?;

@@ -14,7 +14,7 @@ use crate::ir::{Init, Op, verify};
 use crate::lower::{lower, lower_visibly};
 use crate::model::{Checkpoint, Saved};
 use crate::plan::print_profile;
-use crate::run::{Backend, Device, Watched, Watcher, initialise};
+use crate::run::{Backend, Device, Watcher, initialise};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -97,10 +97,10 @@ impl Session {
         Session::on(compiled, seed, step, eval)
     }
 
-    /// A run on the CPU that shows every value the plan stores to a watcher ([`crate::train::Settings::observed`]).
-    pub(super) fn watched(compiled: Compiled, seed: u64, watcher: Watcher) -> Result<Session> {
+    /// A run that tells a watcher what every value is like that the plan stores ([`crate::train::Settings::observed`]).
+    pub(super) fn watched(compiled: Compiled, seed: u64, backend: &dyn Backend, watcher: Watcher) -> Result<Session> {
         let program = lower_visibly(verify(&compiled.planned.graph)?)?;
-        Session::on(compiled, seed, Box::new(Watched::new(program, watcher)?), None)
+        Session::on(compiled, seed, backend.watch(program, watcher)?, None)
     }
 
     pub(super) fn on(

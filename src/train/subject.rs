@@ -1,5 +1,6 @@
 //! What is calibrated: a step in f32 at one point of its training, or a model in inference, and what was seen of it.
 
+use super::bench::Bench;
 use super::compile::Settings;
 use super::feeds::{feed, feeds, inputs, saved_sources, shuffled};
 use super::forward::Inference;
@@ -9,12 +10,12 @@ use super::positions::Positions;
 use super::watching::watching;
 use crate::data::Dataset;
 use crate::error::Result;
+use crate::format::Spread;
 use crate::ir::{Graph, NodeId, verify};
 use crate::lower::lower_visibly;
 use crate::model::{Model, Weight, Weights};
 use crate::plan::{Evidence, observed};
 use crate::rewrite::RuleSet;
-use crate::run::{Device, Watched};
 use std::collections::BTreeMap;
 
 /// A step with its sources standing still, and batches to look at it by.
@@ -58,14 +59,13 @@ impl Subject {
         settings: &Settings,
         model: &Model,
         rules: &RuleSet,
-        data: &Dataset,
-        seed: u64,
+        bench: Bench,
         batches: usize,
         tick: &dyn Fn(),
     ) -> Result<Subject> {
-        let (mut session, evidence) = observe(settings, model, rules, data, seed, batches, tick)?.taken();
+        let (mut session, evidence) = observe(settings, model, rules, bench, batches, tick)?.taken();
         let (step, results) = (session.compiled.step.clone(), session.compiled.gradient_of.clone());
-        let split = Split::new(&session.order(data), session.compiled.settings.batch(), batches, batches);
+        let split = Split::new(&session.order(bench.data), session.compiled.settings.batch(), batches, batches);
         let g = session.compiled.planned.graph.clone();
         let mut sources = Weights::new();
         for id in saved_sources(&g) {
@@ -74,29 +74,24 @@ impl Subject {
             sources.insert(name.to_owned(), held);
         }
         let loss_scale = f64::from(session.scale()?);
-        Ok(Subject::new(step, results, evidence, loss_scale, sources, data, split))
+        Ok(Subject::new(step, results, evidence, loss_scale, sources, bench.data, split))
     }
 
     /// Runs a model on some batches, with every value in sight.
-    pub(super) fn inference(
-        model: &Inference,
-        data: &Dataset,
-        seed: u64,
-        batches: usize,
-        tick: &dyn Fn(),
-    ) -> Result<Subject> {
+    pub(super) fn inference(model: &Inference, bench: Bench, batches: usize, tick: &dyn Fn()) -> Result<Subject> {
         let step = model.graph.clone();
+        let data = bench.data;
         data.check_features(&inputs(&feeds(&step)), model.batch())?;
         if let Some(positions) = Positions::new(&step)? {
             positions.check(data)?;
         }
-        let split = Split::new(&shuffled(data.samples, seed), model.batch(), 0, batches);
-        let mut evidence = seen(&step, &model.weights, data, &split.probed, tick)?;
+        let split = Split::new(&shuffled(data.samples, bench.seed), model.batch(), 0, batches);
+        let mut evidence = seen(&step, &model.weights, bench, &split.probed, tick)?;
         // What was recognised as a part of something is in the file all the same.
         let file = &model.bound.graph;
         let names = |id: NodeId| (!file.is_auto_named(id)).then(|| file.name_of(id));
         if file.ids().filter_map(names).any(|name| step.find(name).is_none()) {
-            let parts = seen(file, &model.weights, data, &split.probed, &|| {})?;
+            let parts = seen(file, &model.weights, bench, &split.probed, &|| {})?;
             for name in file.ids().filter_map(names).filter(|name| step.find(name).is_none()) {
                 if let Some(spread) = parts.values.get(name) {
                     evidence.values.insert(name.to_owned(), spread.clone());
@@ -117,12 +112,12 @@ impl Subject {
     ) -> Subject {
         let Split { probed, held_out, fresh } = split;
         for (name, held) in sources.iter().filter(|(_, w)| w.format.is_float()) {
-            evidence.add(name, &held.values::<f32>());
+            evidence.add(name, &Spread::of(&held.values::<f32>()));
         }
         for f in feeds(&step).iter().filter(|f| !f.label && f.ty.format.is_float()) {
             let Some(feature) = data.feature(&f.input) else { continue };
             for &r in probed.iter().chain(&held_out).flatten() {
-                evidence.add(&f.buffer, feature.row(r));
+                evidence.add(&f.buffer, &Spread::of(feature.row(r)));
             }
         }
         Subject { step, results, evidence, loss_scale, sources, probed, held_out, fresh }
@@ -130,14 +125,14 @@ impl Subject {
 }
 
 /// Runs a graph on some batches and looks at every value.
-fn seen(graph: &Graph, weights: &Weights, data: &Dataset, batches: &[Vec<usize>], tick: &dyn Fn()) -> Result<Evidence> {
+fn seen(graph: &Graph, weights: &Weights, bench: Bench, batches: &[Vec<usize>], tick: &dyn Fn()) -> Result<Evidence> {
     let graph = observed(graph)?;
     let feeds = feeds(&graph);
     let (evidence, watcher) = watching();
-    let mut device = Watched::new(lower_visibly(verify(&graph)?)?, watcher)?;
-    write_sources(&mut device, weights)?;
+    let mut device = bench.backend.watch(lower_visibly(verify(&graph)?)?, watcher)?;
+    write_sources(device.as_mut(), weights)?;
     for rows in batches {
-        feed(&mut device, &feeds, data, rows)?;
+        feed(device.as_mut(), &feeds, bench.data, rows)?;
         device.run()?;
         evidence.borrow_mut().steps += 1;
         tick();

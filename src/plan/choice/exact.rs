@@ -11,7 +11,7 @@ use super::saturated::Saturated;
 use super::search::Search;
 use super::sketch::{Key, Sketch};
 use crate::cost::Target;
-use crate::format::{Format, Formats};
+use crate::format::{Format, Formats, Spread};
 use crate::ir::{Graph, text};
 use crate::plan::evidence::Evidence;
 use crate::plan::evidence::{Budget, Calibration, Shares};
@@ -63,7 +63,7 @@ fn random_calibration(g: &Graph, formats: Formats, rng: &mut ChaCha8Rng) -> Cali
         formats.iter().map(|f| (f, share * if f == Format::Bf16 { 64.0 } else { 1.0 })).collect()
     };
     for id in g.ids() {
-        evidence.add(g.name_of(id), &[1.0]);
+        evidence.add(g.name_of(id), &Spread::of(&[1.0]));
         values.insert(g.name_of(id).to_owned(), shares());
         if g.op(id).is_product() {
             let of = g.inputs(id).iter().copied().map(|x| (g.name_of(x).to_owned(), shares()));

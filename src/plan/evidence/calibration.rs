@@ -5,9 +5,9 @@
 //! the noise they have anyway, from one batch to the next: that is what the budget is a share of. Noise adds up over a
 //! plan, so it is the search that keeps it within the budget; here only what would break the budget alone is refused.
 
-use super::ranges::{Evidence, Spread};
+use super::ranges::Evidence;
 use crate::error::{Error, Result};
-use crate::format::{FloatSpec, Format, Formats};
+use crate::format::{FloatSpec, Format, Formats, Spread};
 use crate::ir::{Graph, NodeId, Op, Stage};
 use crate::plan::policy::Verdict;
 use crate::rewrite::Allow;

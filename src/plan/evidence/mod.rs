@@ -13,4 +13,4 @@ pub use kinks::Kink;
 pub use measured::Measured;
 pub use observed::observed;
 pub use probe::{Probe, gradient_output, gradient_outputs, probe};
-pub use ranges::{Evidence, Fate, Spread};
+pub use ranges::Evidence;

@@ -4,13 +4,12 @@
 //! registers, in memory in each format, and, where products read it or make it, multiplied in each format.
 
 use crate::error::{Error, Result};
-use crate::format::Format;
+use crate::format::{Format, Spread};
 use crate::hint::is_meant;
 use crate::ir::ops::{Kind, Signature};
 use crate::ir::{Graph, NodeId, Op, text};
 use crate::plan::bodies::plan_bodies;
 use crate::plan::choice::{Alike, Choice, Extracted, Flip, Live, Members, Search, extract, members};
-use crate::plan::evidence::Spread;
 use crate::plan::evidence::{Shares, percent};
 use crate::plan::units::seconds;
 use crate::plan::{Request, paint};

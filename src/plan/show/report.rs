@@ -5,9 +5,9 @@
 use super::table::{kind_of, label};
 use crate::error::Result;
 use crate::format::Format;
+use crate::format::Spread;
 use crate::ir::{Graph, NodeId, Op, Stage, verify};
 use crate::lower::{BufferId, Program, outline};
-use crate::plan::evidence::Spread;
 use crate::plan::recompute::Repeated;
 use crate::plan::{Planned, Request};
 use serde::Serialize;

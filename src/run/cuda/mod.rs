@@ -9,11 +9,12 @@ mod dnn;
 mod libraries;
 mod nvrtc;
 mod owned;
+mod spreads;
 
 pub use libraries::{Finding, nvrtc_present, survey};
 pub use nvrtc::{compile, compile_cached, key};
 
-use super::device::{Backend, Device};
+use super::device::{Backend, Device, Watcher};
 use crate::error::{Error, Result};
 use crate::format::{Format, narrow, widen};
 use crate::lower::cuda::{CudaProgram, Destination, Launch, Word, generate};
@@ -24,6 +25,7 @@ use blas::{Blas, Product};
 use cudarc::driver::{CudaContext, result, sys};
 use dnn::{Convolution, Dnn};
 use owned::Owned;
+use spreads::Spreads;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::sync::Arc;
@@ -40,7 +42,11 @@ pub struct Cuda {
 
 impl Backend for Cuda {
     fn open(&self, program: Program) -> Result<Box<dyn Device>> {
-        Ok(Box::new(CudaRunner::new(program, &self.kernels)?))
+        Ok(Box::new(CudaRunner::new(program, &self.kernels, None)?))
+    }
+
+    fn watch(&self, program: Program, watcher: Watcher) -> Result<Box<dyn Device>> {
+        Ok(Box::new(CudaRunner::new(program, &self.kernels, Some(watcher))?))
     }
 }
 
@@ -51,9 +57,11 @@ struct CudaRunner {
     name: String,
     // Fields are dropped in this order: the graph before what was captured, memory and stream last.
     graph: Option<Owned<sys::CUgraphExec>>,
-    /// What was captured, in order, with the program's launch that each is a part of.
+    /// What was captured, in order, with the program's launch that each is a part of (or counts the stores of).
     ready: Vec<(usize, Ready)>,
     libraries: Libraries,
+    /// Counts what is stored, where somebody watches.
+    spreads: Option<Spreads>,
     module: Owned<sys::CUmodule>,
     base: Owned<sys::CUdeviceptr>,
     stream: Owned<sys::CUstream>,
@@ -110,7 +118,7 @@ pub(crate) fn hardware(context: &CudaContext) -> Result<(String, usize, usize)> 
 
 impl CudaRunner {
     /// Compiles, allocates and captures.
-    fn new(program: Program, kernels: &HashMap<String, Vec<u8>>) -> Result<CudaRunner> {
+    fn new(program: Program, kernels: &HashMap<String, Vec<u8>>, watcher: Option<Watcher>) -> Result<CudaRunner> {
         let context = context()?;
         let generated = generate(&program)?;
         let arch = architecture(&context)?;
@@ -154,6 +162,7 @@ impl CudaRunner {
             blas: if needs_blas { Some(Blas::new(at, WORKSPACE)?) } else { None },
             dnn: if needs_dnn { Dnn::new(*stream)? } else { None },
         };
+        let spreads = watcher.map(|w| Spreads::new(&program, &arch, w)).transpose()?;
         let areas = Areas { scratch: *base + scratch as u64, partials: *base + partials as u64 };
         let mut runner = CudaRunner {
             program,
@@ -162,6 +171,7 @@ impl CudaRunner {
             graph: None,
             ready: Vec::new(),
             libraries: Libraries::default(),
+            spreads,
             module,
             base,
             stream,
@@ -195,9 +205,28 @@ impl CudaRunner {
             }
         }
         self.synchronize()?;
-        self.graph = Some(self.captured(libraries, ready.iter_mut(), 1)?);
-        self.ready = generated.of.iter().copied().zip(ready).collect();
+        let mut ready = self.watched(generated.of.iter().copied().zip(ready))?;
+        self.graph = Some(self.captured(libraries, ready.iter_mut().map(|(_, r)| r), 1)?);
+        self.ready = ready;
         Ok(())
+    }
+
+    /// Launches with the program's launch that each is a part of; where somebody watches, what counts its stores follows.
+    fn watched(&mut self, ready: impl Iterator<Item = (usize, Ready)>) -> Result<Vec<(usize, Ready)>> {
+        let Some(mut spreads) = self.spreads.take() else { return Ok(ready.collect()) };
+        let address = |at| self.address(at);
+        let sources = spreads.of_sources(&self.program, address)?;
+        let mut out: Vec<_> = sources.into_iter().map(|r| (0, r)).collect();
+        let mut ready = ready.peekable();
+        while let Some((of, r)) = ready.next() {
+            out.push((of, r));
+            if ready.peek().is_none_or(|next| next.0 != of) {
+                let stores = spreads.of_launch(&self.program, of, address)?;
+                out.extend(stores.into_iter().map(|r| (of, r)));
+            }
+        }
+        self.spreads = Some(spreads);
+        Ok(out)
     }
 
     /// Launches, each so many times, as one graph.
@@ -391,8 +420,15 @@ impl Device for CudaRunner {
 
     fn run(&mut self) -> Result<()> {
         let graph = self.graph.as_ref().expect("captured when the runner was made");
+        if let Some(spreads) = &self.spreads {
+            spreads.clear(*self.stream)?;
+        }
         // SAFETY: the graph was instantiated from this runner's own launches and everything it touches is alive.
-        unsafe { driver("running the step", result::graph::launch(**graph, *self.stream)) }
+        unsafe { driver("running the step", result::graph::launch(**graph, *self.stream))? };
+        if self.spreads.is_some() {
+            self.synchronize()?;
+        }
+        self.spreads.as_mut().map_or(Ok(()), |s| s.tell(&self.program))
     }
 
     fn wait(&mut self) -> Result<()> {

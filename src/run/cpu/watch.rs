@@ -1,15 +1,13 @@
-//! A CPU executor that shows every value it stores to somebody.
+//! A CPU executor that tells what every value it stores is like.
 
-use super::cpu::CpuRunner;
-use super::device::Device;
+use super::CpuRunner;
 use crate::error::Result;
+use crate::format::Spread;
 use crate::lower::Program;
+use crate::run::{Device, Watcher};
 
-/// Told a buffer's name and its values after each kernel that writes it.
-pub type Watcher = Box<dyn FnMut(&str, &[f32])>;
-
-/// A program on the CPU, whose stored values are shown to a watcher.
-pub struct Watched {
+/// A program on the CPU, whose stored values are watched.
+pub(super) struct Watched {
     runner: CpuRunner,
     watcher: Watcher,
 }
@@ -41,7 +39,7 @@ impl Device for Watched {
         self.runner.read_bytes(name)
     }
     fn run(&mut self) -> Result<()> {
-        self.runner.run_watched(&mut self.watcher);
+        self.runner.run_watched(&mut |name, values| (self.watcher)(name, &Spread::of(values)));
         Ok(())
     }
     fn profile(&mut self) -> Result<Vec<f64>> {
